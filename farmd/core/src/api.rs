@@ -1,0 +1,240 @@
+//! What the daemon, the command line and the tests tell each other, as JSON.
+//!
+//! The control socket `RUN/farmd.sock` speaks HTTP/1.1:
+//!
+//! | request | body | answer |
+//! | --- | --- | --- |
+//! | `GET /v1/status` | – | [`FarmStatus`] |
+//! | `GET /v1/cluster` | – | [`ClusterStatus`] |
+//! | `GET /v1/metrics` | – | `{name: count}` of every counter |
+//! | `GET /v1/plan` | – | the data plane's present plan, for support |
+//! | `POST /v1/modules/{am}/{verb}` | [`CommandRequest`] | lines of [`Reply`], the last one `done` or `failed`; verbs: `start stop restart stopstart forcestop config deconfig` |
+//! | `POST /v1/modules/{am}/print` | [`PrintRequest`] | lines of [`Reply`] |
+//! | `POST /v1/modules/{am}/resource` | [`ResourceRequest`] | lines of [`Reply`] |
+//! | `POST /v1/shutdown` | – | lines of [`Reply`]; ends the daemon after all modules stopped |
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this interface; a change that breaks a reader raises it.
+pub const API_VERSION: u32 = 1;
+
+/// State of a module's machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum ModuleState {
+    /// Stopped, ready to start.
+    Stop,
+    /// Starting, stopping, or blocked by a resource.
+    Wait,
+    /// The application runs or is being started.
+    Up,
+}
+
+impl std::fmt::Display for ModuleState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Stop => "STOP",
+            Self::Wait => "WAIT",
+            Self::Up => "UP",
+        })
+    }
+}
+
+/// How far a module is within its state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Quality {
+    /// Nothing is served and nothing is on its way.
+    NotReady,
+    /// On its way.
+    Transient,
+    /// Serving.
+    Ready,
+}
+
+impl std::fmt::Display for Quality {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::NotReady => "NotReady",
+            Self::Transient => "Transient",
+            Self::Ready => "Ready",
+        })
+    }
+}
+
+/// Whole farm as seen by one node.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct FarmStatus {
+    /// [`API_VERSION`].
+    pub version: u32,
+    /// The node that answers.
+    pub node: String,
+    /// Installed or active modules on any node, by name.
+    pub modules: Vec<ModuleStatus>,
+    /// Nodes and how they hear each other.
+    pub cluster: ClusterStatus,
+    /// Things the administrator should know now (real-time priority refused, a sysctl that could not be set…).
+    pub warnings: Vec<String>,
+}
+
+/// One module on all nodes.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ModuleStatus {
+    /// Module name.
+    pub name: String,
+    /// Virtual addresses, as this node knows them.
+    pub vips: Vec<String>,
+    /// Data plane in use here and why, e.g. `raw`.
+    pub dataplane: String,
+    /// One row per node of the cluster.
+    pub nodes: Vec<NodeModuleStatus>,
+    /// Resources of this node, name to value.
+    pub resources: BTreeMap<String, String>,
+    /// True if `farm config` was done on this node.
+    pub configured: bool,
+}
+
+/// One module on one node.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NodeModuleStatus {
+    /// Node name.
+    pub node: String,
+    /// Absent if the node does not answer or does not have the module.
+    pub state: Option<ModuleState>,
+    /// Absent with `state`.
+    pub quality: Option<Quality>,
+    /// Share per group.
+    pub shares: Vec<Share>,
+    /// Why it is not UP Ready, or what is special; empty if all is well.
+    pub why: String,
+    /// Age of what is shown, in milliseconds; 0 for this node.
+    pub age_ms: u64,
+}
+
+/// Part of one group's buckets.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Share {
+    /// Group name.
+    pub group: String,
+    /// Buckets owned.
+    pub buckets: u32,
+    /// Buckets there are (4096).
+    pub of: u32,
+    /// Buckets that are no longer owned but still carry connections.
+    pub draining: u32,
+}
+
+/// The cluster as seen by one node.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The node that answers.
+    pub node: String,
+    /// Digest of `cluster.xml`, hexadecimal.
+    pub digest: String,
+    /// Names of the nodes in the agreed view.
+    pub view: Vec<String>,
+    /// The node that proposes maps.
+    pub coordinator: Option<String>,
+    /// All configured nodes.
+    pub nodes: Vec<PeerStatus>,
+}
+
+/// One node as seen by another.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Node name.
+    pub name: String,
+    /// Addresses on each lan, `lan=address`.
+    pub addrs: Vec<String>,
+    /// `this`, `alive`, `suspect` or `down`.
+    pub state: String,
+    /// Since when it is so, in milliseconds.
+    pub since_ms: u64,
+    /// Milliseconds since the last heartbeat was heard, if ever.
+    pub heard_ms: Option<u64>,
+    /// Why it is not alive, or is kept out.
+    pub why: String,
+}
+
+/// Body of a module command.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct CommandRequest {
+    /// Who asks, for the log: a user name, or the identity given by a script.
+    pub by: String,
+    /// `-i NAME`: asked by a checker or script; counts towards `maxloop`. Without it an administrator asked and the count is reset.
+    pub identity: Option<String>,
+    /// Return only when the module has reached its new stable state.
+    pub wait: bool,
+}
+
+/// Body of `print`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PrintRequest {
+    /// `I` or `E`.
+    pub level: char,
+    /// The line.
+    pub text: String,
+    /// Origin shown in the log, default `user`.
+    pub origin: Option<String>,
+}
+
+/// Body of `resource`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ResourceRequest {
+    /// `class.ident`.
+    pub resource: String,
+    /// `up`, `down`, `init` or any text.
+    pub value: String,
+    /// `-i NAME`: who sets it.
+    pub identity: Option<String>,
+}
+
+/// One line of the answer to a command.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Reply {
+    /// Something happened on the way.
+    Progress {
+        /// What, for a person.
+        text: String,
+    },
+    /// It is done.
+    Done {
+        /// What was reached, for a person.
+        text: String,
+    },
+    /// It was not done, or not wholly.
+    Failed {
+        /// Why.
+        error: String,
+        /// The exit code the command line ends with.
+        code: u8,
+    },
+}
+
+/// Exit codes of `farm`, documented in farm(1).
+pub mod exit {
+    /// Done.
+    pub const OK: u8 = 0;
+    /// Asked for and not reached: a script failed, a time ran out.
+    pub const FAILED: u8 = 1;
+    /// `status`: not all nodes are UP Ready, though the service answers.
+    pub const DEGRADED: u8 = 2;
+    /// `status`: the module is stopped.
+    pub const STOPPED: u8 = 3;
+    /// The daemon is not running or does not answer.
+    pub const NO_DAEMON: u8 = 4;
+    /// No such module or node.
+    pub const NOT_FOUND: u8 = 5;
+    /// Refused in the present state.
+    pub const REFUSED: u8 = 6;
+    /// Wrong words on the command line (EX_USAGE).
+    pub const USAGE: u8 = 64;
+    /// A configuration or module file is wrong (EX_DATAERR).
+    pub const DATA: u8 = 65;
+    /// A file could not be read or written (EX_IOERR).
+    pub const IO: u8 = 74;
+    /// Not allowed (EX_NOPERM).
+    pub const DENIED: u8 = 77;
+}
