@@ -1,2 +1,104 @@
-//! Placeholder.
-fn main() {}
+//! `farm-lab`: the farm in a box for people. Shows it (`demo`), measures it (`bench`), or leaves it running (`up`).
+//!
+//! Owns the command line and the way out: Ctrl-C and SIGTERM end it in an orderly way, and nothing is left behind whatever ends it.
+//! All work is done by the `farm_lab` library.
+
+mod bench;
+mod demo;
+mod screen;
+mod stop;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use farm_lab::Mode;
+
+#[derive(Parser)]
+#[command(
+    name = "farm-lab",
+    about = "A farm of servers in network namespaces of this machine",
+    version
+)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show a farm at work: spread, the loss of a node, its return
+    Demo {
+        /// End after the show with one line of JSON; exit 0 only if the farm did its job
+        #[arg(long)]
+        once: bool,
+        /// Number of servers
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=16))]
+        nodes: u8,
+        /// How frames for the virtual IP reach the servers
+        #[arg(long, value_enum, default_value_t = ModeArg::Directed)]
+        mode: ModeArg,
+    },
+    /// Compare the farm with one server alone and with HAProxy, interleaved in one run
+    Bench {
+        /// Rounds over all paths; the median counts
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=50))]
+        rounds: u8,
+        /// Seconds of each measurement
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=60))]
+        seconds: u8,
+        /// Write every figure to this file as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Run a farm with nginx to play with, until Ctrl-C
+    Up {
+        /// Number of servers
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=32))]
+        nodes: u8,
+        /// How frames for the virtual IP reach the servers
+        #[arg(long, value_enum, default_value_t = ModeArg::Directed)]
+        mode: ModeArg,
+        /// Add a router with a client behind it
+        #[arg(long)]
+        routed: bool,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ModeArg {
+    /// Each client enters by one server, which forwards what is not its own
+    Directed,
+    /// One virtual MAC that the switch floods to all servers
+    Invisible,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Directed => Self::Directed,
+            ModeArg::Invisible => Self::Invisible,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    stop::watch();
+    let result = match args.command {
+        Command::Demo { once, nodes, mode } => demo::run(once, nodes.into(), mode.into()),
+        Command::Bench { rounds, seconds, json } => bench::run(rounds.into(), seconds.into(), json.as_deref()),
+        Command::Up { nodes, mode, routed } => up::run(nodes.into(), mode.into(), routed),
+    };
+    farm_lab::clean_up();
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(_) if stop::asked() => ExitCode::from(130),
+        Err(error) => {
+            eprintln!("farm-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

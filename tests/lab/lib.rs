@@ -1,1 +1,473 @@
-//! Placeholder.
+//! A farm in a box: a switch, nodes, clients and a router as network namespaces of one machine.
+//!
+//! ```text
+//!   client 198.18.0.100 ─┐            ┌─ node1 198.18.0.11 ─ farmd, nginx
+//!     (many addresses)   ├─ sw (br0) ─┼─ node2 198.18.0.12
+//!   far 198.19.0.x ─ router .254 ─────┘─ node3 198.18.0.13      VIP 198.18.0.20
+//! ```
+//!
+//! Owns all of it (RAII): dropping the [`Lab`], or killing the process that made it with any signal, leaves no namespace, link or process
+//! behind. Drives farmd and the command line from outside only, as processes; measures traffic as a client sees it and as it
+//! is on the wire. It never touches the interfaces, sysctls or firewall of the host. Used by `farm-lab` and by the tests.
+#![allow(clippy::missing_errors_doc)]
+
+pub mod client;
+pub mod config;
+pub mod hold;
+pub mod http;
+pub mod module;
+pub mod node;
+pub mod probe;
+pub mod process;
+pub mod space;
+pub mod udp;
+pub mod wire;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use farm_core::api::{ModuleState, NodeModuleStatus, Quality};
+use farm_core::id::BUCKETS;
+
+pub use client::Client;
+pub use config::{Group, LabConfig, Mode, VIP, VIP2, Vip};
+pub use module::ModuleText;
+pub use node::Node;
+pub use process::wait_until;
+pub use space::Space;
+
+use config::{FAR_ROUTER, ROUTER, client_addrs, far_addrs, node_addr, node_name};
+use module::nginx_scripts;
+use node::NODE_LINK;
+use space::connect;
+
+/// Name of the module that [`Lab::serve`] installs.
+pub const MODULE: &str = "web";
+
+/// The switch port of the LAN client.
+pub const CLIENT_PORT: &str = "pc";
+/// The switch port of the router.
+pub const ROUTER_PORT: &str = "pr";
+/// The switch itself, in its namespace.
+pub const BRIDGE: &str = "br0";
+
+/// The whole rig.
+#[derive(Debug)]
+pub struct Lab {
+    /// Farm nodes, in the order of `cluster.xml`.
+    pub nodes: Vec<Node>,
+    /// The client on the LAN.
+    pub client: Client,
+    /// The client behind the router, if the lab has one.
+    pub far: Option<Client>,
+    /// The switch's namespace.
+    pub switch: Arc<Space>,
+    /// The router's namespace, kept alive here.
+    pub router: Option<Space>,
+    config: LabConfig,
+    base: PathBuf,
+}
+
+impl Lab {
+    /// Builds the rig with `cluster.xml` and the key on every node. No farmd runs yet.
+    pub fn new(config: LabConfig) -> Result<Self> {
+        let lab = Self::build(config, binaries()?)?;
+        lab.write_cluster()?;
+        Ok(lab)
+    }
+
+    /// Builds the rig only: namespaces, links, addresses and folders, without anything of the farm.
+    pub fn bare(config: LabConfig) -> Result<Self> {
+        Self::build(config, PathBuf::new())
+    }
+
+    fn build(config: LabConfig, bin: PathBuf) -> Result<Self> {
+        if !(1..=60).contains(&config.nodes) || !(1..=4000).contains(&config.client_addrs) {
+            bail!(
+                "a lab has 1 to 60 nodes and 1 to 4000 client addresses, not {} and {}",
+                config.nodes,
+                config.client_addrs
+            );
+        }
+        let base = working_folder()?;
+        // From here on `base` goes away with the value, whatever fails below.
+        let guard = FolderGuard(Some(base.clone()));
+
+        let switch = Arc::new(Space::create("sw")?);
+        // Without IPv6 the switch itself is silent: all frames on the wire are the nodes' and the clients'.
+        switch.sysctl("net.ipv6.conf.all.disable_ipv6", "1")?;
+        switch.ip(&[
+            format!("link add {BRIDGE} type bridge mcast_snooping 0 stp_state 0"),
+            format!("link set {BRIDGE} up"),
+        ])?;
+
+        let mut nodes = Vec::new();
+        for index in 0..config.nodes {
+            let (name, addr, port) = (node_name(index), node_addr(index), format!("p{}", index + 1));
+            let space = Space::create(&name)?;
+            plug(&switch, &port, &space, NODE_LINK)?;
+            space.ip(&[
+                format!("address add {addr}/16 dev {NODE_LINK}"),
+                format!("route add default via {ROUTER} dev {NODE_LINK}"),
+            ])?;
+            nodes.push(Node::create(
+                name,
+                addr,
+                port,
+                space,
+                Arc::clone(&switch),
+                &base,
+                bin.clone(),
+            )?);
+        }
+
+        let client = client_space("client", &switch, CLIENT_PORT, &client_addrs(config.client_addrs), 16)?;
+        let (router, far) = if config.routed {
+            let router = Space::create("router")?;
+            plug(&switch, ROUTER_PORT, &router, "eth0")?;
+            router.sysctl("net.ipv4.ip_forward", "1")?;
+            let far = Space::create("far")?;
+            connect(&router, "eth1", &far, "eth0")?;
+            router.ip(&[
+                format!("address add {ROUTER}/16 dev eth0"),
+                format!("address add {FAR_ROUTER}/24 dev eth1"),
+            ])?;
+            let addrs = far_addrs(config.client_addrs);
+            far.ip(&addrs
+                .iter()
+                .map(|addr| format!("address add {addr}/24 dev eth0"))
+                .collect::<Vec<_>>())?;
+            far.ip(&[format!("route add default via {FAR_ROUTER}")])?;
+            (Some(router), Some(Client::new(far, addrs)))
+        } else {
+            (None, None)
+        };
+
+        std::mem::forget(guard);
+        Ok(Self {
+            nodes,
+            client,
+            far,
+            switch,
+            router,
+            config,
+            base,
+        })
+    }
+
+    /// Builds the rig, starts farmd everywhere, installs the generated module (nginx behind the VIP) and starts it; returns when
+    /// every node is UP Ready with its share.
+    pub fn serve(config: LabConfig) -> Result<Self> {
+        let lab = Self::new(config)?;
+        lab.start_daemons()?;
+        for node in &lab.nodes {
+            node.install_text(MODULE, &lab.module_text(node, Some("1s")), &["80".to_owned()])?;
+        }
+        lab.start_module(MODULE)?;
+        Ok(lab)
+    }
+
+    /// What the lab was built from.
+    pub fn config(&self) -> &LabConfig {
+        &self.config
+    }
+
+    /// The folder that holds all of the lab's files while it lives.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// The generated module for `node`.
+    pub fn module_text(&self, node: &Node, checker: Option<&str>) -> ModuleText {
+        ModuleText {
+            userconfig: self.config.userconfig_xml(checker),
+            scripts: nginx_scripts(&node.nginx_dir()),
+        }
+    }
+
+    /// Writes `cluster.xml` on every node, and one key made by the first node's command line.
+    fn write_cluster(&self) -> Result<()> {
+        let xml = self.config.cluster_xml();
+        for node in &self.nodes {
+            module::write_file(&node.dirs().etc.join("cluster.xml"), &xml, 0o644)?;
+        }
+        if let Some(key) = &self.config.key {
+            return self.nodes.iter().try_for_each(|node| {
+                module::write_file(&node.dirs().etc.join("cluster.key"), &format!("{key}\n"), 0o600)
+            });
+        }
+        let first = &self.nodes[0];
+        first.farm_ok(&["cluster", "genkey"])?;
+        let key = first.dirs().etc.join("cluster.key");
+        for node in &self.nodes[1..] {
+            let copy = node.dirs().etc.join("cluster.key");
+            fs::copy(&key, &copy).with_context(|| format!("cannot copy {} to {}", key.display(), copy.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Starts farmd on every node and waits until all answer.
+    pub fn start_daemons(&self) -> Result<()> {
+        for node in &self.nodes {
+            node.start_farmd()?;
+        }
+        for node in &self.nodes {
+            node.wait_farmd(Duration::from_secs(10)).with_context(|| self.logs())?;
+        }
+        Ok(())
+    }
+
+    /// Makes the installed folder of `module` active on every node, starts it everywhere, and waits for UP Ready.
+    pub fn start_module(&self, module: &str) -> Result<()> {
+        for node in &self.nodes {
+            node.farm_ok(&["config", module])?;
+        }
+        // All at once, as three administrators would: each start takes as long as its scripts do.
+        std::thread::scope(|scope| {
+            let starts: Vec<_> = self
+                .nodes
+                .iter()
+                .map(|node| scope.spawn(move || node.farm_ok(&["start", module])))
+                .collect();
+            starts.into_iter().try_for_each(|start| match start.join() {
+                Ok(result) => result.map(|_| ()),
+                Err(_) => bail!("a start panicked"),
+            })
+        })
+        .with_context(|| self.logs())?;
+        let all: Vec<&Node> = self.nodes.iter().collect();
+        self.wait_ready(module, &all, Duration::from_secs(20))
+    }
+
+    /// Waits until every one of `nodes` sees exactly these nodes UP Ready, with shares that differ by at most
+    /// one bucket (or as their powers say) and no bucket unowned.
+    pub fn wait_ready(&self, module: &str, nodes: &[&Node], limit: Duration) -> Result<()> {
+        let mut last = String::new();
+        let names: Vec<&str> = nodes.iter().map(|node| node.name()).collect();
+        let what = format!("{module} to be UP Ready on {}", names.join(", "));
+        let equal = self.config.groups.iter().all(|group| group.powers.is_empty());
+        wait_until(limit, &what, || {
+            for node in nodes {
+                match ready_shares(node, module, &names, equal) {
+                    Ok(()) => {}
+                    Err(error) => {
+                        last = format!("{error:#}");
+                        return None;
+                    }
+                }
+            }
+            Some(())
+        })
+        .with_context(|| format!("last seen: {last}\n{}", self.logs()))
+    }
+
+    /// The nodes other than the one at `index`.
+    pub fn others(&self, index: usize) -> Vec<&Node> {
+        self.nodes
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| *i != index)
+            .map(|(_, node)| node)
+            .collect()
+    }
+
+    /// Share of the buckets of group `group` that each node has, 0 to 1, as the first node with a daemon sees it.
+    pub fn shares(&self, module: &str, group: &str) -> Result<BTreeMap<String, f64>> {
+        let node = self
+            .nodes
+            .iter()
+            .find(|node| node.farmd_pid().is_some())
+            .context("no daemon runs")?;
+        let status = node.status()?;
+        let seen = status
+            .modules
+            .iter()
+            .find(|m| m.name == module)
+            .context("the module is not known")?;
+        let share = |row: &NodeModuleStatus| {
+            let share = row.shares.iter().find(|share| share.group == group)?;
+            Some((row.node.clone(), f64::from(share.buckets) / f64::from(share.of)))
+        };
+        Ok(seen.nodes.iter().filter_map(share).collect())
+    }
+
+    /// Brings the node at `index` back after a power cut: power, farmd, module; returns when the whole farm is ready.
+    pub fn rejoin(&self, index: usize, module: &str) -> Result<()> {
+        let node = &self.nodes[index];
+        node.power_on()?;
+        node.start_farmd()?;
+        node.wait_farmd(Duration::from_secs(10)).with_context(|| self.logs())?;
+        node.farm_ok(&["start", module]).with_context(|| self.logs())?;
+        self.wait_ready(module, &self.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(30))
+    }
+
+    /// The end of every node's farmd output, for a failure report.
+    pub fn logs(&self) -> String {
+        self.nodes
+            .iter()
+            .map(|node| format!("--- {} ---\n{}", node.name(), node.log_tail(40)))
+            .collect()
+    }
+
+    /// True if the switch has learned `mac` behind some port: from then on it no longer floods frames for it.
+    pub fn switch_knows(&self, mac: &str) -> Result<bool> {
+        let shown = process::run(self.switch.command("bridge").args(["fdb", "show", "br", BRIDGE]))?;
+        Ok(shown
+            .lines()
+            .any(|line| line.starts_with(mac) && !line.contains("permanent")))
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        self.nodes.clear();
+        drop(FolderGuard(Some(std::mem::take(&mut self.base))));
+    }
+}
+
+/// Why `node` does not see exactly `names` serving with fair shares.
+fn ready_shares(node: &Node, module: &str, names: &[&str], equal: bool) -> Result<()> {
+    let status = node.status()?;
+    let seen = status
+        .modules
+        .iter()
+        .find(|m| m.name == module)
+        .context("the module is not known")?;
+    let mut total = 0;
+    for row in &seen.nodes {
+        let serves = row.state == Some(ModuleState::Up) && row.quality == Some(Quality::Ready);
+        let buckets: u32 = row.shares.iter().map(|share| share.buckets).sum();
+        if names.contains(&row.node.as_str()) {
+            if !serves {
+                bail!(
+                    "{} sees {} as {:?} {:?} {}",
+                    node.name(),
+                    row.node,
+                    row.state,
+                    row.quality,
+                    row.why
+                );
+            }
+            total += buckets as usize;
+            let of: u32 = row.shares.iter().map(|share| share.of).sum();
+            let fair = of / names.len() as u32;
+            if equal && buckets.abs_diff(fair) > row.shares.len() as u32 {
+                bail!("{} sees {} with {buckets} of {of} buckets", node.name(), row.node);
+            }
+        } else if buckets > 0 {
+            bail!("{} still sees {} with {buckets} buckets", node.name(), row.node);
+        }
+    }
+    let groups = seen.nodes.iter().map(|row| row.shares.len()).max().unwrap_or(0);
+    if total != groups * BUCKETS || groups == 0 {
+        bail!("{} sees {total} of {} buckets owned", node.name(), groups * BUCKETS);
+    }
+    Ok(())
+}
+
+/// A client's namespace on the LAN with its addresses.
+fn client_space(name: &str, switch: &Space, port: &str, addrs: &[std::net::Ipv4Addr], prefix: u8) -> Result<Client> {
+    let space = Space::create(name)?;
+    plug(switch, port, &space, "eth0")?;
+    let mut lines: Vec<String> = addrs
+        .iter()
+        .map(|addr| format!("address add {addr}/{prefix} dev eth0"))
+        .collect();
+    lines.push(format!("route add 198.19.0.0/16 via {ROUTER}"));
+    space.ip(&lines)?;
+    // Many addresses mean many neighbours for the nodes, and for the client one entry per node: keep the defaults.
+    Ok(Client::new(space, addrs.to_vec()))
+}
+
+/// Adds a host on the lab's LAN (a load balancer for comparison, an intruder…): its namespace with `addr` on `eth0`.
+pub fn add_host(lab: &Lab, name: &str, port: &str, addr: std::net::Ipv4Addr) -> Result<Space> {
+    let space = Space::create(name)?;
+    plug(&lab.switch, port, &space, "eth0")?;
+    space.ip(&[
+        format!("address add {addr}/16 dev eth0"),
+        format!("route add default via {ROUTER}"),
+    ])?;
+    Ok(space)
+}
+
+/// Joins `link` of `space` to the switch by a port called `port`.
+fn plug(switch: &Space, port: &str, space: &Space, link: &str) -> Result<()> {
+    connect(switch, port, space, link)?;
+    switch.ip(&[format!("link set {port} master {BRIDGE}")])
+}
+
+/// Where `farmd` and `farm` are: `FARM_BIN`, or beside this executable or in the folder above it.
+pub fn binaries() -> Result<PathBuf> {
+    let mut tried = Vec::new();
+    if let Some(path) = std::env::var_os("FARM_BIN") {
+        tried.push(PathBuf::from(path));
+    } else {
+        let exe = std::env::current_exe().context("cannot find this executable")?;
+        tried.extend(exe.ancestors().skip(1).take(2).map(Path::to_path_buf));
+    }
+    let found = tried
+        .iter()
+        .find(|dir| dir.join("farmd").is_file() && dir.join("farm").is_file());
+    found.cloned().with_context(|| {
+        let shown: Vec<String> = tried.iter().map(|dir| dir.display().to_string()).collect();
+        format!(
+            "no farmd and farm in {}: build them (cargo build --release) or set FARM_BIN",
+            shown.join(" or ")
+        )
+    })
+}
+
+/// Removes the folders of this process's labs; for a process that ends without dropping them.
+pub fn clean_up() {
+    remove_folders(|pid| pid == std::process::id());
+}
+
+/// Removes the folders of labs whose process number `ended` accepts.
+fn remove_folders(ended: impl Fn(u32) -> bool) {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let owner = name
+            .to_str()
+            .and_then(|n| n.strip_prefix("farm-lab."))
+            .and_then(|n| n.split('.').next());
+        if owner.and_then(|pid| pid.parse().ok()).is_some_and(&ended) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Removes a folder when dropped.
+struct FolderGuard(Option<PathBuf>);
+
+impl Drop for FolderGuard {
+    fn drop(&mut self) {
+        if let Some(base) = self.0.take() {
+            let _ = fs::remove_dir_all(base);
+        }
+    }
+}
+
+/// A new folder `farm-lab.PID.N`, short because socket paths are limited to 107 bytes. Folders of labs that were killed go away here.
+fn working_folder() -> Result<PathBuf> {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    remove_folders(|pid| !Path::new("/proc").join(pid.to_string()).exists());
+    let parent = std::env::temp_dir();
+    let base = parent.join(format!(
+        "farm-lab.{}.{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    ));
+    fs::create_dir_all(&base).with_context(|| format!("cannot make {}", base.display()))?;
+    Ok(base)
+}

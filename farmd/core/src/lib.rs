@@ -14,3 +14,12 @@
 pub mod api;
 pub mod config;
 pub mod id;
+pub mod check;
+pub mod module;
+pub mod supervise;
+pub mod balance;
+pub mod wire;
+pub mod membership;
+pub mod handover;
+pub mod farm;
+pub mod requesters;

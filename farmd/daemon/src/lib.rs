@@ -1,1 +1,18 @@
-//! Placeholder.
+//! The farm daemon: edges around one owner loop.
+//!
+//! [`node`] owns the farm's state and runs on its own thread; [`dataplane`] moves packets on another; everything that may wait (scripts, checkers, host
+//! set-up, the control socket) lives on one tokio runtime and talks to the owner loop by [`event::Event`] and [`effect::Effect`].
+
+pub mod checker;
+pub mod control;
+pub mod dataplane;
+pub mod effect;
+pub mod event;
+pub mod host;
+pub mod journal;
+pub mod node;
+pub mod script;
+pub mod start;
+pub mod store;
+#[cfg(test)]
+mod scratch;

@@ -1,2 +1,73 @@
-//! Placeholder.
-fn main() {}
+//! farmd(8): reads the command line and starts the daemon.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use farmd::script::Folders;
+use farmd::start::{self, Exit, Options};
+use tracing_subscriber::EnvFilter;
+
+/// The daemon of a farm: servers that share one virtual address.
+///
+/// Exit codes: 0 ended as asked, 64 usage, 65 cluster.xml or cluster.key wrong, 69 port in use or already running, 74 file error, 77 not allowed, 1 other.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Configuration: cluster.xml, cluster.key, modules.
+    #[arg(long, env = "FARM_ETC", default_value = "/etc/farm")]
+    etc: PathBuf,
+    /// State: active modules, logs.
+    #[arg(long, env = "FARM_VAR", default_value = "/var/lib/farm")]
+    var: PathBuf,
+    /// Control socket and lock.
+    #[arg(long, env = "FARM_RUN", default_value = "/run/farm")]
+    run: PathBuf,
+    /// Name of this node in cluster.xml; without it the node with one of this host's addresses.
+    #[arg(long, env = "FARM_NODE")]
+    node: Option<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Undo what a killed farmd has left on the host, and end.
+    Cleanup,
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let usage = error.use_stderr();
+            // Nothing can be said if even the message cannot be written.
+            let _ = error.print();
+            return ExitCode::from(if usage { Exit::Usage as u8 } else { 0 });
+        }
+    };
+    let filter = EnvFilter::try_from_env("FARM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let Arguments { etc, var, run, node, command } = arguments;
+    let folders = Folders { etc, var, run };
+    match command {
+        Some(Command::Cleanup) => clean_up(&folders),
+        None => match start::run(&Options { folders, node }) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("farmd: {error}");
+                ExitCode::from(error.exit as u8)
+            }
+        },
+    }
+}
+
+fn clean_up(folders: &Folders) -> ExitCode {
+    let (done, problems) = farmd::host::clean_up(&folders.var);
+    if done.is_empty() && problems.is_empty() {
+        println!("nothing to undo");
+    }
+    done.iter().for_each(|step| println!("{step}"));
+    problems.iter().for_each(|problem| eprintln!("farmd: {problem}"));
+    ExitCode::from(if problems.is_empty() { Exit::Ok as u8 } else { Exit::Failed as u8 })
+}

@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The operating system as farmd needs it: one file per Linux facility, safe and typed on the outside.
+//!
+//! The only crate of the workspace with unsafe code. No raw pointer, no raw descriptor number and no libc type leaves it;
+//! descriptors are owned and closed on drop. It holds no policy: what to open, when, and what to do about an error is the
+//! daemon's business. It knows nothing of our other crates.
+
+pub mod arp_socket;
+pub mod caps;
+pub mod event_fd;
+pub mod interface;
+pub mod netlink;
+mod netlink_message;
+pub mod netns;
+pub mod nft;
+pub mod packet_socket;
+pub mod poll;
+pub mod process;
+pub mod sched;
+pub mod sock_diag;
+mod sockopt;
+pub mod sysctl;
+pub mod tap;
+pub mod udp;

@@ -4,6 +4,25 @@
 //! [`diag::Diagnostic`]s. Nothing here touches the host. The digests are over the meaning, not the text,
 //! so a changed comment does not keep a node out of the farm.
 
+mod attribute;
+mod check;
+pub mod cluster;
+mod decode;
+pub mod diag;
+mod digest;
+mod inert;
+mod macros;
+pub mod module;
+mod report;
+mod rule;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_random;
+mod value;
+mod vip;
+mod xml;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -19,7 +38,8 @@ pub struct ClusterConfig {
     pub heartbeat_interval: Duration,
     /// Heartbeats in a row that must be missing before a peer is down. `slost_count`, default 5, 3 to 100.
     pub detect_multiplier: u32,
-    /// The networks heartbeats travel on, at least one; each has at least one node, and the first `command` lan has all.
+    /// The networks heartbeats travel on, at least one, each with at least one node. The first one is the lan of the commands and has
+    /// all nodes; the others follow in file order.
     pub lans: Vec<Lan>,
     /// Node names; the position is the [`NodeId`].
     pub nodes: Vec<String>,

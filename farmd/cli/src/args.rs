@@ -1,0 +1,335 @@
+//! The words of the command line, as clap reads them. Nothing here acts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Shown under every help text of the program.
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done; status: every node is UP Ready
+   1  asked for and not reached: a script failed, a time ran out
+   2  status: not every node is UP Ready
+   3  status: the module is stopped on every node
+   4  the daemon is not running or does not answer
+   5  no such module, node or file
+   6  refused in the present state
+  64  wrong words on the command line
+  65  a configuration or module file is wrong
+  74  a file could not be read or written
+  77  not allowed
+
+The module may be named as an argument, with -m, in FARM_MODULE, or in
+SAFEMODULE. Under the name `safekit` the program takes the same words.
+A command given with -i or by a module's script returns at once, because
+the module may be waiting for that script; --wait waits all the same.";
+
+/// Controls the farm: servers that share one virtual IP without a load balancer in front.
+#[derive(Debug, Parser)]
+#[command(name = "farm", version, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Show JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// The module that is meant
+    #[arg(short = 'm', long = "module", global = true, value_name = "AM")]
+    pub chosen_module: Option<String>,
+    /// Folder of cluster.xml, the key and the modules
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "FARM_ETC",
+        default_value = "/etc/farm"
+    )]
+    pub etc: PathBuf,
+    /// Folder of active copies, logs and state
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "FARM_VAR",
+        default_value = "/var/lib/farm"
+    )]
+    pub var: PathBuf,
+    /// Folder of the control socket
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "FARM_RUN",
+        default_value = "/run/farm"
+    )]
+    pub run: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Start a module on this node
+    Start(CommandArgs),
+    /// Stop a module on this node; its connections end in peace, its share goes to the others
+    Stop(CommandArgs),
+    /// Stop and start the application; the module and its share stay
+    Restart(CommandArgs),
+    /// Stop and start the module
+    Stopstart(CommandArgs),
+    /// Stop a module without its graceful pass
+    Forcestop(CommandArgs),
+    /// Show the whole farm: state, share and reason of every node
+    #[command(visible_alias = "state")]
+    Status(StatusArgs),
+    /// Wait until a module is UP Ready on this node
+    Waitstart(WaitArgs),
+    /// Wait until a module is stopped on this node
+    Waitstop(WaitArgs),
+    /// Wait until a module is in a stable state on this node
+    Waitstate(WaitStateArgs),
+    /// Check a module's files and make them the active copy
+    Config(ModuleArgs),
+    /// Remove a module's active copy
+    Deconfig(ModuleArgs),
+    /// Check configuration files without a daemon
+    Confcheck(ConfcheckArgs),
+    /// Show a module's log or its scripts' output
+    Log(LogArgs),
+    /// List, install, uninstall and package modules
+    #[command(subcommand)]
+    Module(ModuleVerb),
+    /// Key, state and configuration of the cluster
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
+    /// Put everything that support needs, without secrets, into a zip file
+    Snapshot(SnapshotArgs),
+    /// Undo what a killed daemon left on this host
+    Cleanup,
+    /// Stop all modules, then the daemon
+    Shutdown,
+    /// Write an information line into the module log
+    Printi(PrintArgs),
+    /// Write an event line into the module log
+    Printe(PrintArgs),
+    /// Set a resource
+    Set(SetArgs),
+    /// Show a resource's value
+    Get(GetArgs),
+    /// Serve a small web page that tells which node answered
+    DemoServer(DemoServerArgs),
+}
+
+/// Words of `start` and its like.
+#[derive(Args, Debug)]
+pub struct CommandArgs {
+    /// The module
+    #[arg(value_name = "AM")]
+    pub module: Option<String>,
+    /// Name of the checker or script that asks; counts towards maxloop
+    #[arg(short, long, value_name = "NAME")]
+    pub identity: Option<String>,
+    /// Return as soon as the daemon has taken the command
+    #[arg(long, conflicts_with = "wait")]
+    pub no_wait: bool,
+    /// Return when the module has reached its new state, although a script asks
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// Words of verbs that need only a module.
+#[derive(Args, Debug)]
+pub struct ModuleArgs {
+    /// The module
+    #[arg(value_name = "AM")]
+    pub module: Option<String>,
+}
+
+/// Words of `status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Only this module
+    #[arg(value_name = "AM")]
+    pub module: Option<String>,
+    /// Resources and the cluster too
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Show it again and again
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Time between two looks
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, requires = "watch")]
+    pub interval: f64,
+}
+
+/// Words of `waitstart` and `waitstop`.
+#[derive(Args, Debug)]
+pub struct WaitArgs {
+    /// The module
+    #[arg(value_name = "AM")]
+    pub module: Option<String>,
+    /// Give up after this time
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub timeout: u64,
+}
+
+/// Words of `waitstate`.
+#[derive(Args, Debug)]
+pub struct WaitStateArgs {
+    /// STOP, WAIT or UP
+    pub state: String,
+    /// Give up after this time
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub timeout: u64,
+}
+
+/// Words of `confcheck`.
+#[derive(Args, Debug)]
+pub struct ConfcheckArgs {
+    /// cluster.xml or userconfig.xml files
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Check the names of nodes and lans against this cluster.xml
+    #[arg(long, value_name = "FILE")]
+    pub cluster: Option<PathBuf>,
+}
+
+/// Words of `log`.
+#[derive(Args, Debug)]
+pub struct LogArgs {
+    /// The module
+    #[arg(value_name = "AM")]
+    pub module: Option<String>,
+    /// Go on showing new lines
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Show this many of the last lines
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    pub lines: usize,
+    /// Show debug lines too
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Show the newest output of a script (of any, or of the one named)
+    #[arg(long, value_name = "SCRIPT", num_args = 0..=1, default_missing_value = "")]
+    pub script: Option<String>,
+    /// List the files of script output
+    #[arg(long, requires = "script", conflicts_with = "follow")]
+    pub list: bool,
+}
+
+/// Words of `module`.
+#[derive(Debug, Subcommand)]
+pub enum ModuleVerb {
+    /// List the installed modules
+    List,
+    /// Install a module from a .safe file or a folder
+    Install(InstallArgs),
+    /// Remove a stopped module; a copy is kept under VAR/backup
+    Uninstall(ModuleArgs),
+    /// Make a .safe file of an installed module
+    Package(PackageArgs),
+}
+
+/// Words of `module install`.
+#[derive(Args, Debug)]
+pub struct InstallArgs {
+    /// A .safe or .zip file, or a folder with conf/userconfig.xml
+    pub path: PathBuf,
+    /// Name to install it under (the file's name if not given)
+    #[arg(long, value_name = "AM")]
+    pub name: Option<String>,
+    /// Replace an installed module of that name
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// Words of `module package`.
+#[derive(Args, Debug)]
+pub struct PackageArgs {
+    /// The module
+    #[arg(value_name = "AM")]
+    pub module: String,
+    /// The file to make
+    #[arg(value_name = "OUT.safe")]
+    pub out: PathBuf,
+    /// Replace an existing file
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// Words of `cluster`.
+#[derive(Debug, Subcommand)]
+pub enum ClusterVerb {
+    /// Make the key that the nodes prove themselves with
+    Genkey {
+        /// Replace an existing key; the other nodes need the new one too
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show who hears whom
+    State,
+    /// Check cluster.xml without a daemon
+    Confcheck {
+        /// The file (ETC/cluster.xml if not given)
+        file: Option<PathBuf>,
+    },
+}
+
+/// Words of `snapshot`.
+#[derive(Args, Debug)]
+pub struct SnapshotArgs {
+    /// The file to make
+    #[arg(value_name = "FILE.zip")]
+    pub out: PathBuf,
+    /// Replace an existing file
+    #[arg(long)]
+    pub replace: bool,
+}
+
+/// Words of `printi` and `printe`.
+#[derive(Args, Debug)]
+pub struct PrintArgs {
+    /// The line
+    #[arg(required = true, allow_hyphen_values = true)]
+    pub text: Vec<String>,
+    /// Origin shown in the log
+    #[arg(short, long, value_name = "NAME")]
+    pub identity: Option<String>,
+}
+
+/// Words of `set`.
+#[derive(Args, Debug)]
+pub struct SetArgs {
+    /// The resource, class.ident
+    #[arg(short, long, value_name = "RES")]
+    pub resource: String,
+    /// up, down, init, or any text
+    #[arg(short, long)]
+    pub value: String,
+    /// Who sets it
+    #[arg(short, long, value_name = "NAME")]
+    pub identity: Option<String>,
+}
+
+/// Words of `get`.
+#[derive(Args, Debug)]
+pub struct GetArgs {
+    /// The resource, class.ident
+    #[arg(short, long, value_name = "RES")]
+    pub resource: String,
+}
+
+/// Words of `demo-server`.
+#[derive(Args, Debug)]
+pub struct DemoServerArgs {
+    /// Where to listen
+    #[arg(long, value_name = "IP:PORT")]
+    pub addr: SocketAddr,
+    /// Name of this node (the host name if not given)
+    #[arg(long)]
+    pub name: Option<String>,
+    /// File that holds the process id while the server runs
+    #[arg(long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+}

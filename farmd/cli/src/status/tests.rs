@@ -1,0 +1,160 @@
+use std::collections::BTreeMap;
+
+use farm_core::api::{API_VERSION, ClusterStatus, PeerStatus, Share};
+
+use super::*;
+
+fn share(group: &str, buckets: u32, draining: u32) -> Share {
+    Share {
+        group: group.into(),
+        buckets,
+        of: 4096,
+        draining,
+    }
+}
+
+fn node(
+    name: &str,
+    state: Option<(ModuleState, Quality)>,
+    shares: Vec<Share>,
+    why: &str,
+    age_ms: u64,
+) -> NodeModuleStatus {
+    NodeModuleStatus {
+        node: name.into(),
+        state: state.map(|(state, _)| state),
+        quality: state.map(|(_, quality)| quality),
+        shares,
+        why: why.into(),
+        age_ms,
+    }
+}
+
+const READY: Option<(ModuleState, Quality)> = Some((ModuleState::Up, Quality::Ready));
+const STARTING: Option<(ModuleState, Quality)> = Some((ModuleState::Wait, Quality::Transient));
+const STOPPED: Option<(ModuleState, Quality)> = Some((ModuleState::Stop, Quality::NotReady));
+
+fn farm(nodes: Vec<NodeModuleStatus>) -> FarmStatus {
+    FarmStatus {
+        version: API_VERSION,
+        node: "s1".into(),
+        modules: vec![ModuleStatus {
+            name: "web".into(),
+            vips: vec!["198.18.0.100".into()],
+            dataplane: "raw".into(),
+            nodes,
+            resources: BTreeMap::from([("tcp.http".into(), "up".into())]),
+            configured: true,
+        }],
+        cluster: ClusterStatus {
+            node: "s1".into(),
+            digest: "0123456789abcdef".into(),
+            view: vec!["s1".into(), "s2".into()],
+            coordinator: Some("s1".into()),
+            nodes: vec![
+                PeerStatus {
+                    name: "s1".into(),
+                    addrs: vec!["default=198.18.0.11".into()],
+                    state: "this".into(),
+                    since_ms: 61_000,
+                    heard_ms: None,
+                    why: String::new(),
+                },
+                PeerStatus {
+                    name: "s3".into(),
+                    addrs: vec!["default=198.18.0.13".into()],
+                    state: "down".into(),
+                    since_ms: 2_500,
+                    heard_ms: Some(2_750),
+                    why: "5 heartbeats missed".into(),
+                },
+            ],
+        },
+        warnings: vec!["real-time priority refused".into()],
+    }
+}
+
+fn sample() -> FarmStatus {
+    farm(vec![
+        node("s1", READY, vec![share("http", 2048, 0), share("dns", 4096, 0)], "", 0),
+        node("s2", STARTING, vec![share("http", 2048, 12)], "prestart runs", 40),
+        node("s3", None, vec![], "down", 2_750),
+    ])
+}
+
+#[test]
+fn a_farm_is_a_table_of_nodes() {
+    let expected = "\
+web  vip 198.18.0.100  plane raw
+  NODE  STATE  QUALITY    GROUP  SHARE                        DRAINING  AGE   WHY
+  *s1   UP     Ready      http   ########........  2048/4096
+                          dns    ################  4096/4096
+   s2   WAIT   Transient  http   ########+.......  2048/4096  12        40ms  prestart runs
+   s3   -      -                                                        2.7s  down
+warning: real-time priority refused
+";
+    assert_eq!(view::farm(&sample(), Style::PLAIN, false), expected);
+}
+
+#[test]
+fn verbose_adds_resources_and_the_cluster() {
+    let text = view::farm(&sample(), Style::PLAIN, true);
+    let expected = "
+cluster seen by s1
+  NODE  STATE  SINCE  HEARD     ADDRESSES            WHY
+  *s1   this   1m01s            default=198.18.0.11
+   s3   down   2.5s   2.7s ago  default=198.18.0.13  5 heartbeats missed
+  view s1 s2  coordinator s1  cluster.xml 0123456789abcdef
+";
+    assert!(text.contains(expected), "{text}");
+    assert!(text.contains("  RESOURCE  VALUE\n  tcp.http  up\n"), "{text}");
+}
+
+#[test]
+fn only_a_node_that_serves_is_green() {
+    let text = view::farm(&sample(), Style::RICH, false);
+    assert_eq!(text.matches("\x1b[32m").count(), 2, "{text}");
+    assert!(
+        text.contains("\x1b[32mUP\x1b[0m") && text.contains("\x1b[35mWAIT\x1b[0m") && text.contains("\x1b[31m-\x1b[0m")
+    );
+    assert!(text.contains("████████▒░░░░░░░"), "{text}");
+    let up_but_starting = farm(vec![node(
+        "s1",
+        Some((ModuleState::Up, Quality::Transient)),
+        vec![],
+        "",
+        0,
+    )]);
+    assert!(!view::farm(&up_but_starting, Style::RICH, false).contains("\x1b[32m"));
+}
+
+#[test]
+fn the_exit_code_tells_all_some_and_none() {
+    let code = |states: &[Option<(ModuleState, Quality)>]| {
+        exit_code(&farm(states.iter().map(|s| node("s", *s, vec![], "", 0)).collect()).modules)
+    };
+    assert_eq!(code(&[READY, READY]), exit::OK);
+    assert_eq!(code(&[READY, None]), exit::DEGRADED);
+    assert_eq!(code(&[READY, STOPPED]), exit::DEGRADED);
+    assert_eq!(code(&[STARTING, STOPPED]), exit::DEGRADED);
+    assert_eq!(code(&[STOPPED, None]), exit::STOPPED);
+    assert_eq!(code(&[]), exit::OK);
+}
+
+#[test]
+fn an_unknown_module_is_not_found() {
+    let failure = narrowed(sample(), Some(&"other".parse().unwrap())).unwrap_err();
+    assert_eq!(failure.code, exit::NOT_FOUND);
+    assert_eq!(
+        narrowed(sample(), Some(&"web".parse().unwrap())).unwrap().modules.len(),
+        1
+    );
+}
+
+#[test]
+fn watching_draws_over_the_last_picture_only_on_a_terminal() {
+    let colour = Style::RICH;
+    assert_eq!(frame("a\nb\n", Style::PLAIN, true), "a\nb\n");
+    assert_eq!(frame("a\n", Style::PLAIN, false), "\na\n");
+    assert_eq!(frame("a\nb\n", colour, false), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
+}

@@ -1,0 +1,167 @@
+//! How a [`FarmStatus`] and a [`ClusterStatus`] look to a person. Pure: text out of values.
+
+use std::fmt::Write;
+
+use farm_core::api::{ClusterStatus, FarmStatus, ModuleState, ModuleStatus, NodeModuleStatus, Quality, Share};
+
+use crate::terminal::{Cell, Paint, Style, Table, age};
+
+/// Every module with one row per node, then what the administrator should know.
+pub fn farm(status: &FarmStatus, style: Style, verbose: bool) -> String {
+    let mut text = String::new();
+    for (position, module) in status.modules.iter().enumerate() {
+        if position > 0 {
+            text.push('\n');
+        }
+        text.push_str(&module_rows(module, &status.node, style, verbose));
+    }
+    if status.modules.is_empty() {
+        text.push_str("no node has a module; install one with: farm module install PATH\n");
+    }
+    if verbose {
+        text.push('\n');
+        text.push_str(&cluster(&status.cluster, style));
+    }
+    for warning in &status.warnings {
+        let _ = writeln!(text, "{} {warning}", style.paint(Paint::Moving, "warning:"));
+    }
+    text
+}
+
+/// One module: a title line and its table.
+fn module_rows(module: &ModuleStatus, this: &str, style: Style, verbose: bool) -> String {
+    let mut text = style.paint(Paint::Bold, &module.name);
+    for (label, value) in [("vip", module.vips.join(" ")), ("plane", module.dataplane.clone())] {
+        if !value.is_empty() {
+            let _ = write!(text, "  {} {value}", style.paint(Paint::Dim, label));
+        }
+    }
+    if !module.configured {
+        let _ = write!(text, "  {}", style.paint(Paint::Moving, "not configured here"));
+    }
+    text.push('\n');
+
+    let mut table = Table::new([
+        "NODE", "STATE", "QUALITY", "GROUP", "SHARE", "", "DRAINING", "AGE", "WHY",
+    ]);
+    for node in &module.nodes {
+        let mut shares = node.shares.iter();
+        let paint = paint_of(node);
+        let mark = if node.node == this { "*" } else { " " };
+        let [group, bar, count, draining] = share_cells(shares.next(), style, verbose);
+        table.row([
+            format!("{mark}{}", node.node).into(),
+            Cell::new(node.state.map_or_else(|| "-".to_owned(), |s| s.to_string()), paint),
+            Cell::new(node.quality.map_or_else(|| "-".to_owned(), |q| q.to_string()), paint),
+            group,
+            bar,
+            count,
+            draining,
+            Cell::new(
+                if node.age_ms > 0 {
+                    age(node.age_ms)
+                } else {
+                    String::new()
+                },
+                Paint::Dim,
+            ),
+            node.why.as_str().into(),
+        ]);
+        for share in shares {
+            let [group, bar, count, draining] = share_cells(Some(share), style, verbose);
+            table.row([
+                "".into(),
+                "".into(),
+                "".into(),
+                group,
+                bar,
+                count,
+                draining,
+                "".into(),
+                "".into(),
+            ]);
+        }
+    }
+    text.push_str(&table.render(style, "  "));
+
+    if verbose && !module.resources.is_empty() {
+        let mut table = Table::new(["RESOURCE", "VALUE"]);
+        for (name, value) in &module.resources {
+            let paint = match value.as_str() {
+                "up" => Paint::Good,
+                "down" => Paint::Bad,
+                _ => Paint::Plain,
+            };
+            table.row([name.as_str().into(), Cell::new(value.as_str(), paint)]);
+        }
+        text.push_str(&table.render(style, "  "));
+    }
+    text
+}
+
+fn share_cells(share: Option<&Share>, style: Style, verbose: bool) -> [Cell; 4] {
+    let Some(share) = share else {
+        return ["".into(), "".into(), "".into(), "".into()];
+    };
+    let width = share.of.to_string().len();
+    let draining = if share.draining > 0 || verbose {
+        share.draining.to_string()
+    } else {
+        String::new()
+    };
+    [
+        share.group.as_str().into(),
+        Cell::new(style.bar(share.buckets, share.draining, share.of), Paint::Notice),
+        format!("{:>width$}/{}", share.buckets, share.of).into(),
+        draining.into(),
+    ]
+}
+
+/// Green only for a node that serves.
+fn paint_of(node: &NodeModuleStatus) -> Paint {
+    match (node.state, node.quality) {
+        (Some(ModuleState::Up), Some(Quality::Ready)) => Paint::Good,
+        (_, Some(Quality::Transient)) => Paint::Moving,
+        (Some(ModuleState::Stop | ModuleState::Wait | ModuleState::Up) | None, _) => Paint::Bad,
+    }
+}
+
+/// Who hears whom.
+pub fn cluster(status: &ClusterStatus, style: Style) -> String {
+    let mut text = format!("{} seen by {}\n", style.paint(Paint::Bold, "cluster"), status.node);
+    let mut table = Table::new(["NODE", "STATE", "SINCE", "HEARD", "ADDRESSES", "WHY"]);
+    for node in &status.nodes {
+        let mark = if node.name == status.node { "*" } else { " " };
+        let paint = match node.state.as_str() {
+            "this" | "alive" => Paint::Good,
+            "suspect" => Paint::Moving,
+            _ => Paint::Bad,
+        };
+        let heard = match node.heard_ms {
+            Some(ms) => format!("{} ago", age(ms)),
+            None if node.state == "this" => String::new(),
+            None => "never".to_owned(),
+        };
+        table.row([
+            format!("{mark}{}", node.name).into(),
+            Cell::new(node.state.as_str(), paint),
+            age(node.since_ms).into(),
+            heard.into(),
+            node.addrs.join(" ").into(),
+            node.why.as_str().into(),
+        ]);
+    }
+    text.push_str(&table.render(style, "  "));
+    let view = if status.view.is_empty() {
+        "none yet".to_owned()
+    } else {
+        status.view.join(" ")
+    };
+    let coordinator = status.coordinator.as_deref().unwrap_or("none yet");
+    let _ = writeln!(
+        text,
+        "  view {view}  coordinator {coordinator}  cluster.xml {}",
+        status.digest
+    );
+    text
+}

@@ -1,0 +1,292 @@
+//! The verdict on one frame, normative for every data plane (DESIGN section 4).
+
+use crate::balance::flow::{FlowKey, TCP, UDP};
+use crate::balance::fragment::FragmentTable;
+use crate::balance::plan::{BucketState, Plan, VipPlan};
+use crate::config::{Affinity, L2Mode, Protocol};
+use crate::id::{Bucket, NodeSet};
+use crate::wire::packet::{L4, Packet};
+use std::time::Duration;
+
+/// What happens to a frame on this host.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Verdict {
+    /// To the local stack.
+    Accept,
+    /// Nowhere.
+    Drop,
+    /// Not for a VIP: the host's own traffic, not touched.
+    Pass,
+}
+
+/// Why; one counter each.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Reason {
+    /// Destination is no VIP.
+    NotVip,
+    /// Not sent to the Ethernet address of the VIP.
+    OtherMac,
+    /// No port rule fits, or a protocol that is not balanced.
+    NoRule,
+    /// Lengths lie.
+    Malformed,
+    /// A later fragment whose first one was not seen.
+    UnknownFragment,
+    /// Bucket is owned.
+    Own,
+    /// Bucket is guarded: a new connection, or no connection at all (UDP, ICMP).
+    GuardedNew,
+    /// Bucket is guarded and this host has the connection.
+    GuardedKnown,
+    /// Bucket is guarded and this host does not have the connection.
+    GuardedUnknown,
+    /// Bucket is draining and this host has the connection.
+    DrainingKnown,
+    /// Bucket is draining and the packet belongs to nothing here.
+    DrainingOther,
+    /// Bucket is somebody else's.
+    Foreign,
+    /// Bucket is nobody's: no server is ready.
+    NoOwner,
+}
+
+impl Reason {
+    /// All reasons, in the order of their counters.
+    pub const ALL: [Self; 13] = [
+        Self::NotVip,
+        Self::OtherMac,
+        Self::NoRule,
+        Self::Malformed,
+        Self::UnknownFragment,
+        Self::Own,
+        Self::GuardedNew,
+        Self::GuardedKnown,
+        Self::GuardedUnknown,
+        Self::DrainingKnown,
+        Self::DrainingOther,
+        Self::Foreign,
+        Self::NoOwner,
+    ];
+
+    /// Name of its counter.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotVip => "not_vip",
+            Self::OtherMac => "other_mac",
+            Self::NoRule => "no_rule",
+            Self::Malformed => "malformed",
+            Self::UnknownFragment => "unknown_fragment",
+            Self::Own => "own",
+            Self::GuardedNew => "guarded_new",
+            Self::GuardedKnown => "guarded_known",
+            Self::GuardedUnknown => "guarded_unknown",
+            Self::DrainingKnown => "draining_known",
+            Self::DrainingOther => "draining_other",
+            Self::Foreign => "foreign",
+            Self::NoOwner => "no_owner",
+        }
+    }
+}
+
+/// Verdict, reason and, in `vmac_directed`, who else gets the frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decision {
+    /// What happens here.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// Peers the frame goes on to. Empty unless this node is the entry node and the frame came from outside.
+    pub forward: NodeSet,
+    /// Accepted as the first packet of a connection in a guarded bucket: later packets of this flow are known.
+    pub opens: Option<FlowKey>,
+}
+
+impl Decision {
+    const fn local(verdict: Verdict, reason: Reason) -> Self {
+        Self { verdict, reason, forward: NodeSet::EMPTY, opens: None }
+    }
+
+    const fn drop(reason: Reason) -> Self {
+        Self::local(Verdict::Drop, reason)
+    }
+}
+
+/// What the state table needs to know of a packet beside its bucket.
+enum Kind {
+    /// Starts a TCP connection.
+    Opening(FlowKey),
+    /// Belongs to a TCP connection, if it belongs to anything.
+    Belonging(FlowKey),
+    /// Has no connection: UDP, echo.
+    Loose,
+}
+
+/// Judges `packet`. `has_socket` says if this host has a connection (not a listener) for a flow; it is asked only in guarded and draining
+/// buckets. `fragments` remembers first fragments; `now` ages them.
+pub fn decide(
+    plan: &Plan,
+    packet: &Packet,
+    fragments: &mut FragmentTable,
+    now: Duration,
+    has_socket: &mut dyn FnMut(&FlowKey) -> bool,
+) -> Decision {
+    let Some(vip) = plan.vip(packet.destination) else {
+        return Decision::local(Verdict::Pass, Reason::NotVip);
+    };
+    if packet.destination_mac != vip.service_mac() {
+        return Decision::drop(Reason::OtherMac);
+    }
+    let decision = match packet.l4 {
+        L4::Malformed => Decision::drop(Reason::Malformed),
+        L4::Other => Decision::drop(Reason::NoRule),
+        L4::Echo => {
+            let bucket = plan.bucket(Affinity::ClientIp, packet, packet.source, 0);
+            by_state(plan, vip, vip.entry_group, bucket, &Kind::Loose, has_socket)
+        }
+        L4::Tcp { source, destination, syn, .. } => {
+            let flow = flow(packet, TCP, source, destination);
+            let kind = if syn { Kind::Opening(flow) } else { Kind::Belonging(flow) };
+            by_rule(plan, vip, packet, Protocol::Tcp, &flow, &kind, has_socket)
+        }
+        L4::Udp { source, destination, .. } => {
+            let flow = flow(packet, UDP, source, destination);
+            by_rule(plan, vip, packet, Protocol::Udp, &flow, &Kind::Loose, has_socket)
+        }
+        L4::Error(flow) => by_inner_flow(plan, vip, packet, &flow, has_socket),
+        L4::LaterFragment => return later_fragment(plan, vip, packet, fragments, now),
+    };
+    let decision = only_from_outside(vip, packet, decision);
+    if let L4::Tcp { more: true, .. } | L4::Udp { more: true, .. } = packet.l4 {
+        fragments.remember(now, packet, decision);
+    }
+    decision
+}
+
+fn flow(packet: &Packet, protocol: u8, client_port: u16, vip_port: u16) -> FlowKey {
+    FlowKey { protocol, vip: packet.destination, vip_port, client: packet.source, client_port }
+}
+
+fn by_rule(
+    plan: &Plan,
+    vip: &VipPlan,
+    packet: &Packet,
+    protocol: Protocol,
+    flow: &FlowKey,
+    kind: &Kind,
+    has_socket: &mut dyn FnMut(&FlowKey) -> bool,
+) -> Decision {
+    match vip.rule(protocol, flow.vip_port) {
+        Some(rule) => {
+            let bucket = plan.bucket(rule.affinity, packet, flow.client, flow.client_port);
+            by_state(plan, vip, rule.group, bucket, kind, has_socket)
+        }
+        None => Decision::drop(Reason::NoRule),
+    }
+}
+
+/// An ICMP error goes where the packet it quotes came from.
+fn by_inner_flow(
+    plan: &Plan,
+    vip: &VipPlan,
+    packet: &Packet,
+    flow: &FlowKey,
+    has_socket: &mut dyn FnMut(&FlowKey) -> bool,
+) -> Decision {
+    if flow.vip != vip.addr {
+        return Decision::drop(Reason::Malformed);
+    }
+    match flow.protocol {
+        TCP => by_rule(plan, vip, packet, Protocol::Tcp, flow, &Kind::Belonging(*flow), has_socket),
+        UDP => by_rule(plan, vip, packet, Protocol::Udp, flow, &Kind::Loose, has_socket),
+        _ => {
+            let bucket = plan.bucket(Affinity::ClientIp, packet, flow.client, 0);
+            by_state(plan, vip, vip.entry_group, bucket, &Kind::Loose, has_socket)
+        }
+    }
+}
+
+fn by_state(
+    plan: &Plan,
+    vip: &VipPlan,
+    group: usize,
+    bucket: Bucket,
+    kind: &Kind,
+    has_socket: &mut dyn FnMut(&FlowKey) -> bool,
+) -> Decision {
+    let Some(group) = plan.groups.get(group) else {
+        return Decision::drop(Reason::NoRule);
+    };
+    let owner = group.owners.owner(bucket);
+    let mut decision = match (group.states[bucket.index()], kind) {
+        (BucketState::Own, _) => Decision::local(Verdict::Accept, Reason::Own),
+        (BucketState::Guarded, Kind::Opening(flow)) => {
+            Decision { opens: Some(*flow), ..Decision::local(Verdict::Accept, Reason::GuardedNew) }
+        }
+        (BucketState::Guarded, Kind::Loose) => Decision::local(Verdict::Accept, Reason::GuardedNew),
+        (BucketState::Guarded, Kind::Belonging(flow)) => {
+            if has_socket(flow) {
+                Decision::local(Verdict::Accept, Reason::GuardedKnown)
+            } else {
+                Decision::drop(Reason::GuardedUnknown)
+            }
+        }
+        (BucketState::Draining, Kind::Belonging(flow)) if has_socket(flow) => {
+            Decision::local(Verdict::Accept, Reason::DrainingKnown)
+        }
+        (BucketState::Draining, _) => Decision::drop(Reason::DrainingOther),
+        (BucketState::Foreign, _) if owner.is_none() => Decision::drop(Reason::NoOwner),
+        (BucketState::Foreign, _) => Decision::drop(Reason::Foreign),
+    };
+    if vip.mode == L2Mode::Directed {
+        if let Some(owner) = owner {
+            decision.forward.insert(owner);
+        }
+        if let (Kind::Belonging(_), Some(holders)) = (kind, group.holders.get(&bucket.index())) {
+            decision.forward = NodeSet::from_bits(decision.forward.bits() | holders.bits());
+        }
+        decision.forward.remove(plan.this);
+    }
+    decision
+}
+
+/// A frame that a member has sent on is never sent on again.
+fn only_from_outside(vip: &VipPlan, packet: &Packet, decision: Decision) -> Decision {
+    if vip.peers.values().any(|mac| *mac == packet.source_mac) {
+        Decision { forward: NodeSet::EMPTY, ..decision }
+    } else {
+        decision
+    }
+}
+
+/// Later fragments go where the first one went; without the first one only a rule that needs no port can tell.
+fn later_fragment(
+    plan: &Plan,
+    vip: &VipPlan,
+    packet: &Packet,
+    fragments: &mut FragmentTable,
+    now: Duration,
+) -> Decision {
+    if let Some(first) = fragments.recall(now, packet) {
+        return Decision { opens: None, ..only_from_outside(vip, packet, first) };
+    }
+    let mut rules = vip.rules.iter().filter(|r| {
+        packet.protocol
+            == match r.protocol {
+                Protocol::Tcp => TCP,
+                Protocol::Udp => UDP,
+            }
+    });
+    let portless = |a: Affinity| matches!(a, Affinity::ClientIp | Affinity::ClientNet | Affinity::IpId);
+    match rules.next() {
+        Some(rule) if portless(rule.affinity) && rules.all(|r| r.group == rule.group && r.affinity == rule.affinity) => {
+            let bucket = plan.bucket(rule.affinity, packet, packet.source, 0);
+            let decision = by_state(plan, vip, rule.group, bucket, &Kind::Loose, &mut |_| false);
+            only_from_outside(vip, packet, decision)
+        }
+        _ => Decision::drop(Reason::UnknownFragment),
+    }
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

@@ -1,0 +1,226 @@
+//! The socket filter of the raw data plane, as classic BPF.
+//!
+//! It runs in the kernel on every frame of the service interface and passes only what user space must see: frames to
+//! the Ethernet address of a VIP whose destination is that VIP. Where all rules of a `vmac_invisible` VIP share one group and one
+//! affinity (client address, or address and port), the filter also computes the flow hash and drops what lies in a foreign bucket, so that the
+//! flooded traffic of the other servers costs this host no wake-up. It may pass too much, never too little: the decision is
+//! [`crate::balance::decide::decide`]'s.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::balance::hash::{FMIX_MUL_1, FMIX_MUL_2, Seed};
+use crate::balance::plan::{BucketState, GroupPlan, Plan, VipPlan};
+use crate::config::{Affinity, L2Mode};
+use crate::id::BUCKETS;
+
+/// One instruction of classic BPF (`struct sock_filter`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Insn {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip if true.
+    pub jt: u8,
+    /// Instructions to skip if false.
+    pub jf: u8,
+    /// Constant.
+    pub k: u32,
+}
+
+/// Longest program the kernel takes (BPF_MAXINSNS).
+const MAX_LEN: usize = 4096;
+
+const LD_W_ABS: u16 = 0x20;
+const LD_H_ABS: u16 = 0x28;
+const LD_B_ABS: u16 = 0x30;
+const LD_H_IND: u16 = 0x48;
+const LD_IMM: u16 = 0x00;
+const LD_MEM: u16 = 0x60;
+const LDX_MSH: u16 = 0xb1;
+const ST: u16 = 0x02;
+const MUL_K: u16 = 0x24;
+const AND_K: u16 = 0x54;
+const RSH_K: u16 = 0x74;
+const RSH_X: u16 = 0x7c;
+const XOR_K: u16 = 0xa4;
+const XOR_X: u16 = 0xac;
+const JA: u16 = 0x05;
+const JEQ_K: u16 = 0x15;
+const JGE_K: u16 = 0x35;
+const JSET_K: u16 = 0x45;
+const RET_K: u16 = 0x06;
+const TAX: u16 = 0x07;
+
+/// Offsets in an Ethernet frame without VLAN tag (the kernel strips it before packet sockets see the frame).
+const ETHERTYPE_AT: u32 = 12;
+const PROTOCOL_AT: u32 = 23;
+const FRAGMENT_AT: u32 = 20;
+const SOURCE_AT: u32 = 26;
+const DESTINATION_AT: u32 = 30;
+const IP_AT: u32 = 14;
+
+/// All of the frame.
+const ALL: u32 = 0x0004_0000;
+
+const fn insn(code: u16, k: u32) -> Insn {
+    Insn { code, jt: 0, jf: 0, k }
+}
+
+const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> Insn {
+    Insn { code, jt, jf, k }
+}
+
+/// A filter that passes nothing.
+pub fn closed() -> Vec<Insn> {
+    vec![insn(RET_K, 0)]
+}
+
+/// The filter for the VIPs of `plan` on `interface`.
+pub fn build(plan: &Plan, interface: u32) -> Vec<Insn> {
+    let mut program = vec![insn(LD_H_ABS, ETHERTYPE_AT), jump(JEQ_K, 0x0800, 1, 0), insn(RET_K, 0)];
+    let vips = plan.vips.iter().filter(|v| v.interface == interface);
+    for vip in vips {
+        let IpAddr::V4(addr) = vip.addr else { continue };
+        let mut body = body(plan, vip);
+        if program.len() + body.len() + 8 * plan.vips.len() > MAX_LEN {
+            body = vec![insn(RET_K, ALL)];
+        }
+        program.extend(block(addr, vip, &body));
+    }
+    program.push(insn(RET_K, 0));
+    program
+}
+
+/// `if destination and Ethernet destination fit { body }`, falling through to what follows if not.
+fn block(addr: Ipv4Addr, vip: &VipPlan, body: &[Insn]) -> Vec<Insn> {
+    let [a, b, c, d, e, f] = vip.service_mac().0;
+    let skip = body.len() as u32;
+    let mut block = vec![
+        insn(LD_W_ABS, DESTINATION_AT),
+        jump(JEQ_K, addr.to_bits(), 0, 4),
+        insn(LD_W_ABS, 0),
+        jump(JEQ_K, u32::from_be_bytes([a, b, c, d]), 0, 2),
+        insn(LD_H_ABS, 4),
+        jump(JEQ_K, u32::from(u16::from_be_bytes([e, f])), 1, 0),
+        insn(JA, skip),
+    ];
+    block.extend_from_slice(body);
+    block
+}
+
+/// What to do with a frame of this VIP; always ends in a return.
+fn body(plan: &Plan, vip: &VipPlan) -> Vec<Insn> {
+    let all = vec![insn(RET_K, ALL)];
+    let Some(first) = vip.rules.first() else { return all };
+    let uniform = vip.rules.iter().all(|r| r.group == first.group && r.affinity == first.affinity);
+    if vip.mode == L2Mode::Directed || !uniform {
+        return all;
+    }
+    let Some(group) = plan.groups.get(first.group) else { return all };
+    let mut body = Vec::new();
+    // ICMP is judged by another key: an echo by the entry group, an error by the packet it quotes.
+    body.extend([insn(LD_B_ABS, PROTOCOL_AT), jump(JEQ_K, 1, 0, 1), insn(RET_K, ALL)]);
+    match first.affinity {
+        Affinity::ClientIp => hash_source(&mut body, plan.seed),
+        Affinity::ClientPort => {
+            // Any fragment, and what has no ports, is for user space.
+            body.extend([
+                jump(JEQ_K, 6, 2, 0),
+                jump(JEQ_K, 17, 1, 0),
+                insn(RET_K, ALL),
+                insn(LD_H_ABS, FRAGMENT_AT),
+                jump(JSET_K, 0x3fff, 0, 1),
+                insn(RET_K, ALL),
+            ]);
+            hash_source(&mut body, plan.seed);
+            body.extend([
+                insn(ST, 0),
+                insn(LDX_MSH, IP_AT),
+                insn(LD_H_IND, IP_AT),
+                insn(TAX, 0),
+                insn(LD_MEM, 0),
+                insn(XOR_X, 0),
+            ]);
+            fmix(&mut body);
+        }
+        Affinity::ClientNet | Affinity::IpId => return all,
+    }
+    body.push(insn(XOR_K, plan.seed.s1));
+    fmix(&mut body);
+    // A = bucket, kept in M[1]; then A = number of its 32-bit word.
+    body.extend([insn(RSH_K, 20), insn(ST, 1), insn(RSH_K, 5)]);
+    let words = wanted(group);
+    let mut tree = tree(&words, 0);
+    // Leaves leave their word in A and jump here: each `JA` still holds the distance to its own end of the tree.
+    let end = tree.len();
+    for (at, i) in tree.iter_mut().enumerate() {
+        if i.code == JA && i.k == LEAF {
+            i.k = (end - at - 1) as u32;
+        }
+    }
+    body.extend(tree);
+    body.extend([
+        insn(ST, 2),
+        insn(LD_MEM, 1),
+        insn(AND_K, 31),
+        insn(TAX, 0),
+        insn(LD_MEM, 2),
+        insn(RSH_X, 0),
+        jump(JSET_K, 1, 0, 1),
+        insn(RET_K, ALL),
+        insn(RET_K, 0),
+    ]);
+    body
+}
+
+/// Marks the jump at the end of a leaf until the tree's length is known.
+const LEAF: u32 = u32::MAX;
+
+fn hash_source(program: &mut Vec<Insn>, seed: Seed) {
+    program.extend([insn(LD_W_ABS, SOURCE_AT), insn(XOR_K, seed.s0)]);
+    fmix(program);
+}
+
+/// `A = fmix32(A)`.
+fn fmix(program: &mut Vec<Insn>) {
+    let fold = |shift| [insn(TAX, 0), insn(RSH_K, shift), insn(XOR_X, 0)];
+    program.extend(fold(16));
+    program.push(insn(MUL_K, FMIX_MUL_1));
+    program.extend(fold(13));
+    program.push(insn(MUL_K, FMIX_MUL_2));
+    program.extend(fold(16));
+}
+
+/// One bit per bucket that is not foreign.
+fn wanted(group: &GroupPlan) -> Vec<u32> {
+    let mut words = vec![0u32; BUCKETS / 32];
+    for (i, state) in group.states.iter().enumerate() {
+        match state {
+            BucketState::Own | BucketState::Guarded | BucketState::Draining => words[i / 32] |= 1 << (i % 32),
+            BucketState::Foreign => {}
+        }
+    }
+    words
+}
+
+/// Binary search for the word whose number is in A; leaves load it. `base` is the number of the first word.
+fn tree(words: &[u32], base: u32) -> Vec<Insn> {
+    if words.iter().all(|w| *w == words[0]) {
+        return vec![insn(LD_IMM, words[0]), insn(JA, LEAF)];
+    }
+    let middle = words.len() / 2;
+    let (left, right) = words.split_at(middle);
+    let split = base + middle as u32;
+    let left = tree(left, base);
+    let right = tree(right, split);
+    let mut tree = match u8::try_from(left.len()) {
+        Ok(distance) => vec![jump(JGE_K, split, distance, 0)],
+        Err(_) => vec![jump(JGE_K, split, 0, 1), insn(JA, left.len() as u32)],
+    };
+    tree.extend(left);
+    tree.extend(right);
+    tree
+}
+
+#[cfg(test)]
+#[path = "filter_tests.rs"]
+mod tests;

@@ -1,0 +1,11 @@
+//! Who takes which client: the keyed hash, the deal of buckets, and the verdict on one frame.
+//!
+//! Everything is a pure function of its arguments, so that all nodes, and every data plane, answer alike.
+
+pub mod assign;
+pub mod decide;
+pub mod filter;
+pub mod flow;
+pub mod fragment;
+pub mod hash;
+pub mod plan;

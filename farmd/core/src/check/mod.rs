@@ -1,0 +1,3 @@
+//! Judgement over raw probe results. The probes themselves are the daemon's.
+
+pub mod outcome;

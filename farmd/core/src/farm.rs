@@ -1,0 +1,500 @@
+//! One node's whole part in the farm: membership, and for each module and group the hand-over, behind one sans-IO surface.
+//!
+//! Inputs: [`Farm::handle_datagram`], [`Farm::handle_timeout`], [`Farm::handle_applied`], [`Farm::handle_pause`], [`Farm::set_module`],
+//! [`Farm::remove_module`], [`Farm::learn_requester`]. After any of them drain [`Farm::poll_transmit`] and [`Farm::poll_event`], look at
+//! [`Farm::plan_version`], and ask [`Farm::poll_timeout`] when to come back. The owner loop of the daemon, the simulator and the model checker all
+//! drive this same object.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::api::{ModuleState, Quality};
+use crate::balance::assign::BucketMap;
+use crate::balance::plan::GroupPlan;
+use crate::config::ClusterConfig;
+use crate::handover::{self, Handover, PeerGroup, Surroundings};
+use crate::id::{Epoch, Incarnation, MacAddr, ModuleName, NodeId, NodeSet};
+use crate::membership::{self, Membership};
+use crate::requesters::Requesters;
+use crate::wire::auth::ClusterKey;
+use crate::wire::heartbeat::{BucketSet, Heartbeat, MAX_REQUESTERS, ModuleReport, ParseError, Requester};
+
+/// What the daemon says of one of its modules.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LocalModule {
+    /// Digest of the configuration all nodes must share.
+    pub digest: u64,
+    /// State of its machine.
+    pub state: ModuleState,
+    /// And how far it is.
+    pub quality: Quality,
+    /// Why it is not UP Ready.
+    pub why: String,
+    /// It may take buckets.
+    pub ready: bool,
+    /// Ethernet address of each service interface.
+    pub macs: Vec<MacAddr>,
+    /// Configured weight of this node in each group.
+    pub weights: Vec<u16>,
+}
+
+/// A change worth a line in the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// About nodes.
+    Membership(membership::Event),
+    /// About the buckets of one group.
+    Handover {
+        /// Which module.
+        module: ModuleName,
+        /// Position of the group in its file.
+        group: usize,
+        /// What.
+        event: handover::Event,
+    },
+    /// This node's module is kept out, or no longer.
+    KeptOut {
+        /// Which module.
+        module: ModuleName,
+        /// Why; `None` if it may take part again.
+        why: Option<String>,
+    },
+    /// A peer tells of requesters this node did not know.
+    Learned(Requester),
+}
+
+/// A datagram to send.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Transmit {
+    /// Position of the lan in `cluster.xml`.
+    pub lan: usize,
+    /// To all these nodes on that lan.
+    pub to: NodeSet,
+    /// The sealed datagram.
+    pub payload: Vec<u8>,
+}
+
+/// Why a datagram was not used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// Not a heartbeat of this cluster.
+    Parse(ParseError),
+    /// Not fit for use.
+    Membership(membership::Refusal),
+}
+
+impl Refused {
+    /// Name of its counter.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Parse(ParseError::Authentication) => "authentication",
+            Self::Parse(ParseError::Version(_)) => "version",
+            Self::Parse(ParseError::Malformed(_)) => "malformed",
+            Self::Membership(refusal) => refusal.name(),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Module {
+    local: LocalModule,
+    groups: Vec<Handover>,
+    kept_out: Option<String>,
+}
+
+/// See the module doc.
+#[derive(Clone, Debug)]
+pub struct Farm {
+    this: NodeId,
+    names: Vec<String>,
+    key: ClusterKey,
+    incarnation: Incarnation,
+    digest: u64,
+    interval: Duration,
+    lans: Vec<NodeSet>,
+    membership: Membership,
+    reports: BTreeMap<NodeId, Vec<ModuleReport>>,
+    modules: BTreeMap<ModuleName, Module>,
+    requesters: Requesters,
+    seq: u64,
+    next_heartbeat: Duration,
+    leaving: bool,
+    plan_version: u64,
+    /// A pause closed everything; lifted by the next turn.
+    paused: bool,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+}
+
+impl Farm {
+    /// Node `this` of the cluster, started at `now`.
+    pub fn new(config: &ClusterConfig, key: ClusterKey, this: NodeId, incarnation: Incarnation, now: Duration) -> Self {
+        let lans = config.lans.iter().map(|lan| {
+            let nodes: NodeSet = lan.nodes.iter().map(|(n, _)| *n).collect();
+            if nodes.contains(this) { nodes.iter().filter(|n| *n != this).collect() } else { NodeSet::EMPTY }
+        });
+        Self {
+            this,
+            names: config.nodes.clone(),
+            key,
+            incarnation,
+            digest: config.digest,
+            interval: config.heartbeat_interval,
+            lans: lans.collect(),
+            membership: Membership::new(config, this, incarnation, now),
+            reports: BTreeMap::new(),
+            modules: BTreeMap::new(),
+            requesters: Requesters::default(),
+            seq: 0,
+            next_heartbeat: now,
+            leaving: false,
+            plan_version: 0,
+            paused: false,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Takes a datagram that came in on `lan`.
+    pub fn handle_datagram(&mut self, now: Duration, lan: usize, datagram: &[u8]) -> Result<(), Refused> {
+        let heartbeat = Heartbeat::parse(&self.key, datagram).map_err(Refused::Parse)?;
+        self.membership.handle_heartbeat(now, lan, &heartbeat).map_err(Refused::Membership)?;
+        for requester in &heartbeat.requesters {
+            if self.requesters.learn(*requester) {
+                self.events.push_back(Event::Learned(*requester));
+            }
+        }
+        let same_cluster = self.membership.peer(heartbeat.sender).is_some_and(|p| p.same_cluster());
+        if same_cluster {
+            self.reports.insert(heartbeat.sender, heartbeat.modules);
+        } else {
+            self.reports.remove(&heartbeat.sender);
+        }
+        self.turn(now);
+        Ok(())
+    }
+
+    /// Lets time pass.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        self.membership.handle_timeout(now);
+        self.turn(now);
+    }
+
+    /// The data plane works with plan `version`; `held` are, per module and group, the buckets in which this host has connections, and
+    /// how many connections lie in buckets it does not own.
+    pub fn handle_applied(&mut self, now: Duration, version: u64, held: BTreeMap<(ModuleName, usize), (BucketSet, u32)>) {
+        let mut held = held;
+        let mut changed = false;
+        for (name, module) in &mut self.modules {
+            for (i, group) in module.groups.iter_mut().enumerate() {
+                let (buckets, connections) = held.remove(&(name.clone(), i)).unwrap_or_default();
+                changed |= group.handle_applied(version, buckets, connections);
+            }
+        }
+        if changed {
+            self.next_heartbeat = now;
+        }
+        self.turn(now);
+    }
+
+    /// This node did not run for so long that others may have taken over: everything is closed and has to be given anew.
+    pub fn handle_pause(&mut self, now: Duration) {
+        self.paused = true;
+        self.turn(now);
+        self.paused = false;
+        self.turn(now);
+    }
+
+    /// Adds a module or changes what is said of it.
+    pub fn set_module(&mut self, now: Duration, name: ModuleName, local: LocalModule) {
+        let groups = local.weights.len();
+        match self.modules.get_mut(&name) {
+            Some(module) if module.groups.len() == groups => {
+                if module.local == local {
+                    return;
+                }
+                // A stopped module has nothing open and no say; it starts from nothing.
+                if local.state == ModuleState::Stop && module.local.state != ModuleState::Stop {
+                    module.groups = (0..groups).map(|_| Handover::new(self.this)).collect();
+                    module.kept_out = None;
+                    self.plan_version += 1;
+                }
+                module.local = local;
+            }
+            _ => {
+                let groups = (0..groups).map(|_| Handover::new(self.this)).collect();
+                self.modules.insert(name, Module { local, groups, kept_out: None });
+                self.plan_version += 1;
+            }
+        }
+        self.next_heartbeat = now;
+        self.turn(now);
+    }
+
+    /// Forgets a module.
+    pub fn remove_module(&mut self, now: Duration, name: &ModuleName) {
+        if self.modules.remove(name).is_some() {
+            self.plan_version += 1;
+            self.next_heartbeat = now;
+            self.turn(now);
+        }
+    }
+
+    /// Somebody asked for a VIP's Ethernet address; goes round in heartbeats so that nodes that start later know it too.
+    pub fn learn_requester(&mut self, requester: Requester) {
+        self.requesters.learn(requester);
+    }
+
+    /// Says goodbye: peers need not wait for the detection time. Nothing may be open any more.
+    pub fn leave(&mut self, now: Duration) {
+        self.leaving = true;
+        self.next_heartbeat = now;
+        self.turn(now);
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next event, oldest first.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] should be called if nothing else happens. May change after every input.
+    pub fn poll_timeout(&self) -> Duration {
+        self.membership.poll_timeout().map_or(self.next_heartbeat, |at| at.min(self.next_heartbeat))
+    }
+
+    /// Number of the plan that [`Self::group_plan`] now describes; it rises whenever a bucket's state differs.
+    pub fn plan_version(&self) -> u64 {
+        self.plan_version
+    }
+
+    /// Bucket states of one group.
+    pub fn group_plan(&self, module: &ModuleName, group: usize) -> Option<GroupPlan> {
+        self.modules.get(module)?.groups.get(group).map(|g| g.plan(format!("{module}/{group}")))
+    }
+
+    /// True if no bucket of the module is open here.
+    pub fn is_released(&self, module: &ModuleName) -> bool {
+        self.modules.get(module).is_none_or(|m| m.groups.iter().all(Handover::is_released))
+    }
+
+    /// True once buckets this node gave up are open elsewhere, or nobody is there to open them: the committed map gives it nothing.
+    pub fn is_handed_over(&self, module: &ModuleName) -> bool {
+        self.modules.get(module).is_none_or(|m| {
+            m.groups.iter().all(|g| g.is_released() && (g.committed() == Epoch::default() || !g.map().owners().contains(self.this)))
+        })
+    }
+
+    /// The hand-over of one group, for status.
+    pub fn group(&self, module: &ModuleName, group: usize) -> Option<&Handover> {
+        self.modules.get(module)?.groups.get(group)
+    }
+
+    /// Why this node's module is kept out of the farm, if it is.
+    pub fn kept_out(&self, module: &ModuleName) -> Option<&str> {
+        self.modules.get(module)?.kept_out.as_deref()
+    }
+
+    /// Who is alive.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Latest reports of the peers, by node.
+    pub fn reports(&self) -> &BTreeMap<NodeId, Vec<ModuleReport>> {
+        &self.reports
+    }
+
+    /// The report of `peer` on `module`, if it is heard and has it.
+    pub fn report(&self, peer: NodeId, module: &ModuleName) -> Option<&ModuleReport> {
+        self.reports.get(&peer)?.iter().find(|r| r.name == *module)
+    }
+
+    /// Requesters known here.
+    pub fn requesters(&self) -> &Requesters {
+        &self.requesters
+    }
+
+    /// The node that proposes maps of `module`.
+    pub fn coordinator(&self, module: &ModuleName) -> Option<NodeId> {
+        self.electorate(module).1
+    }
+
+    fn turn(&mut self, now: Duration) {
+        while let Some(event) = self.membership.poll_event() {
+            if matches!(event, membership::Event::PeerDown { .. } | membership::Event::PeerAlive { .. } | membership::Event::ViewChanged { .. }) {
+                self.next_heartbeat = now;
+            }
+            self.events.push_back(Event::Membership(event));
+        }
+        let heard = self.membership.heard(now);
+        self.reports.retain(|peer, _| heard.contains(*peer));
+        let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
+        let mut plan_changed = false;
+        for name in names {
+            plan_changed |= self.turn_module(now, &name);
+        }
+        if plan_changed {
+            self.plan_version += 1;
+            let version = self.plan_version;
+            self.modules.values_mut().flat_map(|m| &mut m.groups).for_each(|g| g.planned(version));
+        }
+        if now >= self.next_heartbeat {
+            self.send(now);
+            self.next_heartbeat = now + self.interval;
+        }
+    }
+
+    /// Lets every group of a module draw its conclusions.
+    fn turn_module(&mut self, now: Duration, name: &ModuleName) -> bool {
+        let (reference, coordinator) = self.electorate(name);
+        let Some(module) = self.modules.get(name) else { return false };
+        let active = module.local.state != ModuleState::Stop;
+        let kept_out = match reference {
+            Some((node, digest)) if active && digest != module.local.digest => Some(format!(
+                "userconfig.xml differs from that of {} (digest {:016x}, here {:016x})",
+                self.name(node),
+                digest,
+                module.local.digest
+            )),
+            _ => None,
+        };
+        if kept_out != module.kept_out {
+            self.events.push_back(Event::KeptOut { module: name.clone(), why: kept_out.clone() });
+            self.next_heartbeat = now;
+        }
+        let view = self.membership.view();
+        let shut = self.membership.fenced().is_some() || self.paused || kept_out.is_some() || !active;
+        let reports = &self.reports;
+        let membership = &self.membership;
+        let Some(module) = self.modules.get_mut(name) else { return false };
+        module.kept_out = kept_out;
+        let mut plan_changed = false;
+        let mut send = false;
+        for (i, group) in module.groups.iter_mut().enumerate() {
+            let peers = reports.iter().filter_map(|(peer, modules)| {
+                let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
+                let fenced = membership.peer(*peer).is_some_and(|p| p.fenced());
+                let eligible = report.digest == module.local.digest;
+                Some((*peer, PeerGroup { eligible, fenced, report: report.groups.get(i)? }))
+            });
+            let peers: BTreeMap<NodeId, PeerGroup<'_>> = peers.collect();
+            let weight = if module.local.ready && !shut { module.local.weights[i] } else { 0 };
+            let around = Surroundings { view, coordinator, weight, shut, peers: &peers };
+            let outcome = group.advance(&around);
+            plan_changed |= outcome.plan_changed;
+            send |= outcome.send;
+            let events = outcome.events.into_iter();
+            self.events.extend(events.map(|event| Event::Handover { module: name.clone(), group: i, event }));
+        }
+        if send {
+            self.next_heartbeat = now;
+        }
+        plan_changed
+    }
+
+    /// Whose configuration counts for `module` in this view, and who proposes maps.
+    ///
+    /// The configuration that counts is that of the member with the newest committed map: a newcomer never displaces those that serve. If nobody serves
+    /// yet it is that of the lowest active member.
+    fn electorate(&self, name: &ModuleName) -> (Option<(NodeId, u64)>, Option<NodeId>) {
+        let view = self.membership.view();
+        let mut active: Vec<(NodeId, u64, Epoch, bool)> = self
+            .reports
+            .iter()
+            .filter(|(peer, _)| view.contains(**peer))
+            .filter_map(|(peer, modules)| {
+                let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
+                let committed = report.groups.iter().map(|g| g.committed).max().unwrap_or_default();
+                let joining = self.membership.peer(*peer).is_some_and(|p| p.joining() || p.fenced());
+                Some((*peer, report.digest, committed, joining))
+            })
+            .collect();
+        if let Some(module) = self.modules.get(name)
+            && module.local.state != ModuleState::Stop
+            && view.contains(self.this)
+        {
+            let committed = module.groups.iter().map(Handover::committed).max().unwrap_or_default();
+            active.push((self.this, module.local.digest, committed, self.membership.joining()));
+        }
+        active.sort_by_key(|(node, ..)| *node);
+        let newest = active.iter().map(|(_, _, committed, _)| *committed).max();
+        let reference = active.iter().find(|(_, _, committed, _)| Some(*committed) == newest).map(|(n, d, ..)| (*n, *d));
+        let coordinator = active
+            .iter()
+            .find(|(_, digest, _, joining)| !joining && reference.is_some_and(|(_, d)| d == *digest))
+            .map(|(n, ..)| *n);
+        (reference, coordinator)
+    }
+
+    fn send(&mut self, now: Duration) {
+        let modules = self.modules.iter().map(|(name, module)| {
+            let groups = module.groups.iter().enumerate().map(|(i, group)| {
+                let ready = module.local.ready && module.kept_out.is_none() && self.membership.fenced().is_none();
+                let weight = if ready { module.local.weights[i] } else { 0 };
+                group.report(weight, self.must_teach(name, i, group))
+            });
+            ModuleReport {
+                name: name.clone(),
+                digest: module.local.digest,
+                state: module.local.state,
+                quality: module.local.quality,
+                why: module.kept_out.clone().unwrap_or_else(|| module.local.why.clone()),
+                macs: module.local.macs.clone(),
+                groups: groups.collect(),
+            }
+        });
+        let mut heartbeat = Heartbeat {
+            sender: self.this,
+            lan: 0,
+            fenced: self.membership.fenced().is_some(),
+            leaving: self.leaving,
+            joining: self.membership.joining(),
+            incarnation: self.incarnation,
+            seq: 0,
+            cluster_digest: self.digest,
+            hears: self.membership.hears(now),
+            excludes: self.membership.excluded(),
+            modules: modules.collect(),
+            requesters: Vec::new(),
+        };
+        heartbeat.requesters = self.requesters.next(MAX_REQUESTERS);
+        self.seq += 1;
+        heartbeat.seq = self.seq;
+        for (lan, to) in self.lans.iter().enumerate().filter(|(_, to)| !to.is_empty()) {
+            heartbeat.lan = lan as u8;
+            self.transmits.push_back(Transmit { lan, to: *to, payload: heartbeat.emit(&self.key) });
+        }
+    }
+
+    /// True if a member lacks this group's committed map and this node is the lowest that has it.
+    fn must_teach(&self, name: &ModuleName, index: usize, group: &Handover) -> bool {
+        let mine = group.committed();
+        let view = self.membership.view();
+        let peers = || {
+            self.reports.iter().filter(|(n, _)| view.contains(**n)).filter_map(|(n, modules)| {
+                let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
+                report.groups.get(index).map(|g| (*n, g))
+            })
+        };
+        peers().any(|(_, g)| g.committed < mine && g.promised != mine)
+            && !peers().any(|(n, g)| n < self.this && g.committed == mine)
+    }
+
+    fn name(&self, node: NodeId) -> &str {
+        self.names.get(node.index()).map_or("?", String::as_str)
+    }
+
+    /// The map of one group that this node works with.
+    pub fn map(&self, module: &ModuleName, group: usize) -> Option<&BucketMap> {
+        self.group(module, group).map(Handover::map)
+    }
+}
+
+#[cfg(test)]
+#[path = "farm_tests.rs"]
+mod tests;

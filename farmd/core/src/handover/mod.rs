@@ -1,0 +1,496 @@
+//! Moves the buckets of one group between live nodes: propose, release, commit.
+//!
+//! Owns this node's part in one group: the committed map, the buckets it has *open* (accepts new flows of), what it has
+//! *promised*, and the buckets in which it still *holds* connections. It never talks: [`Handover::advance`] reads the latest reports of the peers and says what
+//! changed; the reports travel in heartbeats, at once when something changed. Called by [`crate::farm::Farm`] only.
+//!
+//! ```text
+//!   coordinator                         every member (the coordinator too)
+//!   shares are not what they should be
+//!   propose (epoch, view, map) ───────► close what the map takes away, wait until the data plane
+//!                                       works without it, then  promised = epoch
+//!   all active members of the view  ◄── (report)
+//!   have promised: committed = epoch ─► committed = epoch: open what the map gives
+//! ```
+//!
+//! Why two nodes that hear each other never have one bucket open: a bucket is opened only with a commit; a commit needs the
+//! promise of every active member of the view; a promise is made only after all that the map takes away is closed, and after it nothing
+//! of an older epoch is ever opened. A node outside the view that somebody in it still hears blocks the promise of who hears it until it says that
+//! it has nothing open (`committed` 0) or falls silent for the detection time, by which time its own lease has closed it.
+
+use std::collections::BTreeMap;
+
+use crate::balance::assign::{BucketMap, assign};
+use crate::balance::plan::{BucketState, GroupPlan};
+use crate::id::{BUCKETS, Epoch, NodeId, NodeSet};
+use crate::wire::heartbeat::{BucketSet, GroupReport, MapReport};
+
+/// A peer as one group sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerGroup<'a> {
+    /// It has the same configuration and may take part.
+    pub eligible: bool,
+    /// It has stepped out.
+    pub fenced: bool,
+    /// Its latest report.
+    pub report: &'a GroupReport,
+}
+
+/// What is around at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// Nodes that all hear each other.
+    pub view: NodeSet,
+    /// The member of the view that proposes: the lowest that is active, eligible and not joining.
+    pub coordinator: Option<NodeId>,
+    /// This node's weight, 0 while it is not ready.
+    pub weight: u16,
+    /// This node must keep everything closed: it is fenced, or kept out.
+    pub shut: bool,
+    /// Every peer that is heard and has the module active, in the view or not.
+    pub peers: &'a BTreeMap<NodeId, PeerGroup<'a>>,
+}
+
+/// A proposal this node follows, or its own.
+#[derive(Clone, Debug)]
+struct Pending {
+    epoch: Epoch,
+    view: NodeSet,
+    map: BucketMap,
+    /// Weights it was made for; only at its proposer.
+    weights: Option<BTreeMap<NodeId, u16>>,
+    /// Plan that must be at work before the promise; `Some(None)` until the plan has its number.
+    release: Option<Option<u64>>,
+}
+
+/// A change worth a line in the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// This node proposes a map.
+    Proposed {
+        /// Its version.
+        epoch: Epoch,
+        /// For whom.
+        view: NodeSet,
+        /// Buckets that change owner.
+        moves: usize,
+    },
+    /// This node works with a new map.
+    Committed {
+        /// Its version.
+        epoch: Epoch,
+        /// Buckets of each owner.
+        counts: BTreeMap<NodeId, u32>,
+        /// Buckets opened here.
+        gained: usize,
+        /// Who had them before.
+        from: NodeSet,
+    },
+    /// This node has closed buckets for a proposal.
+    Released {
+        /// The proposal.
+        epoch: Epoch,
+        /// How many.
+        lost: usize,
+    },
+    /// Everything is closed.
+    Shut,
+}
+
+/// What [`Handover::advance`] did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Outcome {
+    /// Bucket states differ: the data plane needs a new plan.
+    pub plan_changed: bool,
+    /// Peers should know at once.
+    pub send: bool,
+    /// For the log.
+    pub events: Vec<Event>,
+}
+
+/// See the module doc.
+#[derive(Clone, Debug)]
+pub struct Handover {
+    this: NodeId,
+    committed: Epoch,
+    map: BucketMap,
+    /// Epoch of `map`; above `committed` after everything was shut.
+    known: Epoch,
+    promised: Epoch,
+    highest: Epoch,
+    open: BucketSet,
+    guarded: BucketSet,
+    /// The commit that opened the newest of `guarded`.
+    guarded_at: Epoch,
+    held: BucketSet,
+    held_connections: u32,
+    pending: Option<Pending>,
+    shut: bool,
+    holders: BTreeMap<usize, NodeSet>,
+    wanted: Option<(BTreeMap<NodeId, u16>, Epoch, BucketMap)>,
+}
+
+impl Handover {
+    /// A group of which nothing is known yet.
+    pub fn new(this: NodeId) -> Self {
+        Self {
+            this,
+            committed: Epoch::default(),
+            map: BucketMap::default(),
+            known: Epoch::default(),
+            promised: Epoch::default(),
+            highest: Epoch::default(),
+            open: BucketSet::default(),
+            guarded: BucketSet::default(),
+            guarded_at: Epoch::default(),
+            held: BucketSet::default(),
+            held_connections: 0,
+            pending: None,
+            shut: false,
+            holders: BTreeMap::new(),
+            wanted: None,
+        }
+    }
+
+    /// Draws all conclusions from what is around. Idempotent: a second call with the same surroundings changes nothing.
+    pub fn advance(&mut self, around: &Surroundings<'_>) -> Outcome {
+        let mut outcome = Outcome::default();
+        let reports = around.peers.values().map(|p| p.report);
+        let seen = reports.flat_map(|r| [r.promised, r.committed, r.map.as_ref().map_or(Epoch::default(), |m| m.epoch)]);
+        self.highest = seen.fold(self.highest, Epoch::max);
+        if around.shut {
+            self.shut_all(&mut outcome);
+            self.learn(around, &mut outcome);
+            return outcome;
+        }
+        if self.shut {
+            self.shut = false;
+            outcome.plan_changed |= !self.held.is_empty();
+        }
+        self.learn(around, &mut outcome);
+        self.follow(around, &mut outcome);
+        self.coordinate(around, &mut outcome);
+        self.commit_with_others(around, &mut outcome);
+        self.watch_holders(around, &mut outcome);
+        outcome
+    }
+
+    /// The plan with the released buckets has number `version`; called after an `advance` with `plan_changed`.
+    pub fn planned(&mut self, version: u64) {
+        if let Some(Pending { release: Some(awaited @ None), .. }) = &mut self.pending {
+            *awaited = Some(version);
+        }
+    }
+
+    /// The data plane works with plan `version`, and this host has connections in `held`, of which some are in buckets that are not open. Returns true
+    /// if `advance` should run.
+    pub fn handle_applied(&mut self, version: u64, held: BucketSet, connections: u32) -> bool {
+        let awaited = self.pending.as_ref().and_then(|p| p.release);
+        if awaited.is_some_and(|plan| plan.is_none_or(|plan| plan > version)) {
+            // This plan still had open what has been closed since; what it found is out of date.
+            return false;
+        }
+        let mut changed = held != self.held;
+        self.held = held;
+        self.held_connections = connections;
+        if let Some(pending) = &mut self.pending
+            && pending.release.take().is_some()
+        {
+            self.promised = pending.epoch;
+            changed = true;
+        }
+        changed
+    }
+
+    /// True while nothing is open here and no connection is held, so that the module may stop.
+    pub fn is_released(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Connections in buckets that this node does not own.
+    pub fn held_connections(&self) -> u32 {
+        self.held_connections
+    }
+
+    /// Buckets in which they are.
+    pub fn held(&self) -> &BucketSet {
+        &self.held
+    }
+
+    /// Buckets open here.
+    pub fn open_count(&self) -> usize {
+        self.open.len()
+    }
+
+    /// The map this node works with.
+    pub fn map(&self) -> &BucketMap {
+        &self.map
+    }
+
+    /// Epoch of the committed map.
+    pub fn committed(&self) -> Epoch {
+        self.committed
+    }
+
+    /// What to tell the others. `with_map`: a peer lacks the committed map and this node is the one to send it.
+    pub fn report(&self, weight: u16, with_map: bool) -> GroupReport {
+        let proposal = self.pending.as_ref().filter(|p| p.weights.is_some() && p.epoch > self.committed);
+        let map = match proposal {
+            Some(p) => Some(MapReport { epoch: p.epoch, view: p.view, map: p.map.clone() }),
+            None if with_map && self.committed > Epoch::default() => {
+                Some(MapReport { epoch: self.committed, view: NodeSet::EMPTY, map: self.map.clone() })
+            }
+            None => None,
+        };
+        // A node that was shut has not kept what it once promised open or closed; it starts from nothing.
+        let promised = if self.committed == Epoch::default() && self.pending.is_none() { Epoch::default() } else { self.promised };
+        GroupReport {
+            weight,
+            promised,
+            committed: self.committed,
+            held: self.held.clone(),
+            held_connections: self.held_connections,
+            map,
+        }
+    }
+
+    /// Bucket states for the data plane.
+    pub fn plan(&self, name: String) -> GroupPlan {
+        let mut plan = GroupPlan::closed(name);
+        plan.owners = self.map.clone();
+        plan.holders.clone_from(&self.holders);
+        if self.shut {
+            return plan;
+        }
+        for (index, state) in plan.states.iter_mut().enumerate() {
+            *state = if self.open.contains(index) {
+                let foreign_flows = self.guarded.contains(index) || self.holders.contains_key(&index);
+                if foreign_flows { BucketState::Guarded } else { BucketState::Own }
+            } else if self.held.contains(index) {
+                BucketState::Draining
+            } else {
+                BucketState::Foreign
+            };
+        }
+        plan
+    }
+
+    fn shut_all(&mut self, outcome: &mut Outcome) {
+        let opened = !self.open.is_empty();
+        if opened {
+            self.hold_open_ones();
+            self.open = BucketSet::default();
+            self.guarded = BucketSet::default();
+            outcome.events.push(Event::Shut);
+        }
+        if opened || !self.shut || self.committed != Epoch::default() {
+            outcome.plan_changed = true;
+            outcome.send = true;
+        }
+        self.shut = true;
+        self.pending = None;
+        self.committed = Epoch::default();
+    }
+
+    /// What was open may carry connections; nobody has looked yet.
+    fn hold_open_ones(&mut self) {
+        let held = self.held.iter().chain(self.open.iter()).collect();
+        self.held = held;
+    }
+
+    /// Takes over a committed map that this node has not taken part in.
+    fn learn(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
+        let newest = around
+            .peers
+            .values()
+            .filter(|p| p.eligible)
+            .filter_map(|p| p.report.map.as_ref().filter(|m| m.epoch == p.report.committed))
+            .max_by_key(|m| m.epoch)
+            .filter(|m| m.epoch > self.known);
+        let Some(newest) = newest else { return };
+        // This one comes by commit, and is opened then.
+        if self.pending.as_ref().is_some_and(|p| p.epoch == newest.epoch) && !around.shut {
+            return;
+        }
+        let lost: Vec<usize> = self.open.iter().filter(|&i| !newest.map.owns(self.this, i)).collect();
+        if !lost.is_empty() {
+            outcome.events.push(Event::Released { epoch: newest.epoch, lost: lost.len() });
+            self.close(lost.into_iter().collect());
+        }
+        self.map = newest.map.clone();
+        self.known = newest.epoch;
+        let all_open = (0..BUCKETS).all(|i| !self.map.owns(self.this, i) || self.open.contains(i));
+        if all_open && !around.shut {
+            self.committed = newest.epoch;
+            self.promised = self.promised.max(newest.epoch);
+        }
+        outcome.plan_changed = true;
+        outcome.send = true;
+    }
+
+    /// True if every node this one hears that may have buckets open is in `view`.
+    fn covers_all_that_serve(around: &Surroundings<'_>, view: NodeSet) -> bool {
+        around
+            .peers
+            .iter()
+            .all(|(n, p)| view.contains(*n) || p.fenced || p.report.committed == Epoch::default())
+    }
+
+    fn follow(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
+        let Some(coordinator) = around.coordinator.filter(|c| *c != self.this) else { return };
+        let Some(peer) = around.peers.get(&coordinator) else { return };
+        let Some(proposal) = &peer.report.map else { return };
+        let is_new = proposal.epoch > self.promised
+            && proposal.epoch > peer.report.committed
+            && self.pending.as_ref().is_none_or(|p| p.epoch < proposal.epoch);
+        if is_new && proposal.view.contains(self.this) && Self::covers_all_that_serve(around, proposal.view) {
+            self.accept(proposal.clone(), None, outcome);
+        }
+    }
+
+    fn accept(&mut self, proposal: MapReport, weights: Option<BTreeMap<NodeId, u16>>, outcome: &mut Outcome) {
+        // A release that the data plane has not confirmed yet still has to be waited for.
+        let earlier = self.pending.take().and_then(|p| p.release);
+        let lost: BucketSet = self.open.iter().filter(|&i| !proposal.map.owns(self.this, i)).collect();
+        let MapReport { epoch, view, map } = proposal;
+        let release = if lost.is_empty() {
+            earlier
+        } else {
+            outcome.events.push(Event::Released { epoch, lost: lost.len() });
+            outcome.plan_changed = true;
+            self.close(lost);
+            Some(None)
+        };
+        if release.is_none() {
+            self.promised = epoch;
+        }
+        self.pending = Some(Pending { epoch, view, map, weights, release });
+        self.highest = self.highest.max(epoch);
+        outcome.send = true;
+    }
+
+    fn close(&mut self, lost: BucketSet) {
+        let keep = |set: &BucketSet| set.iter().filter(|i| !lost.contains(*i)).collect();
+        self.open = keep(&self.open);
+        self.guarded = keep(&self.guarded);
+        self.held = self.held.iter().chain(lost.iter()).collect();
+    }
+
+    fn coordinate(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
+        if around.coordinator != Some(self.this) {
+            if let Some(pending) = &mut self.pending {
+                pending.weights = None;
+            }
+            return;
+        }
+        let members: BTreeMap<NodeId, PeerGroup<'_>> =
+            around.peers.iter().filter(|(n, p)| around.view.contains(**n) && p.eligible).map(|(n, p)| (*n, *p)).collect();
+        // Whoever knows a newer map sends it; deciding on an older one would move buckets for nothing.
+        if members.values().any(|p| p.report.committed > self.known) {
+            return;
+        }
+        let mut weights: BTreeMap<NodeId, u16> = members.iter().map(|(n, p)| (*n, p.report.weight)).collect();
+        weights.insert(self.this, around.weight);
+        weights.retain(|_, w| *w > 0);
+
+        let outstanding = self.pending.as_ref().filter(|p| p.weights.is_some() && p.epoch > self.committed);
+        let propose = match outstanding {
+            Some(p) => p.weights.as_ref() != Some(&weights) || p.view != around.view || p.epoch < self.highest,
+            None => {
+                let map = self.map.clone();
+                let fits = *self.wanted(&weights) == map;
+                let lagging = members.iter().any(|(n, p)| {
+                    p.report.committed != self.committed && p.report.promised != self.committed && self.map.owners().contains(*n)
+                });
+                let self_lagging =
+                    (0..BUCKETS).any(|i| self.map.owns(self.this, i) && !self.open.contains(i));
+                !fits || lagging || self_lagging || (self.committed == Epoch::default() && !weights.is_empty())
+            }
+        };
+        if propose && Self::covers_all_that_serve(around, around.view) {
+            let map = self.wanted(&weights).clone();
+            let epoch = self.highest.next(self.this);
+            outcome.events.push(Event::Proposed { epoch, view: around.view, moves: self.map.moves_to(&map) });
+            self.accept(MapReport { epoch, view: around.view, map }, Some(weights), outcome);
+        }
+        let Some(pending) = self.pending.as_ref().filter(|p| p.weights.is_some() && p.epoch > self.committed) else { return };
+        let all_promised = pending.release.is_none()
+            && self.promised == pending.epoch
+            && members.values().all(|p| p.report.promised == pending.epoch);
+        if all_promised && pending.view == around.view && Self::covers_all_that_serve(around, pending.view) {
+            self.commit(outcome);
+        }
+    }
+
+    /// The best map for `weights`, computed once per change.
+    fn wanted(&mut self, weights: &BTreeMap<NodeId, u16>) -> &BucketMap {
+        let fresh = self.wanted.take().filter(|(w, e, _)| w == weights && *e == self.known);
+        let known = self.known;
+        let map = &self.map;
+        let entry = fresh.unwrap_or_else(|| (weights.clone(), known, assign(map, weights)));
+        &self.wanted.insert(entry).2
+    }
+
+    fn commit_with_others(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
+        let Some(pending) = &self.pending else { return };
+        let done = pending.epoch > self.committed
+            && pending.release.is_none()
+            && self.promised == pending.epoch
+            && around.peers.values().any(|p| p.report.committed == pending.epoch);
+        if done {
+            self.commit(outcome);
+        }
+    }
+
+    fn commit(&mut self, outcome: &mut Outcome) {
+        let Some(pending) = self.pending.take() else { return };
+        let mut gained = 0;
+        let mut from = NodeSet::EMPTY;
+        for index in (0..BUCKETS).filter(|&i| pending.map.owns(self.this, i)) {
+            if !self.open.contains(index) {
+                self.open.insert(index);
+                self.guarded.insert(index);
+                gained += 1;
+                if let Some(owner) = self.map.owner_at(index).filter(|n| *n != self.this) {
+                    from.insert(owner);
+                }
+            }
+        }
+        if gained > 0 {
+            self.guarded_at = pending.epoch;
+        }
+        self.committed = pending.epoch;
+        self.known = pending.epoch;
+        self.map = pending.map;
+        outcome.plan_changed = true;
+        outcome.send = true;
+        outcome.events.push(Event::Committed { epoch: pending.epoch, counts: self.map.counts(), gained, from });
+    }
+
+    /// Notes which peers have connections where, and ends the guard of buckets in which nobody has any.
+    fn watch_holders(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
+        let mut holders: BTreeMap<usize, NodeSet> = BTreeMap::new();
+        for (node, peer) in around.peers.iter().filter(|(_, p)| !p.report.held.is_empty()) {
+            for index in peer.report.held.iter() {
+                holders.entry(index).or_default().insert(*node);
+            }
+        }
+        if holders != self.holders {
+            self.holders = holders;
+            outcome.plan_changed = true;
+        }
+        // A peer's word on what it holds counts only if it was given after it released what was opened here.
+        let all_released =
+            around.peers.values().filter(|p| p.eligible && !p.fenced).all(|p| p.report.promised >= self.guarded_at);
+        if all_released && !self.guarded.is_empty() {
+            let left: BucketSet = self.guarded.iter().filter(|i| self.holders.contains_key(i)).collect();
+            if left != self.guarded {
+                self.guarded = left;
+                outcome.plan_changed = true;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

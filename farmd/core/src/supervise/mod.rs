@@ -1,0 +1,3 @@
+//! Decisions about what keeps failing. Nothing here forks, waits or reads a clock.
+
+pub mod policy;

@@ -1,0 +1,207 @@
+//! Who answers for a VIP's Ethernet address, and who tells clients that it has moved.
+//!
+//! A broadcast request is answered by the requester's entry node only (in `vmac_invisible` too, so that one request gets one reply); a
+//! request sent to this host alone is a neighbour's probe and is always answered, with the address of the entry node as it is now. When the map makes this
+//! node the entry node of a requester it knows, it tells that requester at once. The kernel answers nothing: an nf_tables rule drops
+//! ARP for the VIPs after this socket has got its copy. Never uses the virtual MAC as a source.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use farm_core::balance::plan::{Plan, VipPlan};
+use farm_core::config::L2Mode;
+use farm_core::id::MacAddr;
+use farm_core::requesters::Requesters;
+use farm_core::wire::arp::{Arp, Operation};
+use farm_core::wire::heartbeat::Requester;
+use tracing::{debug, warn};
+
+use super::{Count, Counters, Interface, Lease};
+
+/// Time between a periodic broadcast, which draws every client to one node, and the replies that send those known back to theirs.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Periodic announcements of one VIP.
+#[derive(Debug)]
+struct Periodic {
+    broadcast_at: Instant,
+    until: Instant,
+    settle_at: Option<Instant>,
+}
+
+/// See the module doc.
+#[derive(Debug)]
+pub struct Responder {
+    requesters: Requesters,
+    counters: Arc<Counters>,
+    periodic: BTreeMap<IpAddr, Periodic>,
+    conflict_logged: Option<Instant>,
+}
+
+impl Responder {
+    /// A responder that knows nobody yet.
+    pub fn new(counters: Arc<Counters>) -> Self {
+        Self { requesters: Requesters::default(), counters, periodic: BTreeMap::new(), conflict_logged: None }
+    }
+
+    /// Learns of a requester that another node has heard.
+    pub fn learn(&mut self, requester: Requester) {
+        self.requesters.learn(requester);
+    }
+
+    /// When [`Self::handle_timeout`] has something to do.
+    pub fn next_at(&self) -> Option<Instant> {
+        self.periodic.values().flat_map(|p| [Some(p.broadcast_at), p.settle_at]).flatten().min()
+    }
+
+    /// Reads and answers what has come in; returns requesters not known before.
+    pub fn handle_arp(&mut self, plan: &Plan, lease: &Lease, interface: &mut Interface) -> Vec<Requester> {
+        let mut learned = Vec::new();
+        loop {
+            let arp = match interface.arp.recv() {
+                Ok(Some(frame)) => Arp::parse(frame),
+                Ok(None) => return learned,
+                Err(error) => {
+                    debug!(%error, interface = interface.name, "reading ARP failed");
+                    return learned;
+                }
+            };
+            let Some(arp) = arp else { continue };
+            self.notice_conflict(plan, interface, &arp);
+            let vip = plan.vip(IpAddr::V4(arp.target)).filter(|v| v.interface == interface.index);
+            let Some(vip) = vip.filter(|_| arp.operation == Operation::Request && arp.sender != arp.target) else { continue };
+            let requester = Requester { vip: vip.addr, addr: IpAddr::V4(arp.sender), mac: arp.sender_mac };
+            if !arp.sender.is_unspecified() && !arp.sender_mac.is_group() && self.requesters.learn(requester) {
+                learned.push(requester);
+            }
+            match self.answer(plan, vip, &arp).filter(|_| lease.holds(Instant::now())) {
+                Some(mac) => self.send(interface, &arp.reply_to(vip.own_mac, mac), Count::ArpAnswered),
+                None => self.counters.add(Count::ArpLeft, 1),
+            }
+        }
+    }
+
+    /// The Ethernet address to answer with, if this node is to answer.
+    fn answer(&self, plan: &Plan, vip: &VipPlan, arp: &Arp) -> Option<MacAddr> {
+        let entry = plan.entry_node(vip, IpAddr::V4(arp.sender))?;
+        let here = entry == plan.this;
+        match vip.mode {
+            L2Mode::Invisible(mac) => here.then_some(mac),
+            L2Mode::Directed if here => Some(vip.own_mac),
+            L2Mode::Directed if arp.destination == vip.own_mac => vip.peers.get(&entry).copied(),
+            L2Mode::Directed => None,
+        }
+    }
+
+    /// Tells the requesters whose entry node has changed, as far as this node was or is it.
+    pub fn handle_plan(&mut self, old: &Plan, new: &Plan, interfaces: &mut [Interface]) {
+        let now = Instant::now();
+        for vip in &new.vips {
+            let Some(interface) = interfaces.iter_mut().find(|i| i.index == vip.interface) else { continue };
+            let before = old.vip(vip.addr);
+            let owners_changed = before.is_none_or(|b| {
+                old.groups.get(b.entry_group).map(|g| &g.owners) != new.groups.get(vip.entry_group).map(|g| &g.owners)
+            });
+            if !owners_changed {
+                continue;
+            }
+            if let Some(reroute) = vip.arp_reroute {
+                let periodic = Periodic { broadcast_at: now + reroute.interval, until: now + reroute.elapse, settle_at: None };
+                self.periodic.insert(vip.addr, periodic);
+            }
+            let news: Vec<(MacAddr, MacAddr)> = self
+                .requesters
+                .iter()
+                .filter(|r| r.vip == vip.addr)
+                .filter_map(|r| {
+                    let entry = new.entry_node(vip, r.addr)?;
+                    let was = before.and_then(|b| old.entry_node(b, r.addr));
+                    if was == Some(entry) || (entry != new.this && was != Some(new.this)) {
+                        return None;
+                    }
+                    Some((r.mac, mac_of(new, vip, entry)?))
+                })
+                .collect();
+            let IpAddr::V4(addr) = vip.addr else { continue };
+            for (to, mac) in news {
+                self.announce(interface, vip, addr, mac, to);
+            }
+        }
+        self.periodic.retain(|addr, _| new.vip(*addr).is_some());
+    }
+
+    /// Sends periodic announcements that are due.
+    pub fn handle_timeout(&mut self, now: Instant, plan: &Plan, interfaces: &mut [Interface]) {
+        for vip in &plan.vips {
+            let (Some(reroute), IpAddr::V4(addr)) = (vip.arp_reroute, vip.addr) else { continue };
+            let Some(interface) = interfaces.iter_mut().find(|i| i.index == vip.interface) else { continue };
+            let Some(periodic) = self.periodic.get_mut(&vip.addr) else { continue };
+            let settle = periodic.settle_at.take_if(|at| *at <= now).is_some();
+            let broadcast = periodic.broadcast_at <= now;
+            if broadcast {
+                periodic.broadcast_at = now + reroute.interval;
+                periodic.settle_at = (vip.mode == L2Mode::Directed).then_some(now + SETTLE);
+            }
+            let over = periodic.until <= now;
+            // One node speaks for all: the owner of the first bucket.
+            let speaker = plan.groups.get(vip.entry_group).and_then(|g| g.owners.owner_at(0));
+            if broadcast && speaker == Some(plan.this) {
+                self.announce(interface, vip, addr, vip.service_mac(), MacAddr::BROADCAST);
+            }
+            if settle {
+                let mine: Vec<MacAddr> = self
+                    .requesters
+                    .iter()
+                    .filter(|r| r.vip == vip.addr && plan.entry_node(vip, r.addr) == Some(plan.this))
+                    .map(|r| r.mac)
+                    .collect();
+                for to in mine {
+                    self.announce(interface, vip, addr, vip.own_mac, to);
+                }
+            }
+            if over {
+                self.periodic.remove(&vip.addr);
+            }
+        }
+    }
+
+    fn announce(&self, interface: &mut Interface, vip: &VipPlan, addr: Ipv4Addr, mac: MacAddr, to: MacAddr) {
+        self.send(interface, &Arp::announce(addr, vip.own_mac, mac, to), Count::ArpAnnounced);
+    }
+
+    fn send(&self, interface: &mut Interface, arp: &Arp, count: Count) {
+        match interface.arp.send(&arp.emit()) {
+            Ok(()) => self.counters.add(count, 1),
+            Err(error) => {
+                self.counters.add(Count::ArpFailed, 1);
+                debug!(%error, interface = interface.name, "sending ARP failed");
+            }
+        }
+    }
+
+    /// Somebody who is no member says the VIP is his: two hosts have one address.
+    fn notice_conflict(&mut self, plan: &Plan, interface: &Interface, arp: &Arp) {
+        let Some(vip) = plan.vip(IpAddr::V4(arp.sender)).filter(|v| v.interface == interface.index) else { return };
+        let known = arp.source == vip.own_mac || vip.peers.values().any(|mac| *mac == arp.source);
+        if known {
+            return;
+        }
+        self.counters.add(Count::ArpConflict, 1);
+        if self.conflict_logged.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
+            self.conflict_logged = Some(Instant::now());
+            warn!(vip = %vip.addr, interface = interface.name, claimed_by = %arp.source, "another host claims the virtual address");
+        }
+    }
+}
+
+/// The Ethernet address under which clients reach `node` for this VIP.
+fn mac_of(plan: &Plan, vip: &VipPlan, node: farm_core::id::NodeId) -> Option<MacAddr> {
+    match vip.mode {
+        // The virtual MAC never moves.
+        L2Mode::Invisible(_) => None,
+        L2Mode::Directed if node == plan.this => Some(vip.own_mac),
+        L2Mode::Directed => vip.peers.get(&node).copied(),
+    }
+}

@@ -1,0 +1,185 @@
+//! The packet path: what every data plane must do, and what it counts.
+//!
+//! The owner loop publishes immutable [`Plan`]s; a data plane swaps one in whole, works by it, and answers with
+//! [`Event::PlanApplied`](crate::event::Event::PlanApplied) once no frame is judged by an older one. It renews nothing itself: past the
+//! [`Lease`] it drops every VIP frame, so that a daemon that hangs takes nothing others have taken over.
+
+pub mod arp;
+pub mod raw;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use farm_core::balance::decide::Reason;
+use farm_core::balance::plan::Plan;
+use farm_core::wire::heartbeat::Requester;
+
+/// A service interface that is ready to be worked with.
+#[derive(Debug)]
+pub struct Interface {
+    /// Kernel index.
+    pub index: u32,
+    /// Name, for messages.
+    pub name: String,
+    /// Captures what comes in.
+    pub ring: farm_sys::packet_socket::PacketRing,
+    /// Hears and answers ARP.
+    pub arp: farm_sys::arp_socket::ArpSocket,
+    /// Virtual MACs the ring receives; they leave with it.
+    pub joined: std::collections::BTreeSet<[u8; 6]>,
+}
+
+/// The packet path.
+pub trait DataPlane: Send + Sync {
+    /// Works by `plan` from now on and says so with an event.
+    fn apply(&self, plan: Arc<Plan>);
+    /// Takes a service interface into work.
+    fn attach(&self, interface: Interface);
+    /// Lets go of the interface with this index.
+    fn detach(&self, index: u32);
+    /// Takes or, with `None`, gives back the device through which accepted frames reach the stack.
+    fn set_tap(&self, tap: Option<LocalDevice>);
+    /// Learns of a requester that another node has heard.
+    fn learn(&self, requester: Requester);
+    /// Ends it and waits until it has ended.
+    fn stop(&mut self);
+}
+
+/// The device through which accepted frames reach the stack.
+#[derive(Debug)]
+pub struct LocalDevice {
+    /// The TAP.
+    pub tap: farm_sys::tap::Tap,
+    /// Its own Ethernet address, which accepted frames get as destination.
+    pub mac: farm_core::id::MacAddr,
+}
+
+/// Until when VIP frames may be accepted, shared by the owner loop, which renews it, and the data plane, which obeys it.
+#[derive(Debug)]
+pub struct Lease {
+    start: Instant,
+    until_nanos: AtomicU64,
+}
+
+impl Lease {
+    /// A lease that has already ended.
+    pub fn new() -> Self {
+        Self { start: Instant::now(), until_nanos: AtomicU64::new(0) }
+    }
+
+    /// Extends the lease to `until`.
+    pub fn renew(&self, until: Instant) {
+        let nanos = until.saturating_duration_since(self.start).as_nanos();
+        self.until_nanos.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    /// True if frames may be accepted at `now`.
+    pub fn holds(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.start) < Duration::from_nanos(self.until_nanos.load(Ordering::Acquire))
+    }
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a data plane counts beside verdicts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Count {
+    /// Frames sent on to another member.
+    Forwarded,
+    /// Frames that could not be sent on.
+    ForwardFailed,
+    /// Frames whose owner's Ethernet address is not known.
+    ForwardUnknown,
+    /// Frames the TAP did not take.
+    TapFailed,
+    /// Frames dropped because the lease had ended.
+    LeaseEnded,
+    /// Frames lost because the ring was full.
+    RingFull,
+    /// Frames too long for the ring that could not be fetched.
+    Truncated,
+    /// ARP requests for a VIP that were answered.
+    ArpAnswered,
+    /// ARP requests for a VIP left to another node.
+    ArpLeft,
+    /// Unsolicited ARP replies sent.
+    ArpAnnounced,
+    /// ARP packets that claim a VIP for a host that is no member.
+    ArpConflict,
+    /// ARP packets that could not be sent.
+    ArpFailed,
+    /// Bytes accepted.
+    BytesAccepted,
+    /// Plans applied.
+    PlansApplied,
+}
+
+impl Count {
+    const ALL: [Self; 14] = [
+        Self::Forwarded,
+        Self::ForwardFailed,
+        Self::ForwardUnknown,
+        Self::TapFailed,
+        Self::LeaseEnded,
+        Self::RingFull,
+        Self::Truncated,
+        Self::ArpAnswered,
+        Self::ArpLeft,
+        Self::ArpAnnounced,
+        Self::ArpConflict,
+        Self::ArpFailed,
+        Self::BytesAccepted,
+        Self::PlansApplied,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::ForwardFailed => "forward_failed",
+            Self::ForwardUnknown => "forward_unknown",
+            Self::TapFailed => "tap_failed",
+            Self::LeaseEnded => "lease_ended",
+            Self::RingFull => "ring_full",
+            Self::Truncated => "truncated",
+            Self::ArpAnswered => "arp_answered",
+            Self::ArpLeft => "arp_left",
+            Self::ArpAnnounced => "arp_announced",
+            Self::ArpConflict => "arp_conflict",
+            Self::ArpFailed => "arp_failed",
+            Self::BytesAccepted => "bytes_accepted",
+            Self::PlansApplied => "plans_applied",
+        }
+    }
+}
+
+/// Counters of a data plane; one writer, any number of readers.
+#[derive(Debug, Default)]
+pub struct Counters {
+    reasons: [AtomicU64; Reason::ALL.len()],
+    counts: [AtomicU64; Count::ALL.len()],
+}
+
+impl Counters {
+    /// One more frame judged for `reason`.
+    pub fn judged(&self, reason: Reason) {
+        self.reasons[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `n` more of `count`.
+    pub fn add(&self, count: Count, n: u64) {
+        self.counts[count as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// All of them, by name.
+    pub fn read(&self) -> BTreeMap<String, u64> {
+        let reasons = Reason::ALL.iter().map(|r| (format!("frames_{}", r.name()), &self.reasons[*r as usize]));
+        let counts = Count::ALL.iter().map(|c| (format!("dataplane_{}", c.name()), &self.counts[*c as usize]));
+        reasons.chain(counts).map(|(name, value)| (name, value.load(Ordering::Relaxed))).collect()
+    }
+}

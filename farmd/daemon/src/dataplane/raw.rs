@@ -1,0 +1,404 @@
+//! The raw data plane: AF_PACKET ring in, TAP out, one thread.
+//!
+//! The kernel's own receive path never sees VIP frames (an nf_tables rule drops them after the ring has got its copy); what
+//! the decision accepts is written to the TAP that carries the VIP, with its `virtio_net_hdr`, so that unfinished checksums and merged segments stay what they
+//! are. Replies leave by the kernel's ordinary route.
+//!
+//! A new plan takes effect between two frames: the thread looks up this host's connections once (a `sock_diag` dump), swaps the plan and goes on; frames
+//! wait in the ring meanwhile. The connections found are the flow table for guarded and draining buckets; connections opened later in a guarded bucket are
+//! added as their first packet is accepted.
+
+// Looked up by key only; never iterated.
+#![allow(clippy::disallowed_types)]
+
+use std::collections::HashSet;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use farm_core::balance::decide::{Verdict, decide};
+use farm_core::balance::filter;
+use farm_core::balance::flow::{FlowKey, TCP};
+use farm_core::balance::fragment::FragmentTable;
+use farm_core::balance::plan::{BucketState, Plan};
+use farm_core::config::{Affinity, L2Mode, Protocol};
+use farm_core::id::{Bucket, NodeSet};
+use farm_core::wire::heartbeat::Requester;
+use farm_core::wire::packet::Packet;
+use farm_sys::event_fd::EventFd;
+use farm_sys::packet_socket::{BpfInsn, PacketRing};
+use farm_sys::sock_diag::{SockDiag, TcpSocket};
+use tracing::{debug, warn};
+
+use super::arp::Responder;
+use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
+use crate::event::{Event, EventSender};
+
+/// Slots of 2 kB in each interface's ring: 4 MB, some 30 ms at 70 000 frames a second.
+pub const RING_SLOTS: u32 = 2048;
+/// Frames taken from one ring before the others have their turn.
+const BUDGET: usize = 256;
+/// How often connections in buckets that are guarded or held are counted anew.
+const RECOUNT: Duration = Duration::from_secs(1);
+/// Length of the `virtio_net_hdr` before each frame.
+const VNET: usize = 10;
+
+enum Command {
+    Plan(Arc<Plan>),
+    Attach(Interface),
+    Detach(u32),
+    Tap(Option<LocalDevice>),
+    Learn(Requester),
+    Stop,
+}
+
+/// Handle of the thread.
+#[derive(Debug)]
+pub struct RawPlane {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<EventFd>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl RawPlane {
+    /// Starts the thread in the network namespace of the caller.
+    pub fn start(plan: Arc<Plan>, lease: Arc<Lease>, counters: Arc<Counters>, events: EventSender) -> io::Result<Self> {
+        let (commands, inbox) = mpsc::channel();
+        let wake = Arc::new(EventFd::new()?);
+        let mut worker = Worker {
+            inbox,
+            wake: Arc::clone(&wake),
+            events,
+            sock_diag: SockDiag::open()?,
+            responder: Responder::new(Arc::clone(&counters)),
+            core: Core {
+                plan,
+                lease,
+                counters,
+                tap: None,
+                flows: HashSet::new(),
+                fragments: FragmentTable::default(),
+                start: Instant::now(),
+            },
+            interfaces: Vec::new(),
+            recount_at: None,
+        };
+        let thread = thread::Builder::new().name("dataplane".into()).spawn(move || worker.run())?;
+        Ok(Self { commands, wake, thread: Some(thread) })
+    }
+
+    fn send(&self, command: Command) {
+        if self.commands.send(command).is_ok() {
+            self.wake.notify();
+        }
+    }
+}
+
+impl DataPlane for RawPlane {
+    fn apply(&self, plan: Arc<Plan>) {
+        self.send(Command::Plan(plan));
+    }
+
+    fn attach(&self, interface: Interface) {
+        self.send(Command::Attach(interface));
+    }
+
+    fn detach(&self, index: u32) {
+        self.send(Command::Detach(index));
+    }
+
+    fn set_tap(&self, tap: Option<LocalDevice>) {
+        self.send(Command::Tap(tap));
+    }
+
+    fn learn(&self, requester: Requester) {
+        self.send(Command::Learn(requester));
+    }
+
+    fn stop(&mut self) {
+        self.send(Command::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            warn!("the data-plane thread ended with a panic");
+        }
+    }
+}
+
+impl Drop for RawPlane {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Worker {
+    inbox: mpsc::Receiver<Command>,
+    wake: Arc<EventFd>,
+    events: EventSender,
+    sock_diag: SockDiag,
+    responder: Responder,
+    core: Core,
+    interfaces: Vec<Interface>,
+    recount_at: Option<Instant>,
+}
+
+/// What judging a frame needs; apart from the interfaces, so that a ring can be read while it is used.
+struct Core {
+    plan: Arc<Plan>,
+    lease: Arc<Lease>,
+    counters: Arc<Counters>,
+    tap: Option<LocalDevice>,
+    flows: HashSet<FlowKey>,
+    fragments: FragmentTable,
+    start: Instant,
+}
+
+impl Worker {
+    fn run(&mut self) {
+        loop {
+            let mut fds = vec![self.wake.as_fd()];
+            fds.extend(self.interfaces.iter().map(|i| i.ring.as_fd()));
+            fds.extend(self.interfaces.iter().map(|i| i.arp.as_fd()));
+            if let Some(tap) = &self.core.tap {
+                fds.push(tap.tap.as_fd());
+            }
+            let now = Instant::now();
+            let wakes = [self.recount_at, self.responder.next_at()];
+            let timeout = wakes.into_iter().flatten().min().map(|at| at.saturating_duration_since(now));
+            let ready = farm_sys::poll::wait_readable(&fds, timeout).unwrap_or_else(|error| {
+                warn!(%error, "poll failed");
+                thread::sleep(Duration::from_millis(10));
+                0
+            });
+            if ready & 1 != 0 {
+                self.wake.drain();
+                if !self.handle_commands() {
+                    return;
+                }
+            }
+            for interface in &mut self.interfaces {
+                let responder = &mut self.responder;
+                self.core.work(interface);
+                for requester in responder.handle_arp(&self.core.plan, &self.core.lease, interface) {
+                    self.events.send(Event::Requester(requester));
+                }
+            }
+            if let Some(tap) = &self.core.tap
+                && let Err(error) = tap.tap.drain()
+            {
+                debug!(%error, "reading the TAP failed");
+            }
+            self.handle_timers();
+        }
+    }
+
+    fn handle_commands(&mut self) -> bool {
+        let mut plan = None;
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::Plan(newer) => plan = Some(newer),
+                Command::Attach(interface) => {
+                    self.set_filter(&interface);
+                    self.interfaces.push(interface);
+                }
+                Command::Detach(index) => self.interfaces.retain(|i| i.index != index),
+                Command::Tap(tap) => self.core.tap = tap,
+                Command::Learn(requester) => self.responder.learn(requester),
+                Command::Stop => return false,
+            }
+        }
+        if let Some(plan) = plan {
+            self.apply(plan);
+        }
+        true
+    }
+
+    /// Swaps the plan between two frames; what waits in the rings is judged by the new one.
+    fn apply(&mut self, plan: Arc<Plan>) {
+        let old = std::mem::replace(&mut self.core.plan, plan);
+        self.core.fragments.clear();
+        for interface in &mut self.interfaces {
+            join_virtual_macs(&self.core.plan, interface);
+        }
+        for interface in &self.interfaces {
+            self.set_filter(interface);
+        }
+        self.count_connections();
+        self.responder.handle_plan(&old, &self.core.plan, &mut self.interfaces);
+        self.core.counters.add(Count::PlansApplied, 1);
+    }
+
+    fn set_filter(&self, interface: &Interface) {
+        let program: Vec<BpfInsn> = filter::build(&self.core.plan, interface.index)
+            .into_iter()
+            .map(|i| BpfInsn { code: i.code, jt: i.jt, jf: i.jf, k: i.k })
+            .collect();
+        if let Err(error) = interface.ring.set_filter(&program) {
+            warn!(%error, interface = interface.name, "the socket filter could not be set, the old one stays");
+        }
+    }
+
+    /// Looks up this host's connections and tells the owner loop what it holds.
+    fn count_connections(&mut self) {
+        let plan = &self.core.plan;
+        let locals: Vec<IpAddr> = plan.vips.iter().map(|v| v.addr).collect();
+        let sockets = if locals.is_empty() {
+            Vec::new()
+        } else {
+            self.sock_diag.tcp_sockets(&locals).unwrap_or_else(|error| {
+                warn!(%error, "connections could not be listed; those in guarded and draining buckets may stall");
+                Vec::new()
+            })
+        };
+        let mut held = vec![std::collections::BTreeSet::new(); plan.groups.len()];
+        let mut connections = vec![0; plan.groups.len()];
+        self.core.flows.clear();
+        let mut watched = false;
+        for socket in &sockets {
+            let Some((group, bucket, flow)) = place(plan, socket) else { continue };
+            match plan.groups[group].states[bucket.index()] {
+                BucketState::Own => {}
+                BucketState::Guarded => {
+                    watched = true;
+                    self.core.flows.insert(flow);
+                }
+                BucketState::Draining | BucketState::Foreign => {
+                    watched = true;
+                    self.core.flows.insert(flow);
+                    held[group].insert(bucket.index() as u16);
+                    connections[group] += 1;
+                }
+            }
+        }
+        self.recount_at = watched.then(|| Instant::now() + RECOUNT);
+        let held = held.into_iter().map(|set| set.into_iter().collect()).collect();
+        self.events.send(Event::PlanApplied { version: plan.version, held, connections });
+    }
+
+    fn handle_timers(&mut self) {
+        let now = Instant::now();
+        if self.recount_at.is_some_and(|at| at <= now) {
+            self.count_connections();
+            for interface in &self.interfaces {
+                match interface.ring.stats() {
+                    Ok((_, drops)) => self.core.counters.add(Count::RingFull, drops.into()),
+                    Err(error) => debug!(%error, "ring statistics"),
+                }
+            }
+        }
+        self.responder.handle_timeout(now, &self.core.plan, &mut self.interfaces);
+    }
+}
+
+/// Lets the interface receive the virtual MACs of its VIPs.
+fn join_virtual_macs(plan: &Plan, interface: &mut Interface) {
+    for vip in plan.vips.iter().filter(|v| v.interface == interface.index) {
+        let L2Mode::Invisible(mac) = vip.mode else { continue };
+        if interface.joined.insert(mac.0)
+            && let Err(error) = interface.ring.add_unicast_mac(mac.0)
+        {
+            warn!(%error, interface = interface.name, %mac, "the interface does not take the virtual MAC; trying promiscuous mode");
+            if let Err(error) = interface.ring.set_promiscuous(true) {
+                warn!(%error, interface = interface.name, "promiscuous mode was refused too: frames for the virtual address will not come in");
+            }
+        }
+    }
+}
+
+/// Group, bucket and flow of a connection of this host, if a rule covers it.
+fn place(plan: &Plan, socket: &TcpSocket) -> Option<(usize, Bucket, FlowKey)> {
+    let vip = plan.vip(socket.local.ip())?;
+    let rule = vip.rule(Protocol::Tcp, socket.local.port())?;
+    let (client, port) = (socket.remote.ip(), socket.remote.port());
+    let bucket = match rule.affinity {
+        Affinity::ClientIp => farm_core::balance::hash::bucket_of_addr(plan.seed, client),
+        Affinity::ClientPort => farm_core::balance::hash::bucket_of_port(plan.seed, client, port),
+        Affinity::ClientNet => farm_core::balance::hash::bucket_of_net(plan.seed, client),
+        // Not allowed for TCP.
+        Affinity::IpId => return None,
+    };
+    // A connection of this host to its own VIP never came over the wire.
+    if plan.vip(client).is_some() {
+        return None;
+    }
+    let flow = FlowKey { protocol: TCP, vip: vip.addr, vip_port: socket.local.port(), client, client_port: port };
+    Some((rule.group, bucket, flow))
+}
+
+impl Core {
+    /// Judges what is in one ring.
+    fn work(&mut self, interface: &mut Interface) {
+        let mut forwards: Vec<(Vec<u8>, NodeSet)> = Vec::new();
+        let leased = self.lease.holds(Instant::now());
+        let truncated = interface.ring.truncated();
+        let result = interface.ring.recv(BUDGET, |bytes| self.judge(leased, bytes, &mut forwards));
+        if let Err(error) = result {
+            debug!(%error, interface = interface.name, "reading the ring failed");
+        }
+        self.counters.add(Count::Truncated, interface.ring.truncated() - truncated);
+        for (mut bytes, to) in forwards {
+            self.forward(&interface.ring, &mut bytes, to);
+        }
+    }
+
+    fn judge(&mut self, leased: bool, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
+        let Some(packet) = bytes.get(VNET..).and_then(Packet::parse) else { return };
+        if !leased {
+            self.counters.add(Count::LeaseEnded, 1);
+            return;
+        }
+        let flows = &self.flows;
+        let now = self.start.elapsed();
+        let decision = decide(&self.plan, &packet, &mut self.fragments, now, &mut |flow| flows.contains(flow));
+        self.counters.judged(decision.reason);
+        if !decision.forward.is_empty() {
+            forwards.push((bytes.to_vec(), decision.forward));
+        }
+        match decision.verdict {
+            Verdict::Accept => {
+                if let Some(flow) = decision.opens {
+                    self.flows.insert(flow);
+                }
+                self.accept(bytes);
+            }
+            Verdict::Drop | Verdict::Pass => {}
+        }
+    }
+
+    /// To the stack: as if it had come for the TAP.
+    fn accept(&mut self, bytes: &mut [u8]) {
+        let Some(device) = &self.tap else { return };
+        bytes[VNET..VNET + 6].copy_from_slice(&device.mac.0);
+        match device.tap.write(bytes) {
+            Ok(()) => self.counters.add(Count::BytesAccepted, (bytes.len() - VNET) as u64),
+            Err(error) => {
+                self.counters.add(Count::TapFailed, 1);
+                debug!(%error, "the TAP did not take a frame");
+            }
+        }
+    }
+
+    /// To other members: destination rewritten, source this host's own address.
+    fn forward(&mut self, ring: &PacketRing, bytes: &mut [u8], to: NodeSet) {
+        let Some(packet) = Packet::parse(&bytes[VNET..]) else { return };
+        let Some(vip) = self.plan.vip(packet.destination) else { return };
+        for node in to.iter() {
+            let Some(mac) = vip.peers.get(&node) else {
+                self.counters.add(Count::ForwardUnknown, 1);
+                continue;
+            };
+            bytes[VNET..VNET + 6].copy_from_slice(&mac.0);
+            bytes[VNET + 6..VNET + 12].copy_from_slice(&vip.own_mac.0);
+            match ring.send(bytes) {
+                Ok(()) => self.counters.add(Count::Forwarded, 1),
+                Err(error) => {
+                    self.counters.add(Count::ForwardFailed, 1);
+                    debug!(%error, "a frame could not be sent on");
+                }
+            }
+        }
+    }
+}

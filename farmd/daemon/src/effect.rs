@@ -1,0 +1,199 @@
+//! What the owner loop wants done, and the one task that does it.
+//!
+//! The owner loop never blocks on the host: it queues an [`Effect`], and the answer comes back as an [`Event`]. Effects are carried out in the order they were queued, so that
+//! connections are reset before their address goes away.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use farm_core::api::Reply;
+use farm_core::config::{ClusterConfig, ModuleConfig};
+use farm_core::id::ModuleName;
+use farm_sys::sock_diag::SockDiag;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+use crate::checker::CheckerSet;
+use crate::event::{Event, EventSender};
+use crate::host::Host;
+use crate::journal::Journal;
+use crate::script::{Folders, ScriptHandle, ScriptRequest, ScriptRunner};
+use crate::store;
+
+/// One thing to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Run a module's script.
+    RunScript {
+        /// Which run.
+        request: ScriptRequest,
+        /// The module's configuration.
+        config: Arc<ModuleConfig>,
+    },
+    /// End the module's running script.
+    KillScript(ModuleName),
+    /// Make the host carry the module's VIPs.
+    SetUpVip {
+        /// Whose.
+        module: ModuleName,
+        /// The module's configuration.
+        config: Arc<ModuleConfig>,
+    },
+    /// Undo that.
+    TearDownVip(ModuleName),
+    /// Begin to probe.
+    StartCheckers {
+        /// Whose checkers.
+        module: ModuleName,
+        /// The module's configuration.
+        config: Arc<ModuleConfig>,
+    },
+    /// End all probes of the module.
+    StopCheckers(ModuleName),
+    /// Reset the TCP connections whose local address is one of these.
+    ResetConnections {
+        /// For the log.
+        module: ModuleName,
+        /// The VIPs.
+        vips: Vec<IpAddr>,
+    },
+    /// Check `ETC/modules/AM` and make it the active copy.
+    Configure {
+        /// Which.
+        module: ModuleName,
+        /// Who waits.
+        replies: UnboundedSender<Reply>,
+    },
+    /// Remove the active copy.
+    Deconfigure {
+        /// Which.
+        module: ModuleName,
+        /// Who waits.
+        replies: UnboundedSender<Reply>,
+    },
+    /// Remember whether the module is meant to run.
+    Remember {
+        /// Which.
+        module: ModuleName,
+        /// It is.
+        started: bool,
+    },
+    /// End the task, and with it the daemon.
+    Exit,
+}
+
+/// Carries out effects until [`Effect::Exit`].
+pub struct Executor {
+    /// The three folders.
+    pub folders: Folders,
+    /// The cluster, for checking module files.
+    pub cluster: ClusterConfig,
+    /// Where answers go.
+    pub events: EventSender,
+    /// Starts scripts.
+    pub runner: ScriptRunner,
+    /// What is set on the host.
+    pub host: Host,
+    /// Module logs.
+    pub journal: Journal,
+}
+
+impl Executor {
+    /// See the type.
+    pub async fn run(mut self, mut effects: UnboundedReceiver<Effect>) {
+        let mut scripts: BTreeMap<ModuleName, ScriptHandle> = BTreeMap::new();
+        let mut checkers: BTreeMap<ModuleName, CheckerSet> = BTreeMap::new();
+        while let Some(effect) = effects.recv().await {
+            match effect {
+                Effect::RunScript { request, config } => self.run_script(&mut scripts, request, &config),
+                Effect::KillScript(module) => {
+                    if let Some(script) = scripts.get(&module) {
+                        script.kill();
+                    }
+                }
+                Effect::SetUpVip { module, config } => {
+                    let result = match &config.vip {
+                        Some(vip) => self.host.set_up(&module, vip).await,
+                        None => Ok(Vec::new()),
+                    };
+                    self.events.send(Event::VipReady { module, result });
+                }
+                Effect::TearDownVip(module) => {
+                    let problems = self.host.tear_down(&module).await;
+                    self.events.send(Event::VipGone { module, problems });
+                }
+                Effect::StartCheckers { module, config } => {
+                    let runtime = tokio::runtime::Handle::current();
+                    let set = CheckerSet::start(&runtime, &module, &config.tcp_checkers, &self.events);
+                    checkers.insert(module, set);
+                }
+                Effect::StopCheckers(module) => drop(checkers.remove(&module)),
+                Effect::ResetConnections { module, vips } => self.reset_connections(&module, &vips),
+                Effect::Configure { module, replies } => {
+                    let result = store::apply(&self.folders.etc, &self.folders.var, &module, Some(&self.cluster));
+                    let result = result.map(|(c, w)| (Box::new(c), w)).map_err(|e| e.to_string());
+                    self.events.send(Event::Configured { module, result, replies });
+                }
+                Effect::Deconfigure { module, replies } => {
+                    let result = store::deconfig(&self.folders.var, &module).map(drop).map_err(|e| e.to_string());
+                    self.events.send(Event::Deconfigured { module, result, replies });
+                }
+                Effect::Remember { module, started } => {
+                    if let Err(error) = store::set_started(&self.folders.var, &module, started) {
+                        self.journal.write(&module, "farmd", 'E', &format!("cannot remember for boot=\"auto\": {error}"));
+                    }
+                }
+                Effect::Exit => return,
+            }
+        }
+    }
+
+    fn run_script(
+        &self,
+        scripts: &mut BTreeMap<ModuleName, ScriptHandle>,
+        request: ScriptRequest,
+        config: &ModuleConfig,
+    ) {
+        let Some(user) = &config.user else {
+            // The machine asks for scripts only if there is <user>; answering keeps it going if that ever changes.
+            let outcome = farm_core::module::state::ScriptOutcome::Missing;
+            self.events.send(Event::ScriptExited { module: request.module, script: request.script, outcome });
+            return;
+        };
+        let (module, name) = (request.module.clone(), request.script.to_string());
+        let handle = self.runner.start(request, user);
+        if let Some(output) = handle.output() {
+            let file = output.file_name().unwrap_or_default().to_string_lossy();
+            self.journal.write(&module, "userplug", 'S', &format!("Script {name} > {file}"));
+        }
+        scripts.insert(module, handle);
+    }
+
+    /// Clients of a VIP that goes away learn so at once instead of waiting for an answer.
+    fn reset_connections(&self, module: &ModuleName, vips: &[IpAddr]) {
+        let result = SockDiag::open().and_then(|mut diag| {
+            let sockets = diag.tcp_sockets(vips)?;
+            let mut failed = None;
+            let mut count = 0;
+            for socket in &sockets {
+                match diag.destroy(socket) {
+                    Ok(()) => count += 1,
+                    // It has ended by itself meanwhile.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => failed = Some(error),
+                }
+            }
+            failed.map_or(Ok(count), Err)
+        });
+        match result {
+            Ok(0) => {}
+            Ok(count) => self.journal.write(module, "vip", 'I', &format!("tcpreset: {count} connections reset")),
+            Err(error) => self.journal.write(
+                module,
+                "vip",
+                'E',
+                &format!("tcpreset: connections could not be reset ({error}); their clients wait for their own time-out"),
+            ),
+        }
+    }
+}

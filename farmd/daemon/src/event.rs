@@ -1,0 +1,159 @@
+//! Everything that can happen, as one enum, and the way to tell the owner loop.
+//!
+//! Edges (scripts, checkers, control socket, data plane, host set-up) hold an [`EventSender`]; only
+//! the owner loop in [`crate::node`] receives. The queue is unbounded because each edge has at most a few
+//! events under way: one per running script, checker, command or applied plan.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use farm_core::api::{ClusterStatus, CommandRequest, FarmStatus, PrintRequest, Reply, ResourceRequest};
+use farm_core::id::ModuleName;
+use farm_core::module::state::{Script, ScriptOutcome};
+use farm_sys::event_fd::EventFd;
+
+/// One thing that happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A command from the control socket.
+    Command(Command),
+    /// A question from the control socket.
+    Query(Query),
+    /// A module's script ended.
+    ScriptExited {
+        /// Whose script.
+        module: ModuleName,
+        /// Which script.
+        script: Script,
+        /// How it ended.
+        outcome: ScriptOutcome,
+    },
+    /// A checker has a new verdict.
+    Checked {
+        /// Whose checker.
+        module: ModuleName,
+        /// `tcp.<ident>`.
+        resource: String,
+        /// True if up.
+        up: bool,
+        /// What the probe saw, for the log.
+        detail: String,
+    },
+    /// The host carries the module's VIPs, or could not be made to.
+    VipReady {
+        /// Whose VIPs.
+        module: ModuleName,
+        /// Where each VIP is, or why not.
+        result: Result<Vec<crate::host::HostVip>, String>,
+    },
+    /// The host no longer carries the module's VIPs.
+    VipGone {
+        /// Whose VIPs.
+        module: ModuleName,
+        /// Steps that failed, if any.
+        problems: Vec<String>,
+    },
+    /// Every data-plane thread works with this plan.
+    PlanApplied {
+        /// The plan's number.
+        version: u64,
+        /// Buckets per group (position in the plan) in which this host has connections but which it does not own.
+        held: Vec<Vec<u16>>,
+        /// Connections in those buckets, per group.
+        connections: Vec<u32>,
+    },
+    /// A requester of a VIP's address was seen.
+    Requester(farm_core::wire::heartbeat::Requester),
+    /// `ETC/modules/AM` was checked and made the active copy, or not.
+    Configured {
+        /// Which module.
+        module: ModuleName,
+        /// The new configuration with its warnings, or every mistake.
+        result: Result<(Box<farm_core::config::ModuleConfig>, Vec<String>), String>,
+        /// Who waits for it.
+        replies: tokio::sync::mpsc::UnboundedSender<Reply>,
+    },
+    /// The active copy is gone, or not.
+    Deconfigured {
+        /// Which module.
+        module: ModuleName,
+        /// Why it could not be removed.
+        result: Result<(), String>,
+        /// Who waits for it.
+        replies: tokio::sync::mpsc::UnboundedSender<Reply>,
+    },
+    /// SIGTERM or SIGINT.
+    Shutdown {
+        /// Which signal or command.
+        by: String,
+    },
+}
+
+/// A command and where its replies go.
+#[derive(Debug)]
+pub struct Command {
+    /// The module.
+    pub module: ModuleName,
+    /// What to do.
+    pub verb: Verb,
+    /// Replies; the last one is `Done` or `Failed`. Dropped replies are not missed.
+    pub replies: tokio::sync::mpsc::UnboundedSender<Reply>,
+}
+
+/// What a command asks for.
+#[derive(Debug)]
+pub enum Verb {
+    /// Start the module.
+    Start(CommandRequest),
+    /// Stop it.
+    Stop(CommandRequest),
+    /// Stop and start the application only.
+    Restart(CommandRequest),
+    /// Stop and start the module.
+    StopStart(CommandRequest),
+    /// Stop without the graceful pass and without waiting.
+    ForceStop(CommandRequest),
+    /// Check `ETC/modules/AM` and make it the active copy.
+    Config(CommandRequest),
+    /// Remove the active copy.
+    Deconfig(CommandRequest),
+    /// Write a line into the module log.
+    Print(PrintRequest),
+    /// Set a resource.
+    Resource(ResourceRequest),
+}
+
+/// A question and where its answer goes.
+#[derive(Debug)]
+pub enum Query {
+    /// [`FarmStatus`].
+    Status(tokio::sync::oneshot::Sender<FarmStatus>),
+    /// [`ClusterStatus`].
+    Cluster(tokio::sync::oneshot::Sender<ClusterStatus>),
+    /// Counters, by name.
+    Metrics(tokio::sync::oneshot::Sender<std::collections::BTreeMap<String, u64>>),
+    /// The present plan as JSON, for support.
+    Plan(tokio::sync::oneshot::Sender<serde_json::Value>),
+}
+
+/// Hands events to the owner loop and wakes it.
+#[derive(Clone, Debug)]
+pub struct EventSender {
+    queue: mpsc::Sender<Event>,
+    wake: Arc<EventFd>,
+}
+
+impl EventSender {
+    /// The queue's two ends; the loop polls `wake` and then drains the receiver.
+    pub fn channel(wake: Arc<EventFd>) -> (Self, mpsc::Receiver<Event>) {
+        let (queue, events) = mpsc::channel();
+        (Self { queue, wake }, events)
+    }
+
+    /// Queues `event`. After the loop has ended events are dropped: nobody is left to act on them.
+    pub fn send(&self, event: Event) {
+        if self.queue.send(event).is_ok() {
+            self.wake.notify();
+        }
+    }
+}

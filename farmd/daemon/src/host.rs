@@ -1,0 +1,381 @@
+//! What farmd changes on the host, and how it is undone.
+//!
+//! Owns the TAP, the VIPs' addresses on it, the nf_tables table and the sysctls of each service interface. Every change that outlives the process is written to
+//! `VAR/host-state.json` *before* it is made; [`clean_up`] undoes what is written there with no memory of the last run. Teardown goes on past failures and
+//! reports them all.
+//!
+//! | change | undone by |
+//! | --- | --- |
+//! | TAP device `farm0` with the VIPs as /32 | going away with the process |
+//! | nf_tables table `netdev farm_IF`: frames and ARP for the VIPs never reach the host's own stack | removing the table |
+//! | `net.ipv4.conf.IF.arp_announce = 2`: the kernel never asks with a VIP as sender | writing the old value, if it is still ours |
+//! | ring and ARP socket, membership of the virtual MAC | going away with the process |
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use farm_core::config::{L2Mode, VipConfig};
+use farm_core::id::{MacAddr, ModuleName};
+use farm_sys::arp_socket::ArpSocket;
+use farm_sys::interface::{self, Interface};
+use farm_sys::netlink::Netlink;
+use farm_sys::packet_socket::PacketRing;
+use farm_sys::tap::Tap;
+use farm_sys::{nft, sysctl};
+use serde::{Deserialize, Serialize};
+use tracing::info;
+
+use crate::dataplane::{self, DataPlane, LocalDevice};
+use crate::dataplane::raw::RING_SLOTS;
+
+/// Name of the device that carries the VIPs.
+pub const DEVICE: &str = "farm0";
+/// First part of the names of our nf_tables tables.
+const TABLE_PREFIX: &str = "farm_";
+/// File in VAR that says what must be undone.
+const STATE_FILE: &str = "host-state.json";
+
+/// Where a VIP is on this host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostVip {
+    /// The address.
+    pub addr: IpAddr,
+    /// Kernel index of its service interface.
+    pub interface: u32,
+    /// That interface's own Ethernet address.
+    pub own_mac: MacAddr,
+}
+
+/// Changes that outlive the process.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+struct HostState {
+    /// nf_tables tables of family netdev.
+    tables: Vec<String>,
+    /// Sysctls: name, value before, value written.
+    sysctls: Vec<(String, String, String)>,
+}
+
+impl HostState {
+    fn load(var: &Path) -> Result<Self, String> {
+        let path = var.join(STATE_FILE);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| format!("{}: {e}", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(format!("{}: {error}", path.display())),
+        }
+    }
+
+    fn store(&self, var: &Path) -> Result<(), String> {
+        let path = var.join(STATE_FILE);
+        let result = if *self == Self::default() {
+            fs::remove_file(&path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        } else {
+            let new = path.with_extension("json.new");
+            let bytes = serde_json::to_vec_pretty(self).map_err(|e| e.to_string())?;
+            fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path))
+        };
+        result.map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    /// Undoes everything; what could not be undone stays on the list.
+    fn undo(&mut self) -> (Vec<String>, Vec<String>) {
+        let (mut done, mut problems) = (Vec::new(), Vec::new());
+        self.tables.retain(|table| match nft::remove(table) {
+            Ok(existed) => {
+                if existed {
+                    done.push(format!("nf_tables table netdev {table} removed"));
+                }
+                false
+            }
+            Err(error) => {
+                problems.push(format!("nf_tables table netdev {table}: {error}"));
+                true
+            }
+        });
+        self.sysctls.retain(|(name, before, ours)| match sysctl::read(name) {
+            // Somebody has changed it since: theirs counts.
+            Ok(now) if now != *ours => false,
+            Ok(_) => match sysctl::write(name, before) {
+                Ok(()) => {
+                    done.push(format!("{name} = {before}"));
+                    false
+                }
+                Err(error) => {
+                    problems.push(error.to_string());
+                    true
+                }
+            },
+            Err(error) if error.is_absent() => false,
+            Err(error) => {
+                problems.push(error.to_string());
+                true
+            }
+        });
+        (done, problems)
+    }
+}
+
+/// Undoes what an earlier run has left in this network namespace. Returns what was done and what failed.
+pub fn clean_up(var: &Path) -> (Vec<String>, Vec<String>) {
+    let (mut state, mut problems) = match HostState::load(var) {
+        Ok(state) => (state, Vec::new()),
+        Err(error) => (HostState::default(), vec![error]),
+    };
+    // Tables are found even if the list was lost.
+    match nft::tables(TABLE_PREFIX) {
+        Ok(tables) => state.tables.extend(tables),
+        Err(error) => problems.push(format!("nf_tables cannot be listed: {error}")),
+    }
+    state.tables.sort();
+    state.tables.dedup();
+    let (done, more) = state.undo();
+    problems.extend(more);
+    if let Err(error) = state.store(var) {
+        problems.push(error);
+    }
+    (done, problems)
+}
+
+/// VIPs of one module on one service interface.
+#[derive(Clone, Debug)]
+struct Placed {
+    module: ModuleName,
+    interface: Interface,
+    mac: MacAddr,
+    addrs: Vec<IpAddr>,
+    mode: L2Mode,
+}
+
+/// See the module doc.
+pub struct Host {
+    var: PathBuf,
+    netlink: Netlink,
+    plane: Arc<dyn DataPlane>,
+    state: HostState,
+    placed: Vec<Placed>,
+    device: Option<u32>,
+}
+
+impl Host {
+    /// Nothing is set up yet.
+    pub async fn new(var: PathBuf, plane: Arc<dyn DataPlane>) -> Result<Self, String> {
+        let netlink = Netlink::open().await.map_err(|e| e.to_string())?;
+        Ok(Self { var, netlink, plane, state: HostState::default(), placed: Vec::new(), device: None })
+    }
+
+    /// Makes the host carry the VIPs of a module. All or nothing: what was done before a failure is undone.
+    pub async fn set_up(&mut self, module: &ModuleName, config: &VipConfig) -> Result<Vec<HostVip>, String> {
+        let placed = self.place(module, config)?;
+        match self.try_set_up(&placed).await {
+            Ok(()) => Ok(placed
+                .iter()
+                .flat_map(|p| p.addrs.iter().map(|addr| HostVip { addr: *addr, interface: p.interface.index, own_mac: p.mac }))
+                .collect()),
+            Err(error) => {
+                let problems = self.tear_down(module).await;
+                let more = problems.into_iter().map(|p| format!("; then {p}")).collect::<String>();
+                Err(format!("{error}{more}"))
+            }
+        }
+    }
+
+    /// Undoes [`Self::set_up`]; also what was set up in part.
+    pub async fn tear_down(&mut self, module: &ModuleName) -> Vec<String> {
+        let mut problems = Vec::new();
+        let gone: Vec<Placed> = self.placed.iter().filter(|p| p.module == *module).cloned().collect();
+        self.placed.retain(|p| p.module != *module);
+        if let Some(device) = self.device {
+            for addr in gone.iter().flat_map(|p| &p.addrs) {
+                if let Err(error) = self.netlink.addr_del(device, *addr, prefix_of(*addr)).await {
+                    problems.push(error.to_string());
+                }
+            }
+        }
+        let mut names: Vec<Interface> = gone.into_iter().map(|p| p.interface).collect();
+        names.sort_by_key(|i| i.index);
+        names.dedup_by_key(|i| i.index);
+        for interface in names {
+            problems.extend(self.refresh_interface(&interface).err());
+        }
+        if self.placed.is_empty() {
+            // The device goes away with its last descriptor, which the data plane holds.
+            self.plane.set_tap(None);
+            self.device = None;
+        }
+        problems
+    }
+
+    /// Finds the interface of each VIP and refuses what cannot work, before anything is touched.
+    fn place(&self, module: &ModuleName, config: &VipConfig) -> Result<Vec<Placed>, String> {
+        let all = interface::interfaces();
+        let mut placed = Vec::new();
+        for wanted in &config.interfaces {
+            let addrs = || wanted.virtual_interfaces.iter().flat_map(|v| &v.addrs).map(|a| a.addr);
+            let found = match &wanted.name {
+                Some(name) => all
+                    .iter()
+                    .find(|i| i.name == *name)
+                    .ok_or_else(|| format!("there is no interface {name}, as <interface name=\"{name}\"> wants"))?,
+                None => {
+                    let first = addrs().next().ok_or("an interface without a virtual address")?;
+                    all.iter().filter(|i| i.name != DEVICE).find(|i| i.has_subnet_of(first)).ok_or_else(|| {
+                        format!("no interface has an address in the subnet of {first}; name one: <interface name=\"…\">")
+                    })?
+                }
+            };
+            if !found.up {
+                return Err(format!("interface {} is down", found.name));
+            }
+            let mac = found.mac.ok_or_else(|| format!("interface {} has no Ethernet address", found.name))?;
+            for addr in addrs() {
+                if let Some(owner) = all.iter().find(|i| i.name != DEVICE && i.addrs.iter().any(|(a, _)| *a == addr)) {
+                    return Err(format!("{addr} is an ordinary address of {} already; a virtual address must not be", owner.name));
+                }
+                if self.placed.iter().any(|p| p.addrs.contains(&addr)) {
+                    return Err(format!("{addr} is in use by another module here"));
+                }
+            }
+            for virtual_interface in &wanted.virtual_interfaces {
+                placed.push(Placed {
+                    module: module.clone(),
+                    interface: found.clone(),
+                    mac: MacAddr(mac),
+                    addrs: virtual_interface.addrs.iter().map(|a| a.addr).collect(),
+                    mode: virtual_interface.mode,
+                });
+            }
+        }
+        Ok(placed)
+    }
+
+    async fn try_set_up(&mut self, placed: &[Placed]) -> Result<(), String> {
+        let device = match self.device {
+            Some(device) => device,
+            None => self.create_device().await?,
+        };
+        for one in placed {
+            let attached = self.placed.iter().any(|p| p.interface.index == one.interface.index);
+            self.placed.push(one.clone());
+            if !attached {
+                self.open_interface(&one.interface)?;
+            }
+            // The drop must stand before the address does, or the host's own stack answers for a moment.
+            self.refresh_interface(&one.interface)?;
+            for addr in &one.addrs {
+                self.netlink.addr_add(device, *addr, prefix_of(*addr)).await.map_err(|e| e.to_string())?;
+            }
+            info!(module = %one.module, interface = one.interface.name, vips = ?one.addrs, mode = ?one.mode, "virtual addresses set");
+        }
+        Ok(())
+    }
+
+    /// The TAP: no ARP, no multicast, no IPv6 autoconfiguration, so that it never sends a frame of its own.
+    async fn create_device(&mut self) -> Result<u32, String> {
+        let tap = Tap::create(DEVICE).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                "there is no /dev/net/tun, which carries the virtual address: load the tun module (modprobe tun), or give the container the device".to_owned()
+            }
+            io::ErrorKind::PermissionDenied => format!("{DEVICE} cannot be made: farmd lacks CAP_NET_ADMIN"),
+            io::ErrorKind::ResourceBusy => format!("{DEVICE} is in use: another farmd runs in this network namespace"),
+            _ => format!("{DEVICE} cannot be made: {error}"),
+        })?;
+        let index = tap.ifindex();
+        let fail = |e: farm_sys::netlink::NetlinkError| e.to_string();
+        self.netlink.set_arp(index, false).await.map_err(fail)?;
+        self.netlink.set_multicast(index, false).await.map_err(fail)?;
+        // These die with the device and need no undoing. 2 is loose: the clients' addresses are not reachable through the TAP.
+        for (family, key, value) in [("ipv4", "rp_filter", "2"), ("ipv6", "disable_ipv6", "1")] {
+            match sysctl::write(&sysctl::interface(family, DEVICE, key), value) {
+                Ok(()) => {}
+                // A kernel without IPv6.
+                Err(error) if error.is_absent() => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        self.netlink.link_up(index).await.map_err(fail)?;
+        let mac = interface::interfaces().into_iter().find(|i| i.index == index).and_then(|i| i.mac);
+        let mac = MacAddr(mac.ok_or_else(|| format!("{DEVICE} has no Ethernet address"))?);
+        self.plane.set_tap(Some(LocalDevice { tap, mac }));
+        self.device = Some(index);
+        Ok(index)
+    }
+
+    fn open_interface(&mut self, interface: &Interface) -> Result<(), String> {
+        let fail = |what: &str, e: io::Error| {
+            if e.kind() == io::ErrorKind::PermissionDenied {
+                format!("{what} on {}: farmd lacks CAP_NET_RAW", interface.name)
+            } else {
+                format!("{what} on {}: {e}", interface.name)
+            }
+        };
+        let closed: Vec<farm_sys::packet_socket::BpfInsn> = farm_core::balance::filter::closed()
+            .into_iter()
+            .map(|i| farm_sys::packet_socket::BpfInsn { code: i.code, jt: i.jt, jf: i.jf, k: i.k })
+            .collect();
+        let ring = PacketRing::open(interface.index, RING_SLOTS, &closed).map_err(|e| fail("packet ring", e))?;
+        let arp = ArpSocket::open(interface.index).map_err(|e| fail("ARP socket", e))?;
+        self.announce_once(interface)?;
+        self.plane.attach(dataplane::Interface {
+            index: interface.index,
+            name: interface.name.clone(),
+            ring,
+            arp,
+            joined: std::collections::BTreeSet::new(),
+        });
+        Ok(())
+    }
+
+    /// `arp_announce` of the service interface, so that the kernel never teaches a client this host's address by asking with the VIP.
+    fn announce_once(&mut self, interface: &Interface) -> Result<(), String> {
+        let name = sysctl::interface("ipv4", &interface.name, "arp_announce");
+        let before = sysctl::read(&name).map_err(|e| e.to_string())?;
+        if before == "2" {
+            return Ok(());
+        }
+        self.state.sysctls.push((name.clone(), before, "2".to_owned()));
+        self.state.store(&self.var)?;
+        sysctl::write(&name, "2").map_err(|e| e.to_string())
+    }
+
+    /// Brings the table of an interface in line with the VIPs placed there; without any, everything on it is undone.
+    fn refresh_interface(&mut self, interface: &Interface) -> Result<(), String> {
+        let table = format!("{TABLE_PREFIX}{}", interface.name);
+        let vips: Vec<IpAddr> =
+            self.placed.iter().filter(|p| p.interface.index == interface.index).flat_map(|p| p.addrs.clone()).collect();
+        if vips.is_empty() {
+            self.plane.detach(interface.index);
+            let name = sysctl::interface("ipv4", &interface.name, "arp_announce");
+            let (of_this, others): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.state.sysctls).into_iter().partition(|(n, ..)| *n == name);
+            let mut part = HostState { tables: vec![table.clone()], sysctls: of_this };
+            let (_, problems) = part.undo();
+            self.state.sysctls = others;
+            self.state.sysctls.extend(part.sysctls);
+            self.state.tables.retain(|t| *t != table || part.tables.contains(t));
+            self.state.store(&self.var)?;
+            return if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) };
+        }
+        if !self.state.tables.contains(&table) {
+            self.state.tables.push(table.clone());
+            self.state.store(&self.var)?;
+        }
+        nft::install(&table, &interface.name, &vips, true).map_err(|error| {
+            format!("nf_tables table netdev {table} (the kernel must leave the VIP's frames to farmd): {error}")
+        })
+    }
+}
+
+/// Host routes only: the VIP is never on-link by itself.
+fn prefix_of(addr: IpAddr) -> u8 {
+    match addr {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+/// VIPs and where they are, by module; for the plan.
+pub type PlacedVips = BTreeMap<ModuleName, Vec<HostVip>>;

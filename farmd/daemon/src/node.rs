@@ -1,0 +1,409 @@
+//! The owner loop: the one thread that has the farm's state.
+//!
+//! It polls the heartbeat sockets and the event queue, feeds [`Farm`] and the module machines, and turns what they want into datagrams, plans and
+//! [`Effect`]s. It never waits for the host, a script or a disk, and runs at real-time priority where that is allowed, so that
+//! heartbeats leave on time whatever else the machine does. Nothing else changes the farm's state.
+
+mod command;
+mod module;
+mod publish;
+mod status;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use farm_core::api::ModuleState;
+use farm_core::config::{ClusterConfig, ModuleConfig};
+use farm_core::farm::{Farm, Refused};
+use farm_core::id::{Incarnation, ModuleName, NodeId};
+use farm_core::module::state::ModuleEvent;
+use farm_core::wire::auth::ClusterKey;
+use farm_core::wire::heartbeat::{BucketSet, ParseError};
+use farm_sys::event_fd::EventFd;
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{debug, info, warn};
+
+use crate::dataplane::{Counters, DataPlane, Lease};
+use crate::effect::Effect;
+use crate::event::{Event, Query};
+use crate::host::HostVip;
+use crate::journal::Journal;
+use module::LocalModule;
+use publish::Published;
+
+/// Priority of the owner loop among real-time threads: above ordinary ones, below the kernel's own.
+const REALTIME_PRIORITY: u8 = 20;
+/// Datagrams taken from one socket before everything else has its turn.
+const DATAGRAM_BUDGET: usize = 512;
+/// Largest datagram: 32 modules with full maps fit in the largest UDP payload.
+const DATAGRAM_MAX: usize = 65_535;
+/// Time between two log lines about datagrams from the same address that are not authentic.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What the loop is made of.
+pub struct Parts {
+    /// The cluster.
+    pub cluster: ClusterConfig,
+    /// Its key.
+    pub key: ClusterKey,
+    /// This node.
+    pub this: NodeId,
+    /// Start number.
+    pub incarnation: Incarnation,
+    /// One heartbeat socket per lan this node is on, with the lan's position.
+    pub sockets: Vec<(usize, UdpSocket)>,
+    /// Events from the edges.
+    pub events: mpsc::Receiver<Event>,
+    /// Rings when there are some.
+    pub wake: Arc<EventFd>,
+    /// To the executor.
+    pub effects: UnboundedSender<Effect>,
+    /// The packet path.
+    pub plane: Arc<dyn DataPlane>,
+    /// Renewed by this loop.
+    pub lease: Arc<Lease>,
+    /// The packet path's counters.
+    pub counters: Arc<Counters>,
+    /// Module logs.
+    pub journal: Journal,
+    /// Modules with an active copy.
+    pub modules: Vec<(ModuleName, ModuleConfig, bool)>,
+    /// Things the administrator should know.
+    pub warnings: Vec<String>,
+}
+
+/// What went wrong with datagrams from one address.
+#[derive(Clone, Debug)]
+struct Stranger {
+    count: u64,
+    last: Duration,
+    logged: Option<Duration>,
+    what: String,
+}
+
+/// See the module doc.
+pub struct Node {
+    start: Instant,
+    cluster: ClusterConfig,
+    this: NodeId,
+    farm: Farm,
+    modules: BTreeMap<ModuleName, LocalModule>,
+    sockets: Vec<(usize, UdpSocket)>,
+    events: mpsc::Receiver<Event>,
+    wake: Arc<EventFd>,
+    effects: UnboundedSender<Effect>,
+    plane: Arc<dyn DataPlane>,
+    lease: Arc<Lease>,
+    /// How long a plan may be worked with after the last turn of this loop.
+    lease_time: Duration,
+    counters: Arc<Counters>,
+    journal: Journal,
+    warnings: Vec<String>,
+    published: Published,
+    refused: BTreeMap<&'static str, u64>,
+    strangers: BTreeMap<IpAddr, Stranger>,
+    sent: u64,
+    sent_bytes: u64,
+    send_failed: u64,
+    received: u64,
+    pauses: u64,
+    last_turn: Duration,
+    /// Nothing may be accepted before the data plane works with this plan.
+    fenced_until: Option<u64>,
+    ending: bool,
+    left: Option<Duration>,
+}
+
+impl Node {
+    /// A node that starts now.
+    pub fn new(parts: Parts) -> Self {
+        let farm = Farm::new(&parts.cluster, parts.key.clone(), parts.this, parts.incarnation, Duration::ZERO);
+        let lease_time = parts.cluster.detection_time() - parts.cluster.heartbeat_interval;
+        let mut node = Self {
+            start: Instant::now(),
+            published: Published::new(parts.this, parts.key.hash_seed()),
+            cluster: parts.cluster,
+            this: parts.this,
+            farm,
+            modules: BTreeMap::new(),
+            sockets: parts.sockets,
+            events: parts.events,
+            wake: parts.wake,
+            effects: parts.effects,
+            plane: parts.plane,
+            lease: parts.lease,
+            lease_time,
+            counters: parts.counters,
+            journal: parts.journal,
+            warnings: parts.warnings,
+            refused: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+            sent: 0,
+            sent_bytes: 0,
+            send_failed: 0,
+            received: 0,
+            pauses: 0,
+            last_turn: Duration::ZERO,
+            fenced_until: None,
+            ending: false,
+            left: None,
+        };
+        for (name, config, start) in parts.modules {
+            node.adopt(name.clone(), config);
+            if start && let Some(module) = node.modules.get_mut(&name) {
+                module.boot_at = Some(module.config.service.boot_delay);
+            }
+        }
+        node
+    }
+
+    /// Runs until the daemon is told to end and all modules have stopped.
+    pub fn run(mut self) {
+        if let Err(error) = farm_sys::sched::set_realtime(REALTIME_PRIORITY) {
+            let text = format!(
+                "no real-time priority for heartbeats ({error}): under heavy load this node may be taken for dead; grant CAP_SYS_NICE or LimitRTPRIO={REALTIME_PRIORITY}"
+            );
+            warn!("{text}");
+            self.warnings.push(text);
+        }
+        let mut buffer = vec![0; DATAGRAM_MAX];
+        self.finish_turn();
+        while self.left.is_none() {
+            self.wait();
+            self.notice_pause();
+            self.receive(&mut buffer);
+            if self.wake.drain() {
+                while let Ok(event) = self.events.try_recv() {
+                    self.handle_event(event);
+                }
+            }
+            self.handle_timeouts();
+            self.finish_turn();
+        }
+        self.plane.apply(Arc::new(self.published.empty_plan()));
+        let _ = self.effects.send(Effect::Exit);
+    }
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wait(&self) {
+        let mut fds = vec![self.wake.as_fd()];
+        fds.extend(self.sockets.iter().map(|(_, s)| s.as_fd()));
+        let machines = self.modules.values().flat_map(|m| [m.machine.poll_timeout(), m.boot_at]);
+        let deadline = machines.flatten().chain([self.farm.poll_timeout()]).min();
+        let timeout = deadline.map(|at| at.saturating_sub(self.now()));
+        if let Err(error) = farm_sys::poll::wait_readable(&fds, timeout) {
+            warn!(%error, "poll failed");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// After a pause longer than the lease others may own what this node had: it starts over with nothing open.
+    fn notice_pause(&mut self) {
+        let now = self.now();
+        let gap = now.saturating_sub(self.last_turn);
+        self.last_turn = now;
+        if gap < self.lease_time {
+            return;
+        }
+        self.pauses += 1;
+        let text = format!("This node did not run for {} ms; it has closed everything and joins again", gap.as_millis());
+        warn!("{text}");
+        self.log_to_active('E', "membership", &text);
+        self.farm.handle_pause(now);
+        self.publish();
+        self.fenced_until = Some(self.published.version());
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) {
+        for i in 0..self.sockets.len() {
+            for _ in 0..DATAGRAM_BUDGET {
+                let (lan, socket) = &self.sockets[i];
+                let lan = *lan;
+                match socket.recv_from(buffer) {
+                    Ok((length, from)) => {
+                        self.received += 1;
+                        let now = self.now();
+                        if let Err(refused) = self.farm.handle_datagram(now, lan, &buffer[..length]) {
+                            self.note_refusal(now, from, refused);
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    // An ICMP error about an earlier datagram: that peer's daemon is not running.
+                    Err(error) => debug!(%error, "receiving heartbeats"),
+                }
+            }
+        }
+    }
+
+    /// Counts a refused datagram, and says so once a minute and address if it is a sign of trouble.
+    fn note_refusal(&mut self, now: Duration, from: SocketAddr, refused: Refused) {
+        *self.refused.entry(refused.name()).or_default() += 1;
+        let text = match refused {
+            Refused::Parse(ParseError::Authentication) => {
+                "are not authentic: its cluster.key differs from the one here".to_owned()
+            }
+            Refused::Parse(error) => format!("cannot be used: {error}"),
+            Refused::Membership(farm_core::membership::Refusal::OwnName) => {
+                "claim to be from this node: two nodes have the same name".to_owned()
+            }
+            Refused::Membership(_) => return,
+        };
+        if self.strangers.len() >= 256 && !self.strangers.contains_key(&from.ip()) {
+            return;
+        }
+        let stranger = self.strangers.entry(from.ip()).or_insert(Stranger { count: 0, last: now, logged: None, what: String::new() });
+        stranger.count += 1;
+        stranger.last = now;
+        stranger.what.clone_from(&text);
+        if stranger.logged.is_none_or(|at| now >= at + REFUSAL_LOG_INTERVAL) {
+            stranger.logged = Some(now);
+            let count = stranger.count;
+            warn!(from = %from.ip(), count, "heartbeats {text}");
+            self.log_to_active('E', "membership", &format!("Heartbeats from {} {text}", from.ip()));
+        }
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        let now = self.now();
+        match event {
+            Event::Command(command) => self.handle_command(command),
+            Event::Query(query) => self.handle_query(query),
+            Event::ScriptExited { module, script, outcome } => {
+                self.tell(&module, ModuleEvent::ScriptExited { script, outcome });
+            }
+            Event::Checked { module, resource, up, detail } => {
+                self.tell(&module, ModuleEvent::Checked { resource, up, detail });
+            }
+            Event::VipReady { module, result } => self.handle_vip_ready(&module, result),
+            Event::VipGone { module, problems } => {
+                if let Some(local) = self.modules.get_mut(&module) {
+                    local.vips.clear();
+                }
+                self.published.touch();
+                self.tell(&module, ModuleEvent::VipGone(problems));
+            }
+            Event::PlanApplied { version, held, connections } => self.handle_applied(now, version, &held, &connections),
+            Event::Requester(requester) => self.farm.learn_requester(requester),
+            Event::Configured { module, result, replies } => self.handle_configured(module, result, &replies),
+            Event::Deconfigured { module, result, replies } => self.handle_deconfigured(&module, result, &replies),
+            Event::Shutdown { by } => self.shut_down(&by),
+        }
+    }
+
+    fn handle_vip_ready(&mut self, module: &ModuleName, result: Result<Vec<HostVip>, String>) {
+        let result = result.map(|vips| {
+            if let Some(local) = self.modules.get_mut(module) {
+                local.vips = vips;
+            }
+            self.published.touch();
+        });
+        self.tell(module, ModuleEvent::VipReady(result));
+    }
+
+    fn handle_applied(&mut self, now: Duration, version: u64, held: &[Vec<u16>], connections: &[u32]) {
+        if self.fenced_until.is_some_and(|fenced| fenced <= version) {
+            self.fenced_until = None;
+        }
+        let Some((farm_version, groups)) = self.published.applied(version) else { return };
+        let held = groups.into_iter().enumerate().map(|(i, key)| {
+            let buckets: BucketSet = held.get(i).into_iter().flatten().map(|b| usize::from(*b)).collect();
+            (key, (buckets, connections.get(i).copied().unwrap_or(0)))
+        });
+        let held = held.collect();
+        self.farm.handle_applied(now, farm_version, held);
+    }
+
+    fn handle_query(&mut self, query: Query) {
+        // Whoever asked may have gone; then nobody misses the answer.
+        match query {
+            Query::Status(answer) => drop(answer.send(self.status())),
+            Query::Cluster(answer) => drop(answer.send(self.cluster_status())),
+            Query::Metrics(answer) => drop(answer.send(self.metrics())),
+            Query::Plan(answer) => drop(answer.send(self.published.describe())),
+        }
+    }
+
+    fn handle_timeouts(&mut self) {
+        let now = self.now();
+        self.farm.handle_timeout(now);
+        let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
+        for name in names {
+            let Some(module) = self.modules.get_mut(&name) else { continue };
+            if module.boot_at.is_some_and(|at| at <= now) {
+                module.boot_at = None;
+                self.tell(&name, ModuleEvent::Start { by: "boot".to_owned(), identity: None });
+            }
+            let Some(module) = self.modules.get_mut(&name) else { continue };
+            if module.machine.poll_timeout().is_some_and(|at| at <= now) {
+                let actions = module.machine.handle_timeout(now);
+                self.carry_out(&name, actions);
+            }
+        }
+    }
+
+    /// Everything that follows from what the turn has changed.
+    fn finish_turn(&mut self) {
+        let now = self.now();
+        self.notice_handed_over();
+        self.report_modules(now);
+        // Publishing may say at once that a release is done, and that may open the way for a commit.
+        for _ in 0..4 {
+            if !self.publish() {
+                break;
+            }
+        }
+        self.log_farm_events();
+        if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
+            self.farm.leave(now);
+            self.left = Some(now);
+            info!("all modules have stopped; leaving the farm");
+        }
+        self.transmit();
+        if self.fenced_until.is_none() {
+            self.lease.renew(Instant::now() + self.lease_time);
+        }
+    }
+
+    fn transmit(&mut self) {
+        while let Some(transmit) = self.farm.poll_transmit() {
+            let Some((_, socket)) = self.sockets.iter().find(|(lan, _)| *lan == transmit.lan) else { continue };
+            for (node, addr) in &self.cluster.lans[transmit.lan].nodes {
+                if !transmit.to.contains(*node) {
+                    continue;
+                }
+                match socket.send_to(&transmit.payload, SocketAddr::new(*addr, self.cluster.port)) {
+                    Ok(_) => {
+                        self.sent += 1;
+                        self.sent_bytes += transmit.payload.len() as u64;
+                    }
+                    Err(error) => {
+                        self.send_failed += 1;
+                        debug!(%error, to = %addr, "sending a heartbeat");
+                    }
+                }
+            }
+        }
+    }
+
+    fn shut_down(&mut self, by: &str) {
+        if self.ending {
+            return;
+        }
+        info!(by, "shutting down");
+        self.ending = true;
+        let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
+        for name in names {
+            if let Some(module) = self.modules.get_mut(&name) {
+                module.boot_at = None;
+            }
+            self.tell(&name, ModuleEvent::Stop { by: by.to_owned(), identity: None });
+        }
+    }
+}

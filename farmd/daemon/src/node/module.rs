@@ -1,0 +1,189 @@
+//! A module on this node: its machine, and what the loop does for it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use farm_core::api::{ModuleState, Quality, Reply};
+use farm_core::config::ModuleConfig;
+use farm_core::farm;
+use farm_core::id::ModuleName;
+use farm_core::module::state::{ModuleAction, ModuleEvent, ModuleMachine};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::Node;
+use crate::effect::Effect;
+use crate::host::HostVip;
+use crate::script::ScriptRequest;
+
+/// Who waits for a module to come to rest.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) replies: UnboundedSender<Reply>,
+    /// The state that was asked for.
+    pub(super) wanted: ModuleState,
+    /// For the audit.
+    pub(super) by: String,
+    pub(super) what: &'static str,
+}
+
+/// One module with an active copy.
+#[derive(Debug)]
+pub(super) struct LocalModule {
+    pub(super) config: Arc<ModuleConfig>,
+    pub(super) machine: ModuleMachine,
+    /// Where its VIPs are, while the host carries them.
+    pub(super) vips: Vec<HostVip>,
+    /// The machine has opened traffic.
+    pub(super) open: bool,
+    /// It has closed traffic and waits until no bucket is left here.
+    pub(super) leaving: bool,
+    pub(super) waiting: Vec<Waiting>,
+    /// When it starts by itself.
+    pub(super) boot_at: Option<Duration>,
+}
+
+impl LocalModule {
+    pub(super) fn new(config: ModuleConfig) -> Self {
+        Self {
+            machine: ModuleMachine::new(&config),
+            config: Arc::new(config),
+            vips: Vec::new(),
+            open: false,
+            leaving: false,
+            waiting: Vec::new(),
+            boot_at: None,
+        }
+    }
+
+    fn addrs(&self) -> Vec<IpAddr> {
+        self.config.vip.iter().flat_map(|v| v.addrs()).collect()
+    }
+}
+
+impl Node {
+    /// Takes a configuration into force; the module is in STOP.
+    pub(super) fn adopt(&mut self, name: ModuleName, config: ModuleConfig) {
+        self.modules.insert(name, LocalModule::new(config));
+        self.published.touch();
+    }
+
+    /// Feeds a module's machine.
+    pub(super) fn tell(&mut self, name: &ModuleName, event: ModuleEvent) {
+        let now = self.now();
+        let Some(module) = self.modules.get_mut(name) else { return };
+        let actions = module.machine.handle(now, event);
+        self.carry_out(name, actions);
+    }
+
+    /// Does, or has done, what a machine wants.
+    pub(super) fn carry_out(&mut self, name: &ModuleName, actions: Vec<ModuleAction>) {
+        for action in actions {
+            let Some(module) = self.modules.get_mut(name) else { return };
+            let config = Arc::clone(&module.config);
+            let effect = match action {
+                ModuleAction::RunScript { script, args, timeout, identity } => Effect::RunScript {
+                    request: ScriptRequest { module: name.clone(), script, args, timeout, identity },
+                    config,
+                },
+                ModuleAction::KillScript => Effect::KillScript(name.clone()),
+                ModuleAction::SetUpVip => Effect::SetUpVip { module: name.clone(), config },
+                ModuleAction::TearDownVip => Effect::TearDownVip(name.clone()),
+                ModuleAction::StartCheckers => Effect::StartCheckers { module: name.clone(), config },
+                ModuleAction::StopCheckers => Effect::StopCheckers(name.clone()),
+                ModuleAction::ResetConnections => {
+                    Effect::ResetConnections { module: name.clone(), vips: module.addrs() }
+                }
+                ModuleAction::OpenTraffic => {
+                    module.open = true;
+                    module.leaving = false;
+                    continue;
+                }
+                ModuleAction::CloseTraffic => {
+                    module.open = false;
+                    module.leaving = true;
+                    continue;
+                }
+                ModuleAction::Log { level, text } => {
+                    let progress = matches!(level, 'C' | 'E' | 'U' | 'S');
+                    if progress {
+                        for waiting in &module.waiting {
+                            let _ = waiting.replies.send(Reply::Progress { text: text.clone() });
+                        }
+                    }
+                    self.journal.write(name, "heart", level, &text);
+                    continue;
+                }
+                ModuleAction::Finished { result } => {
+                    self.finish(name, &result);
+                    continue;
+                }
+            };
+            if self.effects.send(effect).is_err() {
+                tracing::warn!(module = %name, "the executor has ended; a step is left undone");
+            }
+        }
+    }
+
+    /// Answers whoever waits for the module.
+    fn finish(&mut self, name: &ModuleName, result: &Result<String, String>) {
+        let Some(module) = self.modules.get_mut(name) else { return };
+        let state = module.machine.state();
+        for waiting in module.waiting.drain(..) {
+            let reply = match result {
+                Ok(text) if state == waiting.wanted => Ok(text.clone()),
+                Ok(text) => Err(format!("overtaken by another command: {text}")),
+                Err(error) => Err(error.clone()),
+            };
+            let audit = reply.as_ref().map(String::as_str).map_err(String::as_str);
+            self.journal.audit(&waiting.by, &format!("{} {name}", waiting.what), audit);
+            let _ = waiting.replies.send(match reply {
+                Ok(text) => Reply::Done { text },
+                Err(error) => Reply::Failed { error, code: farm_core::api::exit::FAILED },
+            });
+        }
+    }
+
+    /// Tells machines that wait for it that their last bucket has gone.
+    pub(super) fn notice_handed_over(&mut self) {
+        let names: Vec<ModuleName> = self.modules.iter().filter(|(_, m)| m.leaving).map(|(n, _)| n.clone()).collect();
+        if names.is_empty() {
+            return;
+        }
+        // The farm must have heard of the leave before it can have happened.
+        self.report_modules(self.now());
+        for name in names {
+            let ready = self.modules.get(&name).is_some_and(|m| m.machine.ready());
+            if !ready && self.farm.is_handed_over(&name) {
+                if let Some(module) = self.modules.get_mut(&name) {
+                    module.leaving = false;
+                }
+                self.tell(&name, ModuleEvent::HandoverDone);
+            }
+        }
+    }
+
+    /// Tells the farm how the modules are.
+    pub(super) fn report_modules(&mut self, now: Duration) {
+        for (name, module) in &self.modules {
+            let machine = &module.machine;
+            let groups = module.config.vip.iter().flat_map(|v| &v.groups);
+            let own_name = self.cluster.name(self.this);
+            let macs = module.config.vip.iter().flat_map(|v| &v.interfaces).map(|i| {
+                let addr = i.virtual_interfaces.iter().flat_map(|v| &v.addrs).map(|a| a.addr).next();
+                let vip = module.vips.iter().find(|v| Some(v.addr) == addr);
+                vip.map_or_else(Default::default, |v| v.own_mac)
+            });
+            let local = farm::LocalModule {
+                digest: module.config.digest,
+                state: machine.state(),
+                quality: machine.quality(),
+                why: machine.why(),
+                ready: module.open && machine.state() == ModuleState::Up && machine.quality() == Quality::Ready,
+                macs: macs.collect(),
+                weights: groups.map(|g| g.weight(own_name)).collect(),
+            };
+            self.farm.set_module(now, name.clone(), local);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What is shown: the whole farm as this node knows it, with the age of each fact.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use farm_core::api::{
+    API_VERSION, ClusterStatus, FarmStatus, ModuleState, ModuleStatus, NodeModuleStatus, PeerStatus, Quality, Share,
+};
+use farm_core::config::GroupConfig;
+use farm_core::handover::Handover;
+use farm_core::id::{BUCKETS, ModuleName, NodeId};
+use farm_core::membership::PeerState;
+
+use super::Node;
+
+/// How long an address that sent what could not be used is mentioned.
+const STRANGER_MEMORY: Duration = Duration::from_secs(10);
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Node {
+    pub(super) fn status(&self) -> FarmStatus {
+        let mut names: BTreeSet<ModuleName> = self.modules.keys().cloned().collect();
+        names.extend(self.farm.reports().values().flatten().map(|r| r.name.clone()));
+        FarmStatus {
+            version: API_VERSION,
+            node: self.cluster.name(self.this).to_owned(),
+            modules: names.iter().map(|name| self.module_status(name)).collect(),
+            cluster: self.cluster_status(),
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    fn module_status(&self, name: &ModuleName) -> ModuleStatus {
+        let local = self.modules.get(name);
+        let vip = local.and_then(|m| m.config.vip.as_ref());
+        let groups: &[GroupConfig] = vip.map_or(&[], |v| &v.groups);
+        let nodes = (0..self.cluster.nodes.len()).filter_map(NodeId::new);
+        ModuleStatus {
+            name: name.to_string(),
+            vips: vip.iter().flat_map(|v| v.addrs()).map(|a| a.to_string()).collect(),
+            dataplane: "raw".to_owned(),
+            nodes: nodes.map(|node| self.node_status(name, node, groups)).collect(),
+            resources: local.map(|m| m.machine.resources()).unwrap_or_default(),
+            configured: local.is_some(),
+        }
+    }
+
+    fn node_status(&self, name: &ModuleName, node: NodeId, groups: &[GroupConfig]) -> NodeModuleStatus {
+        let shares = |held: &dyn Fn(usize) -> u32| -> Vec<Share> {
+            let share = |(i, group): (usize, &GroupConfig)| {
+                let owned = self.farm.map(name, i).map_or(0, |m| m.counts().get(&node).copied().unwrap_or(0));
+                Share { group: group.name.clone(), buckets: owned, of: BUCKETS as u32, draining: held(i) }
+            };
+            groups.iter().enumerate().map(share).collect()
+        };
+        let absent = |why: String| NodeModuleStatus {
+            node: self.cluster.name(node).to_owned(),
+            state: None,
+            quality: None,
+            shares: Vec::new(),
+            why,
+            age_ms: 0,
+        };
+        if node == self.this {
+            let Some(module) = self.modules.get(name) else { return absent("not configured on this node".to_owned()) };
+            let (state, quality) = (module.machine.state(), module.machine.quality());
+            let open = shares(&|i| self.farm.group(name, i).map_or(0, Handover::held_connections));
+            let why = self.why_here(name, state, quality, module.machine.why(), &open);
+            return NodeModuleStatus { state: Some(state), quality: Some(quality), shares: open, why, ..absent(String::new()) };
+        }
+        let now = self.now();
+        let peer = self.farm.membership().peer(node);
+        let Some(report) = self.farm.report(node, name) else {
+            let heard = self.farm.membership().heard(now).contains(node);
+            let why = if heard { "not configured there".to_owned() } else { self.why_down(node) };
+            return absent(why);
+        };
+        let shares = shares(&|i| report.groups.get(i).map_or(0, |g| g.held_connections));
+        let age = peer.and_then(|p| p.heard_at()).map_or(Duration::ZERO, |at| now.saturating_sub(at));
+        let mut why = report.why.clone();
+        if why.is_empty() && peer.is_some_and(|p| p.fenced()) {
+            "it has stepped out: others do not hear it".clone_into(&mut why);
+        }
+        NodeModuleStatus {
+            state: Some(report.state),
+            quality: Some(report.quality),
+            shares,
+            why,
+            age_ms: millis(age),
+            ..absent(String::new())
+        }
+    }
+
+    /// Why this node does not serve its share, if so.
+    fn why_here(&self, name: &ModuleName, state: ModuleState, quality: Quality, why: String, shares: &[Share]) -> String {
+        if let Some(kept_out) = self.farm.kept_out(name) {
+            return format!("kept out: {kept_out}");
+        }
+        if let Some(fenced) = self.farm.membership().fenced() {
+            return format!("stepped out: {fenced}");
+        }
+        if !why.is_empty() || (state, quality) != (ModuleState::Up, Quality::Ready) {
+            return why;
+        }
+        if self.farm.membership().joining() {
+            return "joining: listening for the others".to_owned();
+        }
+        if !shares.is_empty() && shares.iter().all(|s| s.buckets == 0) {
+            return "no share yet: the hand-over is under way, or its power is 0".to_owned();
+        }
+        String::new()
+    }
+
+    fn why_down(&self, node: NodeId) -> String {
+        let now = self.now();
+        let why = self.farm.membership().peer(node).map(|p| p.why(now)).unwrap_or_default();
+        let addrs = self.cluster.lans.iter().flat_map(|l| &l.nodes).filter(|(n, _)| *n == node).map(|(_, a)| a);
+        let strange = addrs
+            .filter_map(|a| self.strangers.get(a))
+            .find(|s| now < s.last + STRANGER_MEMORY)
+            .map(|s| format!("heartbeats from its address {}", s.what));
+        strange.unwrap_or(why)
+    }
+
+    pub(super) fn cluster_status(&self) -> ClusterStatus {
+        let now = self.now();
+        let membership = self.farm.membership();
+        let name = |n: NodeId| self.cluster.name(n).to_owned();
+        let coordinator = self.modules.keys().find_map(|m| self.farm.coordinator(m)).or_else(|| membership.view().first());
+        let nodes = (0..self.cluster.nodes.len()).filter_map(NodeId::new).map(|node| {
+            let addrs = self.cluster.lans.iter().flat_map(|lan| {
+                lan.nodes.iter().filter(|(n, _)| *n == node).map(|(_, addr)| format!("{}={addr}", lan.name))
+            });
+            let peer = membership.peer(node);
+            let state = match membership.peer_state(now, node) {
+                None => "this",
+                Some(PeerState::Alive) => "alive",
+                Some(PeerState::Suspect) => "suspect",
+                Some(PeerState::Down) => "down",
+            };
+            let why = match peer {
+                None => membership.fenced().unwrap_or("").to_owned(),
+                Some(_) if state == "down" => self.why_down(node),
+                Some(peer) => peer.why(now),
+            };
+            PeerStatus {
+                name: name(node),
+                addrs: addrs.collect(),
+                state: state.to_owned(),
+                since_ms: millis(peer.map_or(now, |p| now.saturating_sub(p.since()))),
+                heard_ms: peer.and_then(|p| p.heard_at()).map(|at| millis(now.saturating_sub(at))),
+                why,
+            }
+        });
+        ClusterStatus {
+            node: name(self.this),
+            digest: format!("{:016x}", self.cluster.digest),
+            view: membership.view().iter().map(name).collect(),
+            coordinator: coordinator.map(name),
+            nodes: nodes.collect(),
+        }
+    }
+
+    pub(super) fn metrics(&self) -> BTreeMap<String, u64> {
+        let mut metrics = self.counters.read();
+        for (what, count) in &self.refused {
+            metrics.insert(format!("heartbeats_refused_{what}"), *count);
+        }
+        metrics.extend([
+            ("heartbeats_sent".to_owned(), self.sent),
+            ("heartbeats_sent_bytes".to_owned(), self.sent_bytes),
+            ("heartbeats_send_failed".to_owned(), self.send_failed),
+            ("heartbeats_received".to_owned(), self.received),
+            ("pauses".to_owned(), self.pauses),
+            ("plan_version".to_owned(), self.published.version()),
+            ("requesters".to_owned(), self.farm.requesters().len() as u64),
+            ("log_lines_dropped".to_owned(), self.journal.dropped()),
+        ]);
+        metrics
+    }
+}

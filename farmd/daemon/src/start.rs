@@ -1,0 +1,308 @@
+//! From the command line to a running daemon: read, check, lock, bind, then serve.
+//!
+//! Nothing on the host is touched before every file is read and every socket is bound. Each way to fail has an exit code and one message that says what to do.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use farm_core::balance::plan::Plan;
+use farm_core::config::{self, Boot, ClusterConfig};
+use farm_core::id::{Incarnation, NodeId};
+use farm_core::wire::auth::ClusterKey;
+use farm_sys::event_fd::EventFd;
+use farm_sys::{caps, interface, process};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::dataplane::raw::RawPlane;
+use crate::dataplane::{Counters, DataPlane, Lease};
+use crate::effect::Executor;
+use crate::event::{Event, EventSender};
+use crate::host::{self, Host};
+use crate::journal::Journal;
+use crate::node::{Node, Parts};
+use crate::script::{Folders, ScriptRunner, prepare_safe};
+use crate::{control, store};
+
+/// Exit codes of farmd, after sysexits(3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// Ended as asked.
+    Ok = 0,
+    /// Something else.
+    Failed = 1,
+    /// Wrong words on the command line.
+    Usage = 64,
+    /// `cluster.xml` or `cluster.key` is wrong or missing.
+    Data = 65,
+    /// An address or port is in use, or another farmd runs.
+    Unavailable = 69,
+    /// A file or folder cannot be used.
+    Io = 74,
+    /// Not allowed.
+    Denied = 77,
+}
+
+/// Why the daemon does not start.
+#[derive(Debug)]
+pub struct StartError {
+    /// What the process ends with.
+    pub exit: Exit,
+    /// What to tell.
+    pub text: String,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+fn fail(exit: Exit, text: impl Into<String>) -> StartError {
+    StartError { exit, text: text.into() }
+}
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The three folders.
+    pub folders: Folders,
+    /// `--node`.
+    pub node: Option<String>,
+}
+
+/// Runs the daemon until it is told to end.
+pub fn run(options: &Options) -> Result<(), StartError> {
+    let folders = &options.folders;
+    let cluster = read_cluster(&folders.etc)?;
+    let this = find_node(&cluster, options.node.as_deref())?;
+    let key = read_key(&folders.etc)?;
+    let missing = caps::missing();
+    if !missing.is_empty() {
+        return Err(fail(Exit::Denied, format!("farmd lacks {}: run it as root, or grant it in the unit (AmbientCapabilities=)", missing.join(" and "))));
+    }
+    for folder in [&folders.var, &folders.run] {
+        fs::create_dir_all(folder).map_err(|e| fail(Exit::Io, format!("{}: {e}", folder.display())))?;
+    }
+    let lock_path = folders.run.join("farmd.lock");
+    let lock = process::lock_file(&lock_path).map_err(|e| fail(Exit::Io, format!("{}: {e}", lock_path.display())))?;
+    let Some(_lock) = lock else {
+        return Err(fail(Exit::Unavailable, format!("another farmd is running with {}", folders.run.display())));
+    };
+    let sockets = bind(&cluster, this)?;
+    let socket_path = folders.run.join("farmd.sock");
+    let (done, problems) = host::clean_up(&folders.var);
+    done.iter().for_each(|step| info!("left over from an earlier run: {step}"));
+    problems.iter().for_each(|problem| warn!("left over from an earlier run and not undone: {problem}"));
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| fail(Exit::Failed, format!("tokio: {e}")))?;
+    runtime.block_on(async {
+        let listener =
+            control::bind(&socket_path).map_err(|e| fail(Exit::Unavailable, format!("{}: {e}", socket_path.display())))?;
+        let result = serve(folders, cluster, this, key, sockets, listener).await;
+        if let Err(error) = fs::remove_file(&socket_path) {
+            warn!(%error, "the control socket could not be removed");
+        }
+        result
+    })
+}
+
+async fn serve(
+    folders: &Folders,
+    cluster: ClusterConfig,
+    this: NodeId,
+    key: ClusterKey,
+    sockets: Vec<(usize, UdpSocket)>,
+    listener: tokio::net::UnixListener,
+) -> Result<(), StartError> {
+    let failed = |what: &str, e: &dyn fmt::Display| fail(Exit::Failed, format!("{what}: {e}"));
+    let journal = Journal::start(&folders.var).map_err(|e| failed("module logs", &e))?;
+    let wake = Arc::new(EventFd::new().map_err(|e| failed("eventfd", &e))?);
+    let (events, inbox) = EventSender::channel(Arc::clone(&wake));
+    let (lease, counters) = (Arc::new(Lease::new()), Arc::new(Counters::default()));
+    let plan = Plan { version: 0, this, seed: key.hash_seed(), vips: Vec::new(), groups: Vec::new() };
+    let plane = RawPlane::start(Arc::new(plan), Arc::clone(&lease), Arc::clone(&counters), events.clone())
+        .map_err(|e| failed("data plane", &e))?;
+    let plane: Arc<dyn DataPlane> = Arc::new(plane);
+
+    let farm = std::env::current_exe().map_err(|e| failed("own path", &e))?.with_file_name("farm");
+    let mut warnings = Vec::new();
+    if !farm.is_file() {
+        warnings.push(format!("{} is not there: module scripts cannot call $SAFE/safekit", farm.display()));
+    }
+    prepare_safe(folders, &farm).map_err(|e| fail(Exit::Io, e.to_string()))?;
+    let modules = load_modules(folders, &cluster, &journal, &mut warnings)?;
+    warnings.iter().for_each(|warning| warn!("{warning}"));
+
+    let runtime = tokio::runtime::Handle::current();
+    let host = Host::new(folders.var.clone(), Arc::clone(&plane)).await.map_err(|e| failed("netlink", &e))?;
+    let (effects, to_do) = tokio::sync::mpsc::unbounded_channel();
+    let executor = Executor {
+        folders: folders.clone(),
+        cluster: cluster.clone(),
+        events: events.clone(),
+        runner: ScriptRunner::new(runtime, folders.clone(), events.clone()),
+        host,
+        journal: journal.clone(),
+    };
+    let incarnation = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_micros() as u64);
+    info!(node = cluster.name(this), nodes = cluster.nodes.len(), port = cluster.port, digest = format!("{:016x}", cluster.digest), "farmd starts");
+    let node = Node::new(Parts {
+        cluster,
+        key,
+        this,
+        incarnation: Incarnation(incarnation),
+        sockets,
+        events: inbox,
+        wake,
+        effects,
+        plane: Arc::clone(&plane),
+        lease,
+        counters,
+        journal: journal.clone(),
+        modules,
+        warnings,
+    });
+    let owner = std::thread::Builder::new()
+        .name("owner".to_owned())
+        .spawn(move || node.run())
+        .map_err(|e| failed("owner thread", &e))?;
+
+    let control = tokio::spawn(control::serve(listener, events.clone()));
+    let signals = tokio::spawn(forward_signals(events));
+    executor.run(to_do).await;
+    control.abort();
+    signals.abort();
+    if owner.join().is_err() {
+        return Err(fail(Exit::Failed, "the owner thread ended with a panic"));
+    }
+    drop(plane);
+    journal.flush(Duration::from_secs(2));
+    info!("farmd has ended");
+    Ok(())
+}
+
+async fn forward_signals(events: EventSender) {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        warn!("signals cannot be received; end farmd with its unit or kill -9");
+        return;
+    };
+    loop {
+        let by = tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        };
+        events.send(Event::Shutdown { by: by.to_owned() });
+    }
+}
+
+/// Reads and checks `ETC/cluster.xml`; warnings go to the log.
+fn read_cluster(etc: &Path) -> Result<ClusterConfig, StartError> {
+    let path = etc.join("cluster.xml");
+    let text = fs::read_to_string(&path).map_err(|e| {
+        let hint = if e.kind() == io::ErrorKind::NotFound { "; it lists the nodes, see cluster.xml(5)" } else { "" };
+        fail(Exit::Data, format!("{}: {e}{hint}", path.display()))
+    })?;
+    match config::cluster::parse(&path.to_string_lossy(), &text) {
+        Ok((cluster, warnings)) => {
+            warnings.iter().for_each(|w| warn!("{w}"));
+            Ok(cluster)
+        }
+        Err(errors) => {
+            let rendered: Vec<String> = errors.iter().map(|d| d.render(&text)).collect();
+            Err(fail(Exit::Data, rendered.join("\n")))
+        }
+    }
+}
+
+fn find_node(cluster: &ClusterConfig, name: Option<&str>) -> Result<NodeId, StartError> {
+    let known = cluster.nodes.join(", ");
+    if let Some(name) = name {
+        return cluster
+            .node_by_name(name)
+            .ok_or_else(|| fail(Exit::Data, format!("node {name} is not in cluster.xml, which has {known}")));
+    }
+    let addrs: Vec<IpAddr> = interface::interfaces().into_iter().flat_map(|i| i.addrs).map(|(a, _)| a).collect();
+    cluster.node_by_addr(&addrs).ok_or_else(|| {
+        fail(Exit::Data, format!("no address of this host is in cluster.xml, which has {known}; or name the node: --node NAME"))
+    })
+}
+
+fn read_key(etc: &Path) -> Result<ClusterKey, StartError> {
+    let path: PathBuf = etc.join("cluster.key");
+    let text = fs::read_to_string(&path).map_err(|e| {
+        let hint = if e.kind() == io::ErrorKind::NotFound {
+            "; make it on one node with `farm cluster genkey` and copy it to the others"
+        } else {
+            ""
+        };
+        fail(Exit::Data, format!("{}: {e}{hint}", path.display()))
+    })?;
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = fs::metadata(&path).map(|m| m.permissions().mode()).unwrap_or(0);
+    if mode & 0o077 != 0 {
+        warn!("{} is open to others (mode {:o}); make it 600", path.display(), mode & 0o777);
+    }
+    ClusterKey::from_hex(&text).map_err(|e| fail(Exit::Data, format!("{}: {e}", path.display())))
+}
+
+fn bind(cluster: &ClusterConfig, this: NodeId) -> Result<Vec<(usize, UdpSocket)>, StartError> {
+    let mut sockets = Vec::new();
+    for (i, lan) in cluster.lans.iter().enumerate() {
+        let Some((_, addr)) = lan.nodes.iter().find(|(node, _)| *node == this) else { continue };
+        let local = SocketAddr::new(*addr, cluster.port);
+        let socket = farm_sys::udp::bind(local).map_err(|e| match e.kind() {
+            io::ErrorKind::AddrInUse => fail(
+                Exit::Unavailable,
+                format!("UDP port {local} (lan {}) is in use: another farmd, or another program; `ss -ulpn` shows which", lan.name),
+            ),
+            io::ErrorKind::AddrNotAvailable => fail(
+                Exit::Unavailable,
+                format!("{addr} of node {} (lan {}) is not an address of this host", cluster.name(this), lan.name),
+            ),
+            _ => fail(Exit::Unavailable, format!("UDP port {local} (lan {}): {e}", lan.name)),
+        })?;
+        sockets.push((i, socket));
+    }
+    Ok(sockets)
+}
+
+/// Loads the active copies; one that no longer fits is left out with a warning, the others are served.
+fn load_modules(
+    folders: &Folders,
+    cluster: &ClusterConfig,
+    journal: &Journal,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<(farm_core::id::ModuleName, config::ModuleConfig, bool)>, StartError> {
+    let entries = store::list(&folders.etc, &folders.var).map_err(|e| fail(Exit::Io, e.to_string()))?;
+    let mut modules = Vec::new();
+    for entry in entries.into_iter().filter(|e| e.configured) {
+        match store::load_active(&folders.var, &entry.name, Some(cluster)) {
+            Ok(Some(config)) => {
+                let start = match config.service.boot {
+                    Boot::On => true,
+                    Boot::Off => false,
+                    Boot::Auto => store::was_started(&folders.var, &entry.name),
+                };
+                modules.push((entry.name, config, start));
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let text = format!("module {} is not loaded: {error}", entry.name);
+                journal.write(&entry.name, "farmd", 'E', &text);
+                warnings.push(text);
+            }
+        }
+    }
+    Ok(modules)
+}

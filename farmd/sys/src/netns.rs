@@ -1,0 +1,178 @@
+//! Network namespaces: stacks of their own for the lab, for tests, and for several daemons on one machine.
+//!
+//! Owns a namespace through a descriptor, so it has no name, no mount and no trace when its last user is gone. The daemon
+//! itself never enters one: it is started in one.
+
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use crate::interface;
+use crate::sockopt;
+
+/// The calling thread's own namespace; `self/ns/net` would be the main thread's.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// A network namespace that lives as long as this handle, a process or a thread in it, or an interface's peer keeps it.
+#[derive(Debug, Clone)]
+pub struct NetNs {
+    fd: Arc<OwnedFd>,
+}
+
+impl NetNs {
+    /// Makes a network namespace in which only the loopback interface exists, and is up. The caller stays where it is.
+    ///
+    /// # Errors
+    /// `PermissionDenied` without CAP_SYS_ADMIN.
+    pub fn create() -> io::Result<Self> {
+        on_fresh_thread(|| {
+            unshare(libc::CLONE_NEWNET).map_err(|error| sockopt::context(&error, "cannot make a network namespace"))?;
+            loopback_up()?;
+            Self::current()
+        })
+    }
+
+    /// The network namespace that the calling thread is in.
+    pub fn current() -> io::Result<Self> {
+        let file = File::open(OWN).map_err(|error| sockopt::context(&error, OWN))?;
+        Ok(Self {
+            fd: Arc::new(file.into()),
+        })
+    }
+
+    /// Moves the calling thread into the namespace until the guard is dropped. Other threads stay where they are.
+    pub fn enter(&self) -> io::Result<NetNsGuard> {
+        let before = Self::current()?;
+        setns(&self.fd)?;
+        Ok(NetNsGuard {
+            before,
+            not_send: PhantomData,
+        })
+    }
+
+    /// Runs `f` on a fresh thread inside the namespace and waits for its result. A panic in `f` goes on in the caller.
+    ///
+    /// # Panics
+    /// If the thread cannot enter the namespace, which only a missing CAP_SYS_ADMIN can cause.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        on_fresh_thread(|| {
+            if let Err(error) = setns(&self.fd) {
+                panic!("cannot enter the network namespace: {error}");
+            }
+            f()
+        })
+    }
+
+    /// Makes `cmd` start inside the namespace. Nothing is mounted: it sees the same files (`/sys` included) as its parent.
+    pub fn command(&self, cmd: &mut Command) {
+        let fd = Arc::clone(&self.fd);
+        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+        unsafe { cmd.pre_exec(move || setns(&fd)) };
+    }
+
+    /// A path that leads to the namespace as long as this process lives, for `nsenter --net=PATH`.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.fd.as_raw_fd()))
+    }
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Brings the thread back to the namespace it came from. Bound to its thread.
+#[derive(Debug)]
+pub struct NetNsGuard {
+    before: NetNs,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Drop for NetNsGuard {
+    fn drop(&mut self) {
+        // A thread lost in a wrong namespace would silently change the wrong host.
+        if let Err(error) = setns(&self.before.fd) {
+            if std::thread::panicking() {
+                return;
+            }
+            panic!("cannot go back to the network namespace of before: {error}");
+        }
+    }
+}
+
+/// Whether this process lives in a user namespace below the host's, where root has no power over the host.
+pub fn in_user_namespace() -> bool {
+    // The host's own map is one line: everybody is who they are.
+    let host = ["0", "0", "4294967295"];
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.split_whitespace().eq(host))
+}
+
+/// Moves this process into a user namespace of its own in which it is root, with a network and a mount namespace of its own.
+///
+/// For tests and trials without root. Loopback is brought up.
+///
+/// # Errors
+/// `InvalidInput` if the process has more than one thread; `PermissionDenied` where the system forbids it to ordinary users.
+pub fn enter_user_namespace() -> io::Result<()> {
+    // SAFETY: geteuid has no arguments and cannot fail.
+    let uid = unsafe { libc::geteuid() };
+    // SAFETY: getegid has no arguments and cannot fail.
+    let gid = unsafe { libc::getegid() };
+    unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::CLONE_NEWNS)
+        .map_err(|error| sockopt::context(&error, "cannot make a user namespace"))?;
+    let write = |path: &str, text: String| std::fs::write(path, text).map_err(|error| sockopt::context(&error, path));
+    // user_namespaces(7): without privilege a group map needs setgroups switched off first.
+    write("/proc/self/setgroups", "deny".to_owned())?;
+    write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    write("/proc/self/gid_map", format!("0 {gid} 1"))?;
+    loopback_up()
+}
+
+fn loopback_up() -> io::Result<()> {
+    let mut request = interface::request("lo")?;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_LOOPBACK | libc::IFF_RUNNING) as libc::c_short;
+    let socket = sockopt::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+    // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which `request` is, with a terminated name.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if result < 0 {
+        return Err(sockopt::context(
+            &io::Error::last_os_error(),
+            "cannot bring loopback up",
+        ));
+    }
+    Ok(())
+}
+
+fn unshare(flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: unshare takes an integer; it changes what the calling thread sees of the system, and no memory.
+    let result = unsafe { libc::unshare(flags) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn setns(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: setns takes two integers; `fd` is open, and a descriptor that is no network namespace is refused.
+    let result = unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Runs `f` on a thread that ends with it, so that what `f` does to its thread ends too.
+fn on_fresh_thread<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| match scope.spawn(f).join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
+}

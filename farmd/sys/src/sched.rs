@@ -1,0 +1,72 @@
+//! Keeps the heartbeat thread running when the machine is busy or short of memory.
+//!
+//! Owns nothing: it changes the calling thread or the process once, at start. A farm whose heartbeats wait behind a backup
+//! job fails over for nothing.
+
+use std::io;
+
+/// Gives the calling thread real-time priority (`SCHED_FIFO`): it runs before every ordinary thread, and only it, as children
+/// start with ordinary priority.
+///
+/// `priority` is 1 (lowest) to 99. A few milliseconds of work per second is what such a thread may do.
+///
+/// # Errors
+/// `InvalidInput` outside of 1 to 99; `PermissionDenied` without CAP_SYS_NICE or a limit (`RLIMIT_RTPRIO`) that allows it.
+pub fn set_realtime(priority: u8) -> io::Result<()> {
+    if !(1..=99).contains(&priority) {
+        let text = format!("real-time priority {priority}, expected 1 to 99");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let parameters = libc::sched_param {
+        sched_priority: libc::c_int::from(priority),
+    };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: the pointer leads to one `sched_param`, which is only read; 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Keeps the process's memory from being swapped out: what is there now, and what is touched later.
+///
+/// Memory that was never touched (thread stacks above all) takes no room by this.
+///
+/// # Errors
+/// `PermissionDenied` or out of memory without CAP_IPC_LOCK or a limit (`RLIMIT_MEMLOCK`) that allows it.
+pub fn lock_memory() -> io::Result<()> {
+    // SAFETY: mlockall takes an integer and changes no memory's contents.
+    let result = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_priority_out_of_range_is_refused() {
+        assert_eq!(set_realtime(0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(set_realtime(100).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn only_the_calling_thread_becomes_real_time() {
+        // SAFETY: sched_getscheduler takes an integer; 0 is the calling thread.
+        let policy = || unsafe { libc::sched_getscheduler(0) };
+        let outcome = std::thread::spawn(move || set_realtime(1).map(|()| policy()))
+            .join()
+            .unwrap();
+        match outcome {
+            Ok(set) => assert_eq!(set, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}"),
+        }
+        assert_eq!(policy(), libc::SCHED_OTHER);
+    }
+}

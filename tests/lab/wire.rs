@@ -1,0 +1,446 @@
+//! The wire watcher: what every node really sent, seen at its switch port.
+//!
+//! Owns one packet ring per switch port, with a kernel filter, and the evidence that two nodes acted for one client. The owner of a frame
+//! is the port it came in by, not what the frame claims. Never sends and never changes a frame.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use etherparse::{ArpOperation, Icmpv4Type, LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use farm_core::id::MacAddr;
+use farm_sys::interface;
+use farm_sys::packet_socket::{BpfInsn, PacketRing, VNET_HEADER};
+use farm_sys::poll::wait_readable;
+
+use crate::{CLIENT_PORT, Lab, ROUTER_PORT};
+
+/// Slots of 2 KiB per port: a burst of a few thousand frames while the watcher waits for the processor.
+const SLOTS: u32 = 4096;
+
+/// One TCP connection attempt: the client's and the VIP's end, and the client's first sequence number, which tells
+/// two connections of the same ports apart.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Attempt {
+    /// Client address and port.
+    pub client: SocketAddrV4,
+    /// Virtual address and port.
+    pub vip: SocketAddrV4,
+    /// The client's initial sequence number.
+    pub sequence: u32,
+}
+
+/// Who answered the ARP requests of one requester for one VIP.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ArpSeen {
+    /// Requests heard from it.
+    pub requests: usize,
+    /// Replies and announcements to it, by the node's port.
+    pub replies: BTreeMap<String, usize>,
+    /// MACs it was told.
+    pub macs: BTreeSet<MacAddr>,
+}
+
+/// What was on the wire.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// SYN-ACKs of the VIPs: which ports sent one, how often.
+    pub syn_acks: BTreeMap<Attempt, BTreeMap<String, usize>>,
+    /// Resets sent for a VIP: port, from, to.
+    pub resets: Vec<(String, SocketAddrV4, SocketAddrV4)>,
+    /// Echo replies of a VIP by (client, identifier, sequence number): which ports sent one, how often.
+    pub echo_replies: BTreeMap<(Ipv4Addr, u16, u16), BTreeMap<String, usize>>,
+    /// ARP by (requester, VIP).
+    pub arp: BTreeMap<(Ipv4Addr, Ipv4Addr), ArpSeen>,
+    /// ARP messages that claim a VIP and are broadcast, by port.
+    pub announcements: BTreeMap<String, usize>,
+    /// Frames whose source was a virtual MAC, by port. There must be none.
+    pub vmac_sources: BTreeMap<String, usize>,
+    /// Frames the watcher itself missed; anything but 0 makes the rest incomplete.
+    pub missed: u64,
+}
+
+impl Evidence {
+    /// Attempts that two nodes answered.
+    pub fn two_owners(&self) -> Vec<(&Attempt, &BTreeMap<String, usize>)> {
+        self.syn_acks.iter().filter(|(_, ports)| ports.len() > 1).collect()
+    }
+
+    /// Echo requests that were answered more than once.
+    pub fn double_echoes(&self) -> usize {
+        self.echo_replies
+            .values()
+            .filter(|ports| ports.values().sum::<usize>() > 1)
+            .count()
+    }
+
+    /// An error unless the wire was watched without a miss and shows one owner for everything, no reset, and no virtual MAC as source.
+    pub fn check_single_owner(&self) -> Result<()> {
+        let mut wrong = Vec::new();
+        if self.missed > 0 {
+            wrong.push(format!("the watcher missed {} frames", self.missed));
+        }
+        if let Some((attempt, ports)) = self.two_owners().first() {
+            wrong.push(format!(
+                "{} connections had two SYN-ACKs, e.g. {attempt:?} by {ports:?}",
+                self.two_owners().len()
+            ));
+        }
+        if let Some((port, from, to)) = self.resets.first() {
+            wrong.push(format!("{} resets, e.g. {port}: {from} to {to}", self.resets.len()));
+        }
+        if self.double_echoes() > 0 {
+            wrong.push(format!("{} echo requests answered twice", self.double_echoes()));
+        }
+        if !self.vmac_sources.is_empty() {
+            wrong.push(format!(
+                "frames with the virtual MAC as source: {:?}",
+                self.vmac_sources
+            ));
+        }
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            bail!("on the wire: {}", wrong.join("; "))
+        }
+    }
+}
+
+/// A watcher at work.
+#[derive(Debug)]
+pub struct Watcher {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Evidence>>,
+}
+
+impl Watcher {
+    /// Watches all switch ports of `lab`; returns when it hears them.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let mut ports: Vec<String> = (1..=lab.nodes.len()).map(|i| format!("p{i}")).collect();
+        ports.push(CLIENT_PORT.to_owned());
+        if lab.router.is_some() {
+            ports.push(ROUTER_PORT.to_owned());
+        }
+        let vips: Vec<Ipv4Addr> = lab.config().vips.iter().map(|vip| vip.addr).collect();
+        let vmacs: Vec<MacAddr> = lab.config().vips.iter().map(|vip| vip.vmac()).collect();
+        let switch = Arc::clone(&lab.switch);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ready, hears) = mpsc::channel();
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("lab-watcher".into()).spawn(move || {
+            switch.run(|| {
+                let opened = open_rings(&ports, &vmacs);
+                let _ = ready.send(opened.as_ref().map(|_| ()).map_err(|error| format!("{error:#}")));
+                watch(&ports, opened?, &Judge { vips, vmacs }, &stopped)
+            })
+        })?;
+        match hears.recv() {
+            Ok(Ok(())) => Ok(Self { stop, thread }),
+            Ok(Err(error)) => bail!("cannot watch the wire: {error}"),
+            Err(_) => bail!("cannot watch the wire: the watcher's thread ended"),
+        }
+    }
+
+    /// Ends the watch after what is still in the rings.
+    pub fn stop(self) -> Result<Evidence> {
+        self.stop.store(true, Ordering::Relaxed);
+        match self.thread.join() {
+            Ok(evidence) => evidence,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+fn open_rings(ports: &[String], vmacs: &[MacAddr]) -> Result<Vec<PacketRing>> {
+    let filter = capture_filter(vmacs);
+    let open = |port: &String| PacketRing::open(interface::index(port)?, SLOTS, &filter);
+    ports
+        .iter()
+        .map(|port| open(port).with_context(|| format!("switch port {port}")))
+        .collect()
+}
+
+fn watch(ports: &[String], mut rings: Vec<PacketRing>, judge: &Judge, stop: &AtomicBool) -> Result<Evidence> {
+    let mut evidence = Evidence::default();
+    loop {
+        // Read before the rings, so that all that came before the stop is in them for the last pass.
+        let last = stop.load(Ordering::Relaxed);
+        if !last {
+            let fds: Vec<BorrowedFd<'_>> = rings.iter().map(AsFd::as_fd).collect();
+            wait_readable(&fds, Some(Duration::from_millis(50)))?;
+        }
+        for (port, ring) in ports.iter().zip(&mut rings) {
+            loop {
+                let read = ring.recv(256, |bytes| judge.see(port, &bytes[VNET_HEADER..], &mut evidence));
+                match read {
+                    Ok(0) => break,
+                    Ok(_) => {}
+                    // A port that goes down is part of many tests; capture goes on when it comes up.
+                    Err(error) if error.kind() == std::io::ErrorKind::NetworkDown => break,
+                    Err(error) => return Err(error).with_context(|| format!("switch port {port}")),
+                }
+            }
+        }
+        if last {
+            for ring in &rings {
+                evidence.missed += u64::from(ring.stats()?.1) + ring.truncated();
+            }
+            return Ok(evidence);
+        }
+    }
+}
+
+/// What the watcher looks for.
+struct Judge {
+    vips: Vec<Ipv4Addr>,
+    vmacs: Vec<MacAddr>,
+}
+
+impl Judge {
+    fn see(&self, port: &str, frame: &[u8], evidence: &mut Evidence) {
+        let Some(source) = frame.get(6..12).and_then(|bytes| <[u8; 6]>::try_from(bytes).ok()) else {
+            return;
+        };
+        if self.vmacs.contains(&MacAddr(source)) {
+            count(&mut evidence.vmac_sources, port);
+        }
+        let Ok(packet) = LaxSlicedPacket::from_ethernet(frame) else {
+            return;
+        };
+        match packet.net {
+            Some(LaxNetSlice::Arp(arp)) => {
+                if let Ok(arp) = arp.to_packet().try_eth_ipv4() {
+                    self.see_arp(port, &arp, frame[0] & 1 != 0, evidence);
+                }
+            }
+            Some(LaxNetSlice::Ipv4(ip)) if self.vips.contains(&ip.header().source_addr()) => {
+                let (from, to) = (ip.header().source_addr(), ip.header().destination_addr());
+                match packet.transport {
+                    Some(TransportSlice::Tcp(tcp)) => {
+                        let vip = SocketAddrV4::new(from, tcp.source_port());
+                        let client = SocketAddrV4::new(to, tcp.destination_port());
+                        if tcp.rst() {
+                            evidence.resets.push((port.to_owned(), vip, client));
+                        } else if tcp.syn() && tcp.ack() {
+                            let sequence = tcp.acknowledgment_number().wrapping_sub(1);
+                            count(
+                                evidence.syn_acks.entry(Attempt { client, vip, sequence }).or_default(),
+                                port,
+                            );
+                        }
+                    }
+                    Some(TransportSlice::Icmpv4(icmp)) => {
+                        if let Icmpv4Type::EchoReply(echo) = icmp.icmp_type() {
+                            count(evidence.echo_replies.entry((to, echo.id, echo.seq)).or_default(), port);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn see_arp(&self, port: &str, arp: &etherparse::ArpEthIpv4Packet, to_group: bool, evidence: &mut Evidence) {
+        let (sender, target) = (Ipv4Addr::from(arp.sender_ipv4), Ipv4Addr::from(arp.target_ipv4));
+        if self.vips.contains(&sender) {
+            if to_group {
+                count(&mut evidence.announcements, port);
+            } else if arp.operation == ArpOperation::REPLY {
+                let seen = evidence.arp.entry((target, sender)).or_default();
+                count(&mut seen.replies, port);
+                seen.macs.insert(MacAddr(arp.sender_mac));
+            }
+        } else if arp.operation == ArpOperation::REQUEST && self.vips.contains(&target) {
+            evidence.arp.entry((sender, target)).or_default().requests += 1;
+        }
+    }
+}
+
+fn count(counts: &mut BTreeMap<String, usize>, port: &str) {
+    match counts.get_mut(port) {
+        Some(number) => *number += 1,
+        None => {
+            counts.insert(port.to_owned(), 1);
+        }
+    }
+}
+
+/// Classic BPF: ARP; IPv4 with ICMP, or with a first fragment of TCP that has SYN or RST; any frame from a virtual MAC.
+fn capture_filter(vmacs: &[MacAddr]) -> Vec<BpfInsn> {
+    const LOAD_HALF: u16 = 0x28;
+    const LOAD_BYTE: u16 = 0x30;
+    const LOAD_WORD: u16 = 0x20;
+    const LOAD_IP_HEADER_LENGTH: u16 = 0xb1;
+    const LOAD_BYTE_AT_X: u16 = 0x50;
+    const IF_EQUAL: u16 = 0x15;
+    const IF_ANY_BIT: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    const WHOLE: u32 = 0x4_0000;
+    let insn = |code, jt, jf, k| BpfInsn { code, jt, jf, k };
+    let mut program = vec![
+        insn(LOAD_HALF, 0, 0, 12),
+        insn(IF_EQUAL, 9, 0, 0x0806),
+        insn(IF_EQUAL, 0, 9, 0x0800),
+        insn(LOAD_BYTE, 0, 0, 23),
+        insn(IF_EQUAL, 6, 0, 1),
+        insn(IF_EQUAL, 0, 6, 6),
+        insn(LOAD_HALF, 0, 0, 20),
+        insn(IF_ANY_BIT, 4, 0, 0x1fff),
+        insn(LOAD_IP_HEADER_LENGTH, 0, 0, 14),
+        insn(LOAD_BYTE_AT_X, 0, 0, 27),
+        insn(IF_ANY_BIT, 0, 1, 0x06),
+        insn(RETURN, 0, 0, WHOLE),
+    ];
+    for MacAddr([a, b, c, d, e, f]) in vmacs {
+        program.extend([
+            insn(LOAD_WORD, 0, 0, u32::from_be_bytes([*a, *b, *c, *d])),
+            insn(IF_EQUAL, 0, 3, u32::from_be_bytes([*a, *b, *c, *d])),
+            insn(LOAD_HALF, 0, 0, 10),
+            insn(IF_EQUAL, 0, 1, u32::from(u16::from_be_bytes([*e, *f]))),
+            insn(RETURN, 0, 0, WHOLE),
+        ]);
+        let load = program.len() - 5;
+        program[load].k = 6;
+    }
+    program.push(insn(RETURN, 0, 0, 0));
+    program
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::PacketBuilder;
+
+    const VIP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 20);
+    const CLIENT: [u8; 4] = [198, 18, 0, 100];
+
+    fn judge() -> Judge {
+        Judge {
+            vips: vec![VIP],
+            vmacs: vec![MacAddr([0x5a, 0xfe, 198, 18, 0, 20])],
+        }
+    }
+
+    /// A TCP frame of the VIP from a source MAC that ends in `from`.
+    fn tcp(from: [u8; 6], flags: &str, ack: u32) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2(from, [2; 6])
+            .ipv4(VIP.octets(), CLIENT, 64)
+            .tcp(80, 4000, 7, 1000);
+        let builder = match flags {
+            "syn" => builder.syn(),
+            "synack" => builder.syn().ack(ack),
+            "rst" => builder.rst(),
+            _ => builder.ack(ack),
+        };
+        let mut frame = Vec::new();
+        builder.write(&mut frame, &[]).unwrap();
+        frame
+    }
+
+    fn echo_reply() -> Vec<u8> {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([4; 6], [2; 6])
+            .ipv4(VIP.octets(), CLIENT, 64)
+            .icmpv4_echo_reply(9, 1)
+            .write(&mut frame, &[0; 8])
+            .unwrap();
+        frame
+    }
+
+    /// Runs the program as the kernel would; true if the frame is captured.
+    fn captured(program: &[BpfInsn], frame: &[u8]) -> bool {
+        let byte = |at: u32| frame.get(at as usize).copied().map(u32::from);
+        let half = |at: u32| Some(byte(at)? << 8 | byte(at + 1)?);
+        let word = |at: u32| Some(half(at)? << 16 | half(at + 2)?);
+        let (mut a, mut x, mut at) = (0, 0, 0);
+        loop {
+            let insn = &program[at];
+            at += 1;
+            let loaded = match insn.code {
+                0x28 => half(insn.k),
+                0x30 => byte(insn.k),
+                0x20 => word(insn.k),
+                0x50 => byte(x + insn.k),
+                0xb1 => {
+                    x = (frame[insn.k as usize] as u32 & 0xf) * 4;
+                    Some(a)
+                }
+                0x15 | 0x45 => {
+                    let yes = if insn.code == 0x15 {
+                        a == insn.k
+                    } else {
+                        a & insn.k != 0
+                    };
+                    at += usize::from(if yes { insn.jt } else { insn.jf });
+                    Some(a)
+                }
+                _ => return insn.k != 0,
+            };
+            match loaded {
+                Some(value) => a = value,
+                None => return false,
+            }
+        }
+    }
+
+    #[test]
+    fn the_filter_takes_handshakes_resets_icmp_arp_and_virtual_sources_only() {
+        let vmacs = judge().vmacs;
+        let program = capture_filter(&vmacs);
+        let data = tcp([4; 6], "ack", 1);
+        assert!(!captured(&program, &data));
+        assert!(captured(&program, &tcp([4; 6], "synack", 1)) && captured(&program, &tcp([4; 6], "rst", 0)));
+        assert!(
+            captured(&program, &tcp(vmacs[0].0, "ack", 1)),
+            "data from the virtual MAC"
+        );
+        assert!(captured(&program, &echo_reply()));
+        let mut arp = data;
+        arp[12..14].copy_from_slice(&[8, 6]);
+        assert!(captured(&program, &arp));
+    }
+
+    #[test]
+    fn a_second_syn_ack_from_another_port_is_two_owners_and_a_repeated_one_is_not() {
+        let mut evidence = Evidence::default();
+        for port in ["p1", "p1"] {
+            judge().see(port, &tcp([4; 6], "synack", 501), &mut evidence);
+        }
+        judge().see("p2", &tcp([5; 6], "synack", 900), &mut evidence);
+        assert!(
+            evidence.check_single_owner().is_ok(),
+            "another sequence number is another connection"
+        );
+        judge().see("p2", &tcp([5; 6], "synack", 501), &mut evidence);
+        assert_eq!(evidence.two_owners()[0].0.sequence, 500);
+        assert!(evidence.check_single_owner().is_err());
+    }
+
+    #[test]
+    fn resets_double_echoes_and_the_virtual_mac_as_source_are_seen() {
+        let mut evidence = Evidence::default();
+        judge().see("p1", &tcp([0x5a, 0xfe, 198, 18, 0, 20], "rst", 0), &mut evidence);
+        judge().see("p1", &echo_reply(), &mut evidence);
+        judge().see("p3", &echo_reply(), &mut evidence);
+        assert_eq!(
+            (
+                evidence.resets.len(),
+                evidence.double_echoes(),
+                evidence.vmac_sources["p1"]
+            ),
+            (1, 1, 1)
+        );
+        let text = evidence.check_single_owner().unwrap_err().to_string();
+        assert!(
+            text.contains("resets") && text.contains("answered twice") && text.contains("source"),
+            "{text}"
+        );
+    }
+}

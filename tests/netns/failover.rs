@@ -1,0 +1,148 @@
+//! Nodes go away, by accident and in order, while clients keep asking.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use farm_lab::probe::{ProbeConfig, Prober};
+use farm_lab::{Lab, LabConfig, MODULE, Mode, VIP, wait_until};
+
+const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
+
+/// Power cuts, and how many of them may show a longer silence than [`GAP`].
+const CUTS: usize = 20;
+const SLOW: usize = 1;
+const GAP: Duration = Duration::from_millis(500);
+
+/// Twenty power cuts in turn over the nodes; prints every gap.
+fn survives_power_cuts(mode: Mode) {
+    let lab = Lab::serve(LabConfig::with_mode(mode)).expect("the farm comes up");
+    let mut gaps = Vec::new();
+    for round in 0..CUTS {
+        let victim = round % lab.nodes.len();
+        let name = lab.nodes[victim].name();
+        let prober = Prober::start(&lab.client, ProbeConfig::new(WEB)).expect("probing");
+        // Another phase of heartbeats and checkers in each round.
+        std::thread::sleep(Duration::from_millis(600 + 37 * round as u64));
+        lab.nodes[victim].power_off().expect("power goes");
+        std::thread::sleep(Duration::from_millis(1800));
+        let probe = prober.stop().expect("the prober ends");
+        let gap = probe.longest_gap().expect("something was answered");
+        assert!(
+            probe.gaps().iter().any(|gap| gap.before == name),
+            "no probing client was on {name}"
+        );
+        assert!(gap.after.is_some(), "round {round}, {name}: nobody took over: {gap:?}");
+        gaps.push(gap.length());
+        lab.rejoin(victim, MODULE).expect("the node comes back");
+    }
+    gaps.sort_unstable();
+    println!(
+        "{mode:?}: median {:?}, longest {:?}, all {gaps:?}",
+        gaps[CUTS / 2],
+        gaps[CUTS - 1]
+    );
+    assert!(gaps.iter().filter(|gap| **gap > GAP).count() <= SLOW, "{gaps:?}");
+}
+
+#[test]
+fn twenty_power_cuts_leave_short_gaps_in_directed_mode() {
+    survives_power_cuts(Mode::Directed);
+}
+
+#[test]
+fn twenty_power_cuts_leave_short_gaps_in_invisible_mode() {
+    survives_power_cuts(Mode::Invisible);
+}
+
+#[test]
+fn a_stop_and_a_start_lose_no_request() {
+    for mode in [Mode::Directed, Mode::Invisible] {
+        let lab = Lab::serve(LabConfig::with_mode(mode)).expect("the farm comes up");
+        let prober = Prober::start(
+            &lab.client,
+            ProbeConfig {
+                limit: Duration::from_secs(5),
+                ..ProbeConfig::new(WEB)
+            },
+        );
+        let prober = prober.expect("probing");
+        std::thread::sleep(Duration::from_millis(500));
+        lab.nodes[1].farm_ok(&["stop", MODULE]).expect("the module stops");
+        lab.wait_ready(MODULE, &lab.others(1), Duration::from_secs(10))
+            .expect("the others have all");
+        std::thread::sleep(Duration::from_millis(500));
+        lab.nodes[1].farm_ok(&["start", MODULE]).expect("the module starts");
+        lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+            .expect("all serve");
+        std::thread::sleep(Duration::from_millis(500));
+        let probe = prober.stop().expect("the prober ends");
+        assert_eq!(probe.report.lost(), 0, "{mode:?}: {:?}", probe.report.failures());
+        assert!(
+            probe.report.latency(1.0) < Duration::from_millis(900),
+            "no SYN had to be sent twice: {:?}",
+            probe.report.latency(1.0)
+        );
+    }
+}
+
+#[test]
+fn a_killed_daemon_is_taken_over_and_its_next_run_cleans_up_and_rejoins() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    let prober = Prober::start(&lab.client, ProbeConfig::new(WEB)).expect("probing");
+    std::thread::sleep(Duration::from_millis(500));
+    lab.nodes[0].signal_farmd("KILL").expect("a signal");
+    lab.nodes[0].wait_farmd_end(Duration::from_secs(5)).expect("farmd ends");
+    lab.wait_ready(MODULE, &lab.others(0), Duration::from_secs(10))
+        .expect("the others have all");
+    std::thread::sleep(Duration::from_millis(500));
+    let gap = prober.stop().expect("the prober ends").longest_gap().expect("answers");
+    assert!(
+        gap.after.is_some() && gap.length() <= Duration::from_millis(700),
+        "{gap:?}"
+    );
+    lab.rejoin(0, MODULE).expect("the node comes back");
+}
+
+#[test]
+fn a_stopped_process_takes_nothing_that_others_took_over() {
+    let lab = Lab::serve(LabConfig::with_mode(Mode::Invisible)).expect("the farm comes up");
+    let watcher = farm_lab::wire::Watcher::start(&lab).expect("the wire can be watched");
+    lab.nodes[2].signal_farmd("STOP").expect("a signal");
+    lab.wait_ready(MODULE, &lab.others(2), Duration::from_secs(10))
+        .expect("the others have all");
+    let prober = Prober::start(&lab.client, ProbeConfig::new(WEB)).expect("probing");
+    std::thread::sleep(Duration::from_millis(500));
+    lab.nodes[2].signal_farmd("CONT").expect("a signal");
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+        .expect("all serve");
+    let probe = prober.stop().expect("the prober ends");
+    assert_eq!(probe.report.lost(), 0, "{:?}", probe.report.failures());
+    let evidence = watcher.stop().expect("the watcher ends");
+    assert!(evidence.two_owners().is_empty(), "{:?}", evidence.two_owners());
+}
+
+#[test]
+fn a_one_way_cut_is_seen_by_both_ends_and_heals() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    for outbound in [true, false] {
+        lab.nodes[1].cut(outbound).expect("a cut");
+        lab.wait_ready(MODULE, &lab.others(1), Duration::from_secs(10))
+            .expect("the others have all");
+        let shut = wait_until(
+            Duration::from_secs(10),
+            "the cut node to see that it is alone or out",
+            || {
+                let cluster = lab.nodes[1].status().ok()?.cluster;
+                cluster
+                    .nodes
+                    .iter()
+                    .any(|peer| peer.state != "alive" && peer.state != "this")
+                    .then_some(())
+            },
+        );
+        shut.expect("both ends see it");
+        lab.nodes[1].heal().expect("healed");
+        lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+            .expect("all serve");
+    }
+}
