@@ -296,9 +296,17 @@ fn print_rows(rows: &[Row], rounds: usize, seconds: u64) {
     for row in rows {
         screen.line(&format!(
             "{:<25} {:>12.0} {:>12.0} {:>16.0}",
-            row.path, XX
+            row.path,
+            row.request_p50_us.median,
+            whole(row.added_request_p50_us.median),
+            whole(row.added_connection_p50_us.median)
         ));
     }
+}
+
+/// Rounded, without the sign that a small negative number would leave on its zero.
+fn whole(value: f64) -> f64 {
+    value.round() + 0.0
 }
 
 fn spread(figure: Figure) -> String {

@@ -176,6 +176,8 @@ impl Node {
                 .with_context(|| format!("the processes of {} do not end", self.name))?;
         }
         if let Some(mut daemon) = processes.daemon.take() {
+            // farmd is gone, but nsenter would wait for ever if both had been stopped.
+            let _ = daemon.outer.kill();
             let _ = daemon.outer.wait();
         }
         Ok(())
@@ -264,8 +266,8 @@ impl Node {
             .as_ref()
             .with_context(|| format!("farmd of {} was not started", self.name))?;
         signal(daemon.pid, name)?;
-        if name == "CONT" {
-            // nsenter stops itself when its child is stopped.
+        if name == "CONT" || name == "KILL" {
+            // nsenter stops itself when its child is stopped, and must run to see its end.
             signal(daemon.outer.id(), name)?;
         }
         Ok(())
@@ -456,6 +458,8 @@ impl Drop for Node {
             let _ = machine.outer.wait();
         }
         if let Some(mut daemon) = processes.daemon.take() {
+            // farmd is gone, but nsenter would wait for ever if both had been stopped.
+            let _ = daemon.outer.kill();
             let _ = daemon.outer.wait();
         }
     }
