@@ -169,16 +169,23 @@ impl Node {
     /// Cuts the power: the link drops, then every process of the node ends without a word.
     pub fn power_off(&self) -> Result<()> {
         self.set_link(false)?;
+        self.end_processes()
+    }
+
+    fn end_processes(&self) -> Result<()> {
         let mut processes = self.processes();
-        if let Some(mut machine) = processes.machine.take() {
+        let machine = processes.machine.take();
+        if let Some(machine) = &machine {
             signal(machine.init, "KILL")?;
-            wait_limited(&mut machine.outer, Duration::from_secs(10))?
-                .with_context(|| format!("the processes of {} do not end", self.name))?;
         }
+        // The namespace ends only when nsenter has let go of farmd, which it does not while it is stopped.
         if let Some(mut daemon) = processes.daemon.take() {
-            // farmd is gone, but nsenter would wait for ever if both had been stopped.
             let _ = daemon.outer.kill();
             let _ = daemon.outer.wait();
+        }
+        if let Some(mut machine) = machine {
+            wait_limited(&mut machine.outer, Duration::from_secs(10))?
+                .with_context(|| format!("the processes of {} do not end", self.name))?;
         }
         Ok(())
     }
@@ -452,15 +459,6 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let mut processes = self.processes();
-        if let Some(mut machine) = processes.machine.take() {
-            let _ = signal(machine.init, "KILL");
-            let _ = machine.outer.wait();
-        }
-        if let Some(mut daemon) = processes.daemon.take() {
-            // farmd is gone, but nsenter would wait for ever if both had been stopped.
-            let _ = daemon.outer.kill();
-            let _ = daemon.outer.wait();
-        }
+        let _ = self.end_processes();
     }
 }

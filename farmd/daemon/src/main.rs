@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("FARM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let Arguments { etc, var, run, node, command } = arguments;
-    let folders = Folders { etc, var, run };
+    let folders = Folders { etc, var, run, node: String::new() };
     match command {
         Some(Command::Cleanup) => clean_up(&folders),
         None => match start::run(&Options { folders, node }) {

@@ -63,6 +63,8 @@ pub struct Folders {
     pub var: PathBuf,
     /// `FARM_RUN`.
     pub run: PathBuf,
+    /// Name of this node, for scripts as `FARM_NODE`; empty before it is known.
+    pub node: String,
 }
 
 impl Folders {
@@ -222,7 +224,8 @@ impl ScriptRunner {
         // The module's own variables first: they cannot hide those the scripts rely on.
         command.envs(&user.vars);
         let module_dir = store::module_dir(&self.folders.var, &request.module);
-        let fixed: [(&str, &OsStr); 12] = [
+        let fixed: [(&str, &OsStr); 13] = [
+            ("FARM_NODE", self.folders.node.as_ref()),
             ("SAFE", safe.as_os_str()),
             ("SAFEVAR", self.folders.var.as_os_str()),
             ("SAFEBIN", safe.as_os_str()),

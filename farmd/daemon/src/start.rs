@@ -80,9 +80,9 @@ pub struct Options {
 
 /// Runs the daemon until it is told to end.
 pub fn run(options: &Options) -> Result<(), StartError> {
-    let folders = &options.folders;
-    let cluster = read_cluster(&folders.etc)?;
+    let cluster = read_cluster(&options.folders.etc)?;
     let this = find_node(&cluster, options.node.as_deref())?;
+    let folders = &Folders { node: cluster.name(this).to_owned(), ..options.folders.clone() };
     let key = read_key(&folders.etc)?;
     let missing = caps::missing();
     if !missing.is_empty() {

@@ -27,6 +27,7 @@ impl Lab {
             etc: scratch.path().join("etc"),
             var: scratch.path().join("var"),
             run: scratch.path().join("run"),
+            node: "s1".to_owned(),
         };
         let bin = store::active_dir(&folders.var, &module()).join("bin");
         fs::create_dir_all(&bin).unwrap();
@@ -348,6 +349,7 @@ fn safe_holds_the_command_line_under_both_names() {
         etc: lab.path("etc"),
         var: lab.path("var"),
         run: lab.path("run"),
+        node: "s1".to_owned(),
     };
     for farm in ["/usr/bin/old", "/usr/bin/farm"] {
         prepare_safe(&folders, Path::new(farm)).unwrap();
