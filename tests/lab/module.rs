@@ -138,7 +138,11 @@ pub fn nginx_scripts(folder: &Path) -> Vec<(String, String)> {
         "#!/bin/sh\nDIR='{folder}'\nrunning() {{ [ -s \"$DIR/nginx.pid\" ] && kill -0 \"$(cat \"$DIR/nginx.pid\")\" 2>/dev/null; }}\n"
     );
     // A stale file of a run that was killed would make `nginx -s` signal a stranger.
-    let kill = "if running; then kill -KILL \"$(cat \"$DIR/nginx.pid\")\"; fi\nrm -f \"$DIR/nginx.pid\"\nexit 0\n";
+    // TERM and not KILL: the master takes its workers along, which hold the port too.
+    let kill = concat!(
+        "if running; then kill -TERM \"$(cat \"$DIR/nginx.pid\")\"; fi\n",
+        "for _ in 1 2 3 4 5 6 7 8 9 10; do running || break; sleep 0.1; done\nrm -f \"$DIR/nginx.pid\"\nexit 0\n"
+    );
     let stop = concat!(
         "if [ \"$1\" = force ]; then\n  if running; then kill -KILL \"$(cat \"$DIR/nginx.pid\")\"; fi\n  rm -f \"$DIR/nginx.pid\"\n  exit 0\nfi\n",
         "running || exit 0\nkill -TERM \"$(cat \"$DIR/nginx.pid\")\"\n",

@@ -37,7 +37,8 @@ fn unfair(counts: &BTreeMap<String, usize>, shares: &BTreeMap<String, f64>) -> V
 fn serves(mode: Mode) {
     let config = LabConfig {
         routed: true,
-        client_addrs: 2000,
+        // All hosts of the lab share the kernel's one neighbour table, which holds 1024 entries by default.
+        client_addrs: 500,
         ..LabConfig::with_mode(mode)
     };
     let lab = Lab::serve(config).expect("the farm comes up");
@@ -47,7 +48,7 @@ fn serves(mode: Mode) {
     let near = lab
         .client
         .batch(Batch {
-            sources: 0..1000,
+            sources: 0..250,
             ..Batch::new(WEB, 3000)
         })
         .expect("a batch");
@@ -73,7 +74,7 @@ fn serves(mode: Mode) {
         let other = lab
             .client
             .batch(Batch {
-                sources: 1000..2000,
+                sources: 250..500,
                 ..Batch::new(WEB, 1000)
             })
             .expect("a batch");

@@ -199,6 +199,8 @@ impl Farm {
 
     /// This node did not run for so long that others may have taken over: everything is closed and has to be given anew.
     pub fn handle_pause(&mut self, now: Duration) {
+        self.membership.handle_pause(now);
+        self.next_heartbeat = now;
         self.paused = true;
         self.turn(now);
         self.paused = false;
@@ -215,7 +217,7 @@ impl Farm {
                 }
                 // A stopped module has nothing open and no say; it starts from nothing.
                 if local.state == ModuleState::Stop && module.local.state != ModuleState::Stop {
-                    module.groups = (0..groups).map(|_| Handover::new(self.this)).collect();
+                    module.groups.iter_mut().for_each(Handover::stop);
                     module.kept_out = None;
                     self.plan_version += 1;
                 }
@@ -380,7 +382,8 @@ impl Farm {
                 let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
                 let fenced = membership.peer(*peer).is_some_and(|p| p.fenced());
                 let eligible = report.digest == module.local.digest;
-                Some((*peer, PeerGroup { eligible, fenced, report: report.groups.get(i)? }))
+                let hears_us = membership.peer(*peer).is_some_and(|p| p.hears_us());
+                Some((*peer, PeerGroup { eligible, fenced, hears_us, report: report.groups.get(i)? }))
             });
             let peers: BTreeMap<NodeId, PeerGroup<'_>> = peers.collect();
             let weight = if module.local.ready && !shut { module.local.weights[i] } else { 0 };
@@ -451,7 +454,8 @@ impl Farm {
         let mut heartbeat = Heartbeat {
             sender: self.this,
             lan: 0,
-            fenced: self.membership.fenced().is_some(),
+            // "Accepts nothing" is true only once the data plane has closed too.
+            fenced: self.membership.fenced().is_some() && self.modules.keys().all(|name| self.is_released(name)),
             leaving: self.leaving,
             joining: self.membership.joining(),
             incarnation: self.incarnation,

@@ -1,0 +1,10 @@
+//! The whole core under a simulated network: seeded faults, and the promises of DESIGN section 7 checked after every event.
+
+#[path = "farm_tests/faults.rs"]
+mod faults;
+#[path = "farm_tests/plane.rs"]
+mod plane;
+#[path = "farm_tests/scenarios.rs"]
+mod scenarios;
+#[path = "farm_tests/sim.rs"]
+mod sim;

@@ -91,7 +91,12 @@ impl NodeSet {
 
     /// Members in ascending order.
     pub fn iter(self) -> impl Iterator<Item = NodeId> {
-        (0..MAX_NODES as u8).filter(move |i| self.0 & (1 << i) != 0).map(NodeId)
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            let lowest = (left != 0).then(|| left.trailing_zeros() as u8)?;
+            left &= left - 1;
+            Some(NodeId(lowest))
+        })
     }
 }
 

@@ -80,14 +80,14 @@ pub struct Options {
 
 /// Runs the daemon until it is told to end.
 pub fn run(options: &Options) -> Result<(), StartError> {
-    let cluster = read_cluster(&options.folders.etc)?;
-    let this = find_node(&cluster, options.node.as_deref())?;
-    let folders = &Folders { node: cluster.name(this).to_owned(), ..options.folders.clone() };
-    let key = read_key(&folders.etc)?;
     let missing = caps::missing();
     if !missing.is_empty() {
         return Err(fail(Exit::Denied, format!("farmd lacks {}: run it as root, or grant it in the unit (AmbientCapabilities=)", missing.join(" and "))));
     }
+    let cluster = read_cluster(&options.folders.etc)?;
+    let this = find_node(&cluster, options.node.as_deref())?;
+    let folders = &Folders { node: cluster.name(this).to_owned(), ..options.folders.clone() };
+    let key = read_key(&folders.etc)?;
     for folder in [&folders.var, &folders.run] {
         fs::create_dir_all(folder).map_err(|e| fail(Exit::Io, format!("{}: {e}", folder.display())))?;
     }

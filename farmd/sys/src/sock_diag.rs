@@ -18,6 +18,8 @@ pub mod state {
     pub const ESTABLISHED: u8 = 1;
     /// A SYN is answered, the last step of the handshake is awaited.
     pub const SYN_RECV: u8 = 3;
+    /// The same before the kernel has made a full socket of it.
+    pub const NEW_SYN_RECV: u8 = 12;
     /// We closed, and our FIN is not acknowledged.
     pub const FIN_WAIT1: u8 = 4;
     /// We closed, the peer has not.
@@ -35,6 +37,7 @@ pub mod state {
 /// States in which a frame of the connection needs this host's answer.
 const CONNECTED: u32 = 1 << state::ESTABLISHED
     | 1 << state::SYN_RECV
+    | 1 << state::NEW_SYN_RECV
     | 1 << state::FIN_WAIT1
     | 1 << state::FIN_WAIT2
     | 1 << state::CLOSE_WAIT

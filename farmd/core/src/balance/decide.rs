@@ -15,6 +15,8 @@ pub enum Verdict {
     Accept,
     /// Nowhere.
     Drop,
+    /// Nowhere yet: a connection request for a bucket that this node is about to open. Judged again with the next plan.
+    Hold,
     /// Not for a VIP: the host's own traffic, not touched.
     Pass,
 }
@@ -48,11 +50,13 @@ pub enum Reason {
     Foreign,
     /// Bucket is nobody's: no server is ready.
     NoOwner,
+    /// Bucket is about to become this node's.
+    Opening,
 }
 
 impl Reason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NotVip,
         Self::OtherMac,
         Self::NoRule,
@@ -66,6 +70,7 @@ impl Reason {
         Self::DrainingOther,
         Self::Foreign,
         Self::NoOwner,
+        Self::Opening,
     ];
 
     /// Name of its counter.
@@ -84,6 +89,7 @@ impl Reason {
             Self::DrainingOther => "draining_other",
             Self::Foreign => "foreign",
             Self::NoOwner => "no_owner",
+            Self::Opening => "opening",
         }
     }
 }
@@ -217,6 +223,7 @@ fn by_state(
         return Decision::drop(Reason::NoRule);
     };
     let owner = group.owners.owner(bucket);
+    let next = group.next_owner(bucket).filter(|_| matches!(kind, Kind::Opening(_)));
     let mut decision = match (group.states[bucket.index()], kind) {
         (BucketState::Own, _) => Decision::local(Verdict::Accept, Reason::Own),
         (BucketState::Guarded, Kind::Opening(flow)) => {
@@ -233,13 +240,17 @@ fn by_state(
         (BucketState::Draining, Kind::Belonging(flow)) if has_socket(flow) => {
             Decision::local(Verdict::Accept, Reason::DrainingKnown)
         }
+        (BucketState::Draining | BucketState::Foreign, Kind::Opening(_)) if next == Some(plan.this) => {
+            Decision::local(Verdict::Hold, Reason::Opening)
+        }
         (BucketState::Draining, _) => Decision::drop(Reason::DrainingOther),
         (BucketState::Foreign, _) if owner.is_none() => Decision::drop(Reason::NoOwner),
         (BucketState::Foreign, _) => Decision::drop(Reason::Foreign),
     };
     if vip.mode == L2Mode::Directed {
-        if let Some(owner) = owner {
-            decision.forward.insert(owner);
+        // Whichever of the two has it open takes a new connection; the other one drops or keeps it.
+        for node in owner.into_iter().chain(next) {
+            decision.forward.insert(node);
         }
         if let (Kind::Belonging(_), Some(holders)) = (kind, group.holders.get(&bucket.index())) {
             decision.forward = NodeSet::from_bits(decision.forward.bits() | holders.bits());

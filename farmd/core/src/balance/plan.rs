@@ -32,6 +32,8 @@ pub struct GroupPlan {
     pub states: Box<[BucketState; BUCKETS]>,
     /// Owner of each bucket, for forwarding and for entry nodes.
     pub owners: BucketMap,
+    /// The proposed map while a hand-over is under way: connection requests for its owners are kept, not lost.
+    pub next: Option<BucketMap>,
     /// Peers that have connections in buckets they do not own.
     pub holders: BTreeMap<usize, NodeSet>,
 }
@@ -43,8 +45,15 @@ impl GroupPlan {
             name,
             states: Box::new([BucketState::Foreign; BUCKETS]),
             owners: BucketMap::default(),
+            next: None,
             holders: BTreeMap::new(),
         }
+    }
+
+    /// The node that is to own `bucket` after the hand-over under way, if it changes owner.
+    pub fn next_owner(&self, bucket: Bucket) -> Option<NodeId> {
+        let next = self.next.as_ref()?.owner(bucket)?;
+        (self.owners.owner(bucket) != Some(next)).then_some(next)
     }
 
     /// True if a bucket needs to know which connections this host has.

@@ -15,7 +15,7 @@
 //!
 //! Why two nodes that hear each other never have one bucket open: a bucket is opened only with a commit; a commit needs the
 //! promise of every active member of the view; a promise is made only after all that the map takes away is closed, and after it nothing
-//! of an older epoch is ever opened. A node outside the view that somebody in it still hears blocks the promise of who hears it until it says that
+//! of an older epoch is ever opened. A node outside the view that talks both ways with somebody in it blocks that one's promise until it says that
 //! it has nothing open (`committed` 0) or falls silent for the detection time, by which time its own lease has closed it.
 
 use std::collections::BTreeMap;
@@ -32,6 +32,8 @@ pub struct PeerGroup<'a> {
     pub eligible: bool,
     /// It has stepped out.
     pub fenced: bool,
+    /// It hears this node. With one that does not nothing can be agreed.
+    pub hears_us: bool,
     /// Its latest report.
     pub report: &'a GroupReport,
 }
@@ -59,8 +61,6 @@ struct Pending {
     map: BucketMap,
     /// Weights it was made for; only at its proposer.
     weights: Option<BTreeMap<NodeId, u16>>,
-    /// Plan that must be at work before the promise; `Some(None)` until the plan has its number.
-    release: Option<Option<u64>>,
 }
 
 /// A change worth a line in the log.
@@ -125,6 +125,8 @@ pub struct Handover {
     held: BucketSet,
     held_connections: u32,
     pending: Option<Pending>,
+    /// The data plane may still have open what is closed here, until it works with this plan; `Some(None)` until the plan has its number.
+    closing: Option<Option<u64>>,
     shut: bool,
     holders: BTreeMap<usize, NodeSet>,
     wanted: Option<(BTreeMap<NodeId, u16>, Epoch, BucketMap)>,
@@ -146,6 +148,7 @@ impl Handover {
             held: BucketSet::default(),
             held_connections: 0,
             pending: None,
+            closing: None,
             shut: false,
             holders: BTreeMap::new(),
             wanted: None,
@@ -158,13 +161,15 @@ impl Handover {
         let reports = around.peers.values().map(|p| p.report);
         let seen = reports.flat_map(|r| [r.promised, r.committed, r.map.as_ref().map_or(Epoch::default(), |m| m.epoch)]);
         self.highest = seen.fold(self.highest, Epoch::max);
-        if around.shut {
+        if around.shut || (self.shut && self.closing.is_some()) {
             self.shut_all(&mut outcome);
             self.learn(around, &mut outcome);
             return outcome;
         }
         if self.shut {
             self.shut = false;
+            outcome.send = true;
+            self.committed = Epoch::default();
             outcome.plan_changed |= !self.held.is_empty();
         }
         self.learn(around, &mut outcome);
@@ -177,7 +182,7 @@ impl Handover {
 
     /// The plan with the released buckets has number `version`; called after an `advance` with `plan_changed`.
     pub fn planned(&mut self, version: u64) {
-        if let Some(Pending { release: Some(awaited @ None), .. }) = &mut self.pending {
+        if let Some(awaited @ None) = &mut self.closing {
             *awaited = Some(version);
         }
     }
@@ -185,26 +190,25 @@ impl Handover {
     /// The data plane works with plan `version`, and this host has connections in `held`, of which some are in buckets that are not open. Returns true
     /// if `advance` should run.
     pub fn handle_applied(&mut self, version: u64, held: BucketSet, connections: u32) -> bool {
-        let awaited = self.pending.as_ref().and_then(|p| p.release);
-        if awaited.is_some_and(|plan| plan.is_none_or(|plan| plan > version)) {
+        if self.closing.is_some_and(|plan| plan.is_none_or(|plan| plan > version)) {
             // This plan still had open what has been closed since; what it found is out of date.
             return false;
         }
         let mut changed = held != self.held;
         self.held = held;
         self.held_connections = connections;
-        if let Some(pending) = &mut self.pending
-            && pending.release.take().is_some()
-        {
-            self.promised = pending.epoch;
+        if self.closing.take().is_some() {
             changed = true;
+            if let Some(pending) = &self.pending {
+                self.promised = pending.epoch;
+            }
         }
         changed
     }
 
-    /// True while nothing is open here and no connection is held, so that the module may stop.
+    /// True if nothing is open here, in the data plane either, so that the module may stop.
     pub fn is_released(&self) -> bool {
-        self.open.is_empty()
+        self.open.is_empty() && self.closing.is_none()
     }
 
     /// Connections in buckets that this node does not own.
@@ -242,11 +246,9 @@ impl Handover {
             }
             None => None,
         };
-        // A node that was shut has not kept what it once promised open or closed; it starts from nothing.
-        let promised = if self.committed == Epoch::default() && self.pending.is_none() { Epoch::default() } else { self.promised };
         GroupReport {
             weight,
-            promised,
+            promised: self.promised,
             committed: self.committed,
             held: self.held.clone(),
             held_connections: self.held_connections,
@@ -262,6 +264,7 @@ impl Handover {
         if self.shut {
             return plan;
         }
+        plan.next = self.pending.as_ref().filter(|p| p.epoch > self.committed).map(|p| p.map.clone());
         for (index, state) in plan.states.iter_mut().enumerate() {
             *state = if self.open.contains(index) {
                 let foreign_flows = self.guarded.contains(index) || self.holders.contains_key(&index);
@@ -281,15 +284,35 @@ impl Handover {
             self.hold_open_ones();
             self.open = BucketSet::default();
             self.guarded = BucketSet::default();
+            self.closing = Some(None);
             outcome.events.push(Event::Shut);
         }
-        if opened || !self.shut || self.committed != Epoch::default() {
+        if !self.shut {
             outcome.plan_changed = true;
-            outcome.send = true;
+            self.withdraw_promise();
         }
         self.shut = true;
         self.pending = None;
-        self.committed = Epoch::default();
+        // Who reads "nothing committed" takes it that nothing is open; so that waits for the data plane.
+        let forget = self.closing.is_none() && self.committed != Epoch::default();
+        if forget {
+            self.committed = Epoch::default();
+        }
+        outcome.send |= outcome.plan_changed || forget;
+    }
+
+    /// What was promised last is not kept to: the number that is told instead is nobody's proposal, and every later proposal is above it.
+    fn withdraw_promise(&mut self) {
+        if self.promised > Epoch::default() {
+            self.promised = self.highest.max(self.promised).next(self.this);
+            self.highest = self.promised;
+        }
+    }
+
+    /// The module has stopped: nothing is open or known any more, but no number is used twice.
+    pub fn stop(&mut self) {
+        self.withdraw_promise();
+        *self = Self { highest: self.highest, promised: self.promised, ..Self::new(self.this) };
     }
 
     /// What was open may carry connections; nobody has looked yet.
@@ -309,18 +332,19 @@ impl Handover {
             .filter(|m| m.epoch > self.known);
         let Some(newest) = newest else { return };
         // This one comes by commit, and is opened then.
-        if self.pending.as_ref().is_some_and(|p| p.epoch == newest.epoch) && !around.shut {
+        if self.pending.as_ref().is_some_and(|p| p.epoch == newest.epoch) {
             return;
         }
         let lost: Vec<usize> = self.open.iter().filter(|&i| !newest.map.owns(self.this, i)).collect();
         if !lost.is_empty() {
             outcome.events.push(Event::Released { epoch: newest.epoch, lost: lost.len() });
             self.close(lost.into_iter().collect());
+            self.closing = Some(None);
         }
         self.map = newest.map.clone();
         self.known = newest.epoch;
         let all_open = (0..BUCKETS).all(|i| !self.map.owns(self.this, i) || self.open.contains(i));
-        if all_open && !around.shut {
+        if all_open && !self.shut {
             self.committed = newest.epoch;
             self.promised = self.promised.max(newest.epoch);
         }
@@ -328,12 +352,12 @@ impl Handover {
         outcome.send = true;
     }
 
-    /// True if every node this one hears that may have buckets open is in `view`.
+    /// True if every node with which this one talks both ways and that may have buckets open is in `view`.
     fn covers_all_that_serve(around: &Surroundings<'_>, view: NodeSet) -> bool {
         around
             .peers
             .iter()
-            .all(|(n, p)| view.contains(*n) || p.fenced || p.report.committed == Epoch::default())
+            .all(|(n, p)| view.contains(*n) || p.fenced || !p.hears_us || p.report.committed == Epoch::default())
     }
 
     fn follow(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
@@ -349,23 +373,21 @@ impl Handover {
     }
 
     fn accept(&mut self, proposal: MapReport, weights: Option<BTreeMap<NodeId, u16>>, outcome: &mut Outcome) {
-        // A release that the data plane has not confirmed yet still has to be waited for.
-        let earlier = self.pending.take().and_then(|p| p.release);
         let lost: BucketSet = self.open.iter().filter(|&i| !proposal.map.owns(self.this, i)).collect();
         let MapReport { epoch, view, map } = proposal;
-        let release = if lost.is_empty() {
-            earlier
-        } else {
+        if !lost.is_empty() {
             outcome.events.push(Event::Released { epoch, lost: lost.len() });
-            outcome.plan_changed = true;
             self.close(lost);
-            Some(None)
-        };
-        if release.is_none() {
+            self.closing = Some(None);
+        }
+        // An earlier release that the data plane has not confirmed yet has to be waited for too.
+        if self.closing.is_none() {
             self.promised = epoch;
         }
-        self.pending = Some(Pending { epoch, view, map, weights, release });
+        self.pending = Some(Pending { epoch, view, map, weights });
         self.highest = self.highest.max(epoch);
+        // The data plane keeps connection requests for what may be opened soon.
+        outcome.plan_changed = true;
         outcome.send = true;
     }
 
@@ -414,7 +436,7 @@ impl Handover {
             self.accept(MapReport { epoch, view: around.view, map }, Some(weights), outcome);
         }
         let Some(pending) = self.pending.as_ref().filter(|p| p.weights.is_some() && p.epoch > self.committed) else { return };
-        let all_promised = pending.release.is_none()
+        let all_promised = self.closing.is_none()
             && self.promised == pending.epoch
             && members.values().all(|p| p.report.promised == pending.epoch);
         if all_promised && pending.view == around.view && Self::covers_all_that_serve(around, pending.view) {
@@ -434,7 +456,7 @@ impl Handover {
     fn commit_with_others(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
         let Some(pending) = &self.pending else { return };
         let done = pending.epoch > self.committed
-            && pending.release.is_none()
+            && self.closing.is_none()
             && self.promised == pending.epoch
             && around.peers.values().any(|p| p.report.committed == pending.epoch);
         if done {

@@ -80,6 +80,7 @@ pub struct Membership {
     incarnation: Incarnation,
     digest: u64,
     detection_time: Duration,
+    join_time: Duration,
     join_until: Duration,
     joining: bool,
     peers: BTreeMap<NodeId, Peer>,
@@ -105,6 +106,7 @@ impl Membership {
             incarnation,
             digest: config.digest,
             detection_time: config.detection_time(),
+            join_time: config.detection_time() + config.heartbeat_interval,
             join_until: now + config.detection_time() + config.heartbeat_interval,
             joining: true,
             peers,
@@ -130,6 +132,14 @@ impl Membership {
 
     /// Lets time pass: peers go down, joining ends.
     pub fn handle_timeout(&mut self, now: Duration) {
+        self.update(now);
+    }
+
+    /// This node did not run for so long that others may have gone on without it: it joins anew, and what it remembers of whom it heard is void.
+    pub fn handle_pause(&mut self, now: Duration) {
+        self.joining = true;
+        self.join_until = now + self.join_time;
+        self.peers.values_mut().for_each(Peer::forget);
         self.update(now);
     }
 
@@ -159,7 +169,7 @@ impl Membership {
         self.fenced.as_deref()
     }
 
-    /// True until one detection time after the start.
+    /// True until a little more than one detection time after the start, or after a pause.
     pub fn joining(&self) -> bool {
         self.joining
     }

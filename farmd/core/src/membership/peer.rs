@@ -107,6 +107,12 @@ impl Peer {
         Ok(())
     }
 
+    /// Forgets when the peer was heard; its sequence numbers still count.
+    pub fn forget(&mut self) {
+        self.heard_at = None;
+        self.hears_us = false;
+    }
+
     /// True if something of this cluster was heard within the detection time and the peer has not said goodbye.
     pub fn is_heard(&self, now: Duration, detection_time: Duration) -> bool {
         self.same_cluster && !self.leaving && self.heard_at.is_some_and(|at| now < at + detection_time)

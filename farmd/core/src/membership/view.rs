@@ -40,8 +40,8 @@ pub struct Ears {
 /// The view this node belongs to, or `None` if it must step out because others cannot hear it.
 ///
 /// Candidates are this node, the peers it hears, and those that a peer hears although this node does not (one that only this node cannot hear is
-/// not dead). Of a candidate that is not heard here nothing is known but that; it counts as hearing everybody. While a pair does not hear each other, the candidate heard by the
-/// fewest goes, the higher id first. What this node cannot see, a peer between it and the others can: a settled peer that leaves this node out has
+/// not dead). Of a candidate that is not heard here nothing is known but that; it counts as hearing everybody. While a pair does not hear each other, the candidate
+/// that talks both ways with the fewest goes; among equals the one that the fewest hear (the deaf cannot know that they are), then the higher id. What this node cannot see, a peer between it and the others can: a settled peer that leaves this node out has
 /// the last word.
 pub fn agree(ears: &Ears) -> Agreement {
     // A peer that is joining, or that this joining node has not yet reached, is no candidate until both hear each other.
@@ -67,8 +67,9 @@ pub fn agree(ears: &Ears) -> Agreement {
     let view = loop {
         let heard_by = |n: NodeId| candidates.iter().filter(|&m| m != n && hears(m, n)).count();
         let deaf_pair = |n: NodeId| candidates.iter().any(|m| m != n && !(hears(n, m) && hears(m, n)));
-        let worst =
-            candidates.iter().filter(|&n| deaf_pair(n)).min_by_key(|&n| (heard_by(n), std::cmp::Reverse(n)));
+        let talks_with = |n: NodeId| candidates.iter().filter(|&m| m != n && hears(m, n) && hears(n, m)).count();
+        let rank = |n: &NodeId| (talks_with(*n), heard_by(*n), std::cmp::Reverse(*n));
+        let worst = candidates.iter().filter(|&n| deaf_pair(n)).min_by_key(rank);
         match worst {
             None => break Some(candidates),
             Some(n) if n == ears.this && !ears.joining => break None,
@@ -128,6 +129,12 @@ mod tests {
         let mute = [(0, 1), (0, 2)];
         assert_eq!(all(3, &mute), vec![None, Some(set(&[1, 2])), Some(set(&[1, 2]))]);
         assert_eq!(all(2, &[(0, 1)]), vec![None, Some(set(&[1]))]);
+    }
+
+    #[test]
+    fn a_node_that_hears_nobody_costs_the_others_nothing() {
+        let deaf = [(0, 1), (2, 1)];
+        assert_eq!(all(3, &deaf), vec![Some(set(&[0, 2])), Some(set(&[1])), Some(set(&[0, 2]))]);
     }
 
     #[test]

@@ -91,7 +91,8 @@ impl BucketSet {
 
     /// Members in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = usize> {
-        (0..BUCKETS).filter(|&i| self.contains(i))
+        let bytes = self.0.iter().enumerate().filter(|(_, byte)| **byte != 0);
+        bytes.flat_map(|(i, byte)| (0..8).filter(move |bit| byte & (1 << bit) != 0).map(move |bit| i * 8 + bit))
     }
 }
 

@@ -118,10 +118,14 @@ pub enum Count {
     BytesAccepted,
     /// Plans applied.
     PlansApplied,
+    /// Connection requests kept until their bucket opens.
+    Held,
+    /// Kept connection requests given up for newer ones.
+    HoldFull,
 }
 
 impl Count {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -136,6 +140,8 @@ impl Count {
         Self::ArpFailed,
         Self::BytesAccepted,
         Self::PlansApplied,
+        Self::Held,
+        Self::HoldFull,
     ];
 
     const fn name(self) -> &'static str {
@@ -154,6 +160,8 @@ impl Count {
             Self::ArpFailed => "arp_failed",
             Self::BytesAccepted => "bytes_accepted",
             Self::PlansApplied => "plans_applied",
+            Self::Held => "held",
+            Self::HoldFull => "hold_full",
         }
     }
 }

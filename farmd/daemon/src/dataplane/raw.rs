@@ -5,13 +5,13 @@
 //! are. Replies leave by the kernel's ordinary route.
 //!
 //! A new plan takes effect between two frames: the thread looks up this host's connections once (a `sock_diag` dump), swaps the plan and goes on; frames
-//! wait in the ring meanwhile. The connections found are the flow table for guarded and draining buckets; connections opened later in a guarded bucket are
+//! wait in the ring meanwhile. Connection requests for buckets that are about to open here are kept and judged again by the next plan. The connections found are the flow table for guarded and draining buckets; connections opened later in a guarded bucket are
 //! added as their first packet is accepted.
 
 // Looked up by key only; never iterated.
 #![allow(clippy::disallowed_types)]
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -43,6 +43,10 @@ pub const RING_SLOTS: u32 = 2048;
 const BUDGET: usize = 256;
 /// How often connections in buckets that are guarded or held are counted anew.
 const RECOUNT: Duration = Duration::from_secs(1);
+/// Most connection requests kept for buckets that are about to open; the oldest goes first.
+const HOLD: usize = 1024;
+/// How long: past a second the client has asked again by itself (RFC 6298 section 2.1).
+const HOLD_TIME: Duration = Duration::from_secs(1);
 /// Length of the `virtio_net_hdr` before each frame.
 const VNET: usize = 10;
 
@@ -81,6 +85,7 @@ impl RawPlane {
                 tap: None,
                 flows: HashSet::new(),
                 fragments: FragmentTable::default(),
+                held: VecDeque::new(),
                 start: Instant::now(),
             },
             interfaces: Vec::new(),
@@ -153,6 +158,8 @@ struct Core {
     tap: Option<LocalDevice>,
     flows: HashSet<FlowKey>,
     fragments: FragmentTable,
+    /// Connection requests that wait for their bucket to open.
+    held: VecDeque<(Instant, Vec<u8>)>,
     start: Instant,
 }
 
@@ -227,6 +234,7 @@ impl Worker {
             self.set_filter(interface);
         }
         self.count_connections();
+        self.core.judge_held();
         self.responder.handle_plan(&old, &self.core.plan, &mut self.interfaces);
         self.core.counters.add(Count::PlansApplied, 1);
     }
@@ -332,9 +340,10 @@ impl Core {
     /// Judges what is in one ring.
     fn work(&mut self, interface: &mut Interface) {
         let mut forwards: Vec<(Vec<u8>, NodeSet)> = Vec::new();
-        let leased = self.lease.holds(Instant::now());
+        let now = Instant::now();
+        let leased = self.lease.holds(now);
         let truncated = interface.ring.truncated();
-        let result = interface.ring.recv(BUDGET, |bytes| self.judge(leased, bytes, &mut forwards));
+        let result = interface.ring.recv(BUDGET, |bytes| self.judge(now, leased, bytes, &mut forwards));
         if let Err(error) = result {
             debug!(%error, interface = interface.name, "reading the ring failed");
         }
@@ -344,7 +353,7 @@ impl Core {
         }
     }
 
-    fn judge(&mut self, leased: bool, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
+    fn judge(&mut self, since: Instant, leased: bool, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
         let Some(packet) = bytes.get(VNET..).and_then(Packet::parse) else { return };
         if !leased {
             self.counters.add(Count::LeaseEnded, 1);
@@ -364,7 +373,28 @@ impl Core {
                 }
                 self.accept(bytes);
             }
+            Verdict::Hold => self.hold(since, bytes),
             Verdict::Drop | Verdict::Pass => {}
+        }
+    }
+
+    fn hold(&mut self, since: Instant, bytes: &[u8]) {
+        if self.held.len() >= HOLD {
+            self.held.pop_front();
+            self.counters.add(Count::HoldFull, 1);
+        }
+        self.held.push_back((since, bytes.to_vec()));
+        self.counters.add(Count::Held, 1);
+    }
+
+    /// A new plan may have opened the buckets that kept requests wait for. They have been sent on already.
+    fn judge_held(&mut self) {
+        let now = Instant::now();
+        let leased = self.lease.holds(now);
+        for (since, mut bytes) in std::mem::take(&mut self.held) {
+            if now.saturating_duration_since(since) < HOLD_TIME {
+                self.judge(since, leased, &mut bytes, &mut Vec::new());
+            }
         }
     }
 
