@@ -216,6 +216,11 @@ impl Node {
         let text = format!("This node did not run for {} ms; it has closed everything and joins again", gap.as_millis());
         warn!("{text}");
         self.log_to_active('E', "membership", &text);
+        // What waits in the sockets tells how the others were, not how they are.
+        let mut void = [0; 1];
+        for (_, socket) in &self.sockets {
+            while socket.recv_from(&mut void).is_ok() {}
+        }
         self.farm.handle_pause(now);
         self.publish();
         self.fenced_until = Some(self.published.version());

@@ -4,7 +4,7 @@ use crate::balance::flow::{FlowKey, TCP, UDP};
 use crate::balance::fragment::FragmentTable;
 use crate::balance::plan::{BucketState, Plan, VipPlan};
 use crate::config::{Affinity, L2Mode, Protocol};
-use crate::id::{Bucket, NodeSet};
+use crate::id::{Bucket, NodeId, NodeSet};
 use crate::wire::packet::{L4, Packet};
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ pub enum Verdict {
     Accept,
     /// Nowhere.
     Drop,
-    /// Nowhere yet: a connection request for a bucket that this node is about to open. Judged again with the next plan.
+    /// Nowhere yet: a connection request for a bucket that this node is about to open, or has just closed for another. Judged again with
+    /// the next plan; if the bucket then is another's, the request is sent on to [`Decision::owner`].
     Hold,
     /// Not for a VIP: the host's own traffic, not touched.
     Pass,
@@ -50,7 +51,7 @@ pub enum Reason {
     Foreign,
     /// Bucket is nobody's: no server is ready.
     NoOwner,
-    /// Bucket is about to become this node's.
+    /// Bucket is changing hands, from or to this node.
     Opening,
 }
 
@@ -103,13 +104,15 @@ pub struct Decision {
     pub reason: Reason,
     /// Peers the frame goes on to. Empty unless this node is the entry node and the frame came from outside.
     pub forward: NodeSet,
+    /// Owner of the packet's bucket, where a bucket was looked up.
+    pub owner: Option<NodeId>,
     /// Accepted as the first packet of a connection in a guarded bucket: later packets of this flow are known.
     pub opens: Option<FlowKey>,
 }
 
 impl Decision {
     const fn local(verdict: Verdict, reason: Reason) -> Self {
-        Self { verdict, reason, forward: NodeSet::EMPTY, opens: None }
+        Self { verdict, reason, forward: NodeSet::EMPTY, owner: None, opens: None }
     }
 
     const fn drop(reason: Reason) -> Self {
@@ -139,7 +142,9 @@ pub fn decide(
     let Some(vip) = plan.vip(packet.destination) else {
         return Decision::local(Verdict::Pass, Reason::NotVip);
     };
-    if packet.destination_mac != vip.service_mac() {
+    // A member sends to this host's own address what it has kept for it.
+    let handed_on = packet.destination_mac == vip.own_mac && is_member(vip, packet);
+    if packet.destination_mac != vip.service_mac() && !handed_on {
         return Decision::drop(Reason::OtherMac);
     }
     let decision = match packet.l4 {
@@ -240,13 +245,16 @@ fn by_state(
         (BucketState::Draining, Kind::Belonging(flow)) if has_socket(flow) => {
             Decision::local(Verdict::Accept, Reason::DrainingKnown)
         }
-        (BucketState::Draining | BucketState::Foreign, Kind::Opening(_)) if next == Some(plan.this) => {
+        (BucketState::Draining | BucketState::Foreign, Kind::Opening(_))
+            if next == Some(plan.this) || (next.is_some() && owner == Some(plan.this)) =>
+        {
             Decision::local(Verdict::Hold, Reason::Opening)
         }
         (BucketState::Draining, _) => Decision::drop(Reason::DrainingOther),
         (BucketState::Foreign, _) if owner.is_none() => Decision::drop(Reason::NoOwner),
         (BucketState::Foreign, _) => Decision::drop(Reason::Foreign),
     };
+    decision.owner = owner;
     if vip.mode == L2Mode::Directed {
         // Whichever of the two has it open takes a new connection; the other one drops or keeps it.
         for node in owner.into_iter().chain(next) {
@@ -262,11 +270,15 @@ fn by_state(
 
 /// A frame that a member has sent on is never sent on again.
 fn only_from_outside(vip: &VipPlan, packet: &Packet, decision: Decision) -> Decision {
-    if vip.peers.values().any(|mac| *mac == packet.source_mac) {
+    if is_member(vip, packet) {
         Decision { forward: NodeSet::EMPTY, ..decision }
     } else {
         decision
     }
+}
+
+fn is_member(vip: &VipPlan, packet: &Packet) -> bool {
+    vip.peers.values().any(|mac| *mac == packet.source_mac)
 }
 
 /// Later fragments go where the first one went; without the first one only a rule that needs no port can tell.

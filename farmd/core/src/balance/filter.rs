@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::balance::hash::{FMIX_MUL_1, FMIX_MUL_2, Seed};
 use crate::balance::plan::{BucketState, GroupPlan, Plan, VipPlan};
 use crate::config::{Affinity, L2Mode};
-use crate::id::BUCKETS;
+use crate::id::{BUCKETS, MacAddr};
 
 /// One instruction of classic BPF (`struct sock_filter`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,18 +81,22 @@ pub fn build(plan: &Plan, interface: u32) -> Vec<Insn> {
     for vip in vips {
         let IpAddr::V4(addr) = vip.addr else { continue };
         let mut body = body(plan, vip);
-        if program.len() + body.len() + 8 * plan.vips.len() > MAX_LEN {
+        if program.len() + body.len() + 16 * plan.vips.len() > MAX_LEN {
             body = vec![insn(RET_K, ALL)];
         }
-        program.extend(block(addr, vip, &body));
+        program.extend(block(addr, vip.service_mac(), &body));
+        if vip.mode != L2Mode::Directed {
+            // What another member has kept for this node comes to its own address.
+            program.extend(block(addr, vip.own_mac, &[insn(RET_K, ALL)]));
+        }
     }
     program.push(insn(RET_K, 0));
     program
 }
 
 /// `if destination and Ethernet destination fit { body }`, falling through to what follows if not.
-fn block(addr: Ipv4Addr, vip: &VipPlan, body: &[Insn]) -> Vec<Insn> {
-    let [a, b, c, d, e, f] = vip.service_mac().0;
+fn block(addr: Ipv4Addr, mac: MacAddr, body: &[Insn]) -> Vec<Insn> {
+    let [a, b, c, d, e, f] = mac.0;
     let skip = body.len() as u32;
     let mut block = vec![
         insn(LD_W_ABS, DESTINATION_AT),

@@ -50,10 +50,11 @@ impl GroupPlan {
         }
     }
 
-    /// The node that is to own `bucket` after the hand-over under way, if it changes owner.
+    /// The node that is to own `bucket` after the hand-over under way, if there is one.
+    ///
+    /// It may be the same as the owner known here: a node that joins again may know no newer map than that by which it owned the bucket before.
     pub fn next_owner(&self, bucket: Bucket) -> Option<NodeId> {
-        let next = self.next.as_ref()?.owner(bucket)?;
-        (self.owners.owner(bucket) != Some(next)).then_some(next)
+        self.next.as_ref()?.owner(bucket)
     }
 
     /// True if a bucket needs to know which connections this host has.

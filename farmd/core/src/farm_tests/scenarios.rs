@@ -1,1 +1,272 @@
-//! One story each.
+//! One story each: what an operator would see.
+
+use std::time::Duration;
+
+use super::plane::common;
+use super::sim::{Action, Sim, id, ms};
+use crate::balance::assign::BucketMap;
+use crate::farm::Event;
+use crate::handover;
+use crate::id::BUCKETS;
+
+fn map(sim: &Sim, node: usize) -> BucketMap {
+    sim.farm(node).map(&sim.module, 0).unwrap().clone()
+}
+
+#[test]
+fn three_nodes_share_exactly_and_then_rest() {
+    let mut sim = Sim::started(3, 1);
+    assert_eq!(sim.counts(), [1366, 1365, 1365]);
+    let since = sim.now;
+    let versions: Vec<u64> = (0..3).map(|n| sim.farm(n).plan_version()).collect();
+    sim.run(ms(2000)).unwrap();
+    assert_eq!(sim.proposals(since), 0);
+    assert_eq!((0..3).map(|n| sim.farm(n).plan_version()).collect::<Vec<_>>(), versions, "no plan without a cause");
+}
+
+#[test]
+fn a_crash_moves_only_the_buckets_of_the_dead_and_opens_them_unguarded() {
+    for dead in 0..4 {
+        let mut sim = Sim::started(4, 2);
+        let before = map(&sim, dead);
+        sim.act(Action::Crash(dead));
+        let took = sim.now;
+        while sim.check_covered().is_err() {
+            sim.run(ms(1)).unwrap();
+            assert!(sim.now < took + sim.detection() + ms(50), "a crash takes detection and two round trips: {:?}", sim.counts());
+        }
+        let after = map(&sim, (dead + 1) % 4);
+        assert_eq!(before.moves_to(&after), before.counts()[&id(dead)] as usize, "only the buckets of s{dead} move");
+        let (open, own): (usize, usize) =
+            sim.nodes.iter().map(|n| (n.plane.open_count(), n.plane.own_count())).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        assert_eq!((open, own), (BUCKETS, BUCKETS), "nobody alive holds anything: no guard");
+    }
+}
+
+#[test]
+fn a_planned_stop_takes_two_round_trips_and_the_winners_guard_until_the_loser_holds_nothing() {
+    let mut sim = Sim::started(3, 3);
+    sim.flows = 1000;
+    sim.flow_time = ms(2000);
+    let before = map(&sim, 1);
+    sim.act(Action::Ready(1, false));
+    let asked = sim.now;
+    while sim.counts()[1] > 0 || sim.counts().iter().sum::<usize>() < BUCKETS {
+        sim.run(ms(1)).unwrap();
+        assert!(sim.now < asked + ms(25), "two round trips of 2 ms and a few plans of 5 ms: {:?}", sim.counts());
+    }
+    assert_eq!(before.moves_to(&map(&sim, 0)), 1365);
+    let guarded = |sim: &Sim| sim.nodes.iter().map(|n| n.plane.open_count() - n.plane.own_count()).sum::<usize>();
+    let mut last = guarded(&sim);
+    assert_eq!(last, 1365, "every bucket that moved is guarded");
+    let mut steps = 0;
+    while last > 0 {
+        sim.run(ms(20)).unwrap();
+        let held = sim.nodes[1].plane.held(sim.now);
+        let still = guarded(&sim);
+        assert!(still >= held.len(), "{still} guarded while {} are held", held.len());
+        steps += usize::from(still < last);
+        last = still;
+        assert!(sim.now < asked + sim.flow_time + ms(200), "{still} guarded although {} are held", held.len());
+    }
+    assert!(steps > 10, "buckets become Own one by one, as their connections end");
+    sim.check_covered().unwrap();
+}
+
+#[test]
+fn a_bucket_that_is_held_is_drained_by_the_loser() {
+    let mut sim = Sim::started(2, 4);
+    sim.flows = 1000;
+    sim.flow_time = ms(5000);
+    sim.act(Action::Ready(0, false));
+    sim.run(ms(100)).unwrap();
+    let plan = sim.farm(0).group_plan(&sim.module, 0).unwrap();
+    let draining = plan.states.iter().filter(|s| **s == crate::balance::plan::BucketState::Draining).count();
+    assert!(draining > 1900, "{draining}");
+    let winner = sim.farm(1).group_plan(&sim.module, 0).unwrap();
+    assert_eq!(winner.holders.len(), draining, "the winner knows who holds what");
+}
+
+#[test]
+fn a_newcomer_with_the_lowest_id_takes_only_its_share() {
+    let mut sim = Sim::new(4, 1, 5);
+    for node in 1..4 {
+        sim.act(Action::Restart(node));
+        sim.act(Action::Start(node));
+    }
+    sim.run(ms(1000)).unwrap();
+    sim.check_covered().unwrap();
+    let before = map(&sim, 1);
+    sim.act(Action::Restart(0));
+    sim.act(Action::Start(0));
+    sim.run(ms(1000)).unwrap();
+    sim.check_covered().unwrap();
+    let after = map(&sim, 0);
+    assert_eq!(after.counts()[&id(0)], 1024);
+    assert_eq!(before.moves_to(&after), 1024, "what it gets, and nothing else");
+}
+
+#[test]
+fn a_newcomer_finds_its_place_at_once() {
+    let mut sim = Sim::started(3, 6);
+    sim.act(Action::Crash(2));
+    sim.run(ms(1000)).unwrap();
+    sim.act(Action::Restart(2));
+    sim.act(Action::Start(2));
+    let started = sim.now;
+    while sim.check_covered().is_err() {
+        sim.run(ms(1)).unwrap();
+        assert!(sim.now < started + sim.detection() + ms(150), "{:?}", sim.counts());
+    }
+}
+
+#[test]
+fn a_node_that_others_cannot_hear_steps_out_and_comes_back() {
+    for mute in 0..3 {
+        let mut sim = Sim::started(3, 7);
+        for other in (0..3).filter(|n| *n != mute) {
+            sim.act(Action::Cut(mute, other));
+        }
+        sim.run(ms(400)).unwrap();
+        let mut counts = sim.counts();
+        assert_eq!(counts.remove(mute), 0, "s{mute} is not heard and accepts nothing");
+        assert_eq!(counts, [2048, 2048]);
+        assert!(sim.farm(mute).membership().fenced().is_some());
+        sim.act(Action::MendAll);
+        sim.run(ms(400)).unwrap();
+        sim.check_covered().unwrap();
+    }
+}
+
+#[test]
+fn no_broken_way_gives_two_owners() {
+    for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)] {
+        let mut sim = Sim::started(3, 8);
+        sim.act(Action::Cut(from, to));
+        let cut = sim.now;
+        while sim.now < cut + ms(1500) {
+            sim.run(ms(5)).unwrap();
+            let settled = sim.now > cut + sim.detection() + ms(50);
+            for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+                let both = common(&sim.nodes[a].plane.open, &sim.nodes[b].plane.open).count();
+                assert!(!settled || both == 0, "{from}->{to}: s{a} and s{b} share {both} at {:?}", sim.now);
+            }
+        }
+        assert_eq!(sim.counts().iter().sum::<usize>(), BUCKETS, "{from}->{to}: {:?}", sim.counts());
+    }
+}
+
+#[test]
+fn a_node_with_another_configuration_is_kept_out_and_the_others_go_on() {
+    for other in 0..3 {
+        let mut sim = Sim::new(3, 1, 9);
+        sim.act(Action::Digest(other, 8));
+        for node in (0..3).filter(|n| *n != other) {
+            sim.act(Action::Restart(node));
+            sim.act(Action::Start(node));
+        }
+        sim.run(ms(800)).unwrap();
+        sim.act(Action::Restart(other));
+        sim.act(Action::Start(other));
+        sim.run(ms(1000)).unwrap();
+        let mut counts = sim.counts();
+        assert_eq!(counts.remove(other), 0);
+        assert_eq!(counts, [2048, 2048], "s{other} differs");
+        let why = sim.farm(other).kept_out(&sim.module).unwrap();
+        assert!(why.contains("differs from that of s"), "{why}");
+        // With the right configuration it takes part.
+        sim.act(Action::Digest(other, 7));
+        sim.run(ms(300)).unwrap();
+        sim.check_covered().unwrap();
+    }
+}
+
+#[test]
+fn of_two_lans_one_may_fail() {
+    for lan in 0..2 {
+        let mut sim = Sim::new(3, 2, 10);
+        for node in 0..3 {
+            sim.act(Action::Restart(node));
+            sim.act(Action::Start(node));
+        }
+        sim.run(ms(1000)).unwrap();
+        let since = sim.now;
+        sim.act(Action::LanDown(lan));
+        sim.run(ms(1000)).unwrap();
+        sim.act(Action::LanUp(lan));
+        sim.run(ms(1000)).unwrap();
+        sim.check_covered().unwrap();
+        assert_eq!(sim.proposals(since), 0, "nothing moves");
+    }
+}
+
+#[test]
+fn both_halves_of_a_partition_serve_and_the_merge_moves_no_more_than_one_half() {
+    let mut sim = Sim::started(4, 11);
+    let pairs = || (0..2).flat_map(|a| (2..4).map(move |b| (a, b)));
+    for (a, b) in pairs() {
+        sim.act(Action::Cut(a, b));
+        sim.act(Action::Cut(b, a));
+    }
+    sim.run(sim.detection() + ms(100)).unwrap();
+    assert_eq!(sim.counts(), [2048; 4], "each half serves all");
+    let halves = [map(&sim, 0), map(&sim, 2)];
+    sim.act(Action::MendAll);
+    let healed = sim.now;
+    while sim.check_covered().is_err() {
+        sim.run(ms(1)).unwrap();
+        assert!(sim.now < healed + ms(150), "a merge takes a pulse and two round trips: {:?}", sim.counts());
+    }
+    let merged = map(&sim, 0);
+    let moves = halves.map(|half| half.moves_to(&merged));
+    assert_eq!(moves.into_iter().min(), Some(2048), "one half's map is the base: {moves:?}");
+}
+
+#[test]
+fn a_paused_node_has_closed_when_the_others_take_over() {
+    for (time, plane_works_on) in [(260, true), (260, false), (1000, true), (1000, false)] {
+        let mut sim = Sim::started(3, 12);
+        sim.longest_overlap = Some(Duration::ZERO);
+        sim.act(Action::Pause(0, ms(time), plane_works_on));
+        sim.run(ms(time + 500)).unwrap();
+        sim.check_covered().unwrap();
+    }
+}
+
+#[test]
+fn a_node_without_a_data_plane_answer_gives_nothing_away() {
+    let mut sim = Sim::started(2, 13);
+    sim.apply_time = ms(600);
+    sim.longest_overlap = Some(Duration::ZERO);
+    sim.act(Action::Ready(0, false));
+    let since = sim.now;
+    sim.run(ms(3000)).unwrap();
+    sim.check_covered().unwrap();
+    let committed = |e: &Event| matches!(e, Event::Handover { event: handover::Event::Committed { .. }, .. });
+    let first = sim.log.iter().find(|(at, _, e)| *at > since && committed(e)).map(|(at, ..)| *at - since);
+    assert!(first.is_some(), "{:?}", sim.log);
+}
+
+#[test]
+fn a_goodbye_needs_no_detection() {
+    let mut sim = Sim::started(3, 14);
+    sim.act(Action::Stop(2));
+    sim.run(ms(100)).unwrap();
+    assert_eq!(sim.nodes[2].local.state, crate::api::ModuleState::Stop, "it has handed over");
+    sim.act(Action::Leave(2));
+    sim.run(ms(20)).unwrap();
+    assert!(!sim.farm(0).membership().view().contains(id(2)));
+    assert_eq!(sim.counts(), [2048, 2048, 0]);
+}
+
+#[test]
+fn weights_are_followed() {
+    let mut sim = Sim::started(3, 15);
+    sim.act(Action::Weight(0, 2));
+    sim.run(ms(100)).unwrap();
+    assert_eq!(sim.counts(), [2048, 1024, 1024]);
+    sim.act(Action::Weight(1, 0));
+    sim.run(ms(100)).unwrap();
+    sim.check_covered().unwrap();
+    assert_eq!(sim.counts()[1], 0);
+}

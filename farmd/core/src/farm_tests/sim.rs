@@ -57,6 +57,9 @@ impl Rng {
     }
 }
 
+/// How often a data plane counts connections that are left.
+const RECOUNT: Duration = ms(50);
+
 /// Something done to the farm from outside.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Action {
@@ -139,6 +142,9 @@ pub struct Sim {
     queue: BTreeMap<(Duration, u64), Ev>,
     count: u64,
     trace: Option<Vec<String>>,
+    /// Heartbeats sent by each node, and plans given to its data plane.
+    pub sent: Vec<u64>,
+    pub plans: Vec<u64>,
     /// Handover events, for scenarios.
     pub log: Vec<(Duration, usize, Event)>,
 }
@@ -197,6 +203,8 @@ impl Sim {
             queue: BTreeMap::new(),
             count: 0,
             trace: std::env::var_os("FARM_TRACE").map(|_| Vec::new()),
+            sent: vec![0; nodes],
+            plans: vec![0; nodes],
             log: Vec::new(),
         }
     }
@@ -249,12 +257,10 @@ impl Sim {
         self.nodes.iter().map(count).collect()
     }
 
-    /// A paused node runs again.
-    pub fn end_pause(&mut self, node: usize) {
-        if self.nodes[node].paused_until > self.now {
-            self.nodes[node].paused_until = self.now;
-            self.input(node, Input::Timeout);
-        }
+    /// How long it takes until no node is paused any more.
+    pub fn longest_pause(&self) -> Duration {
+        let ends = self.nodes.iter().filter(|n| n.farm.is_some()).map(|n| n.paused_until.saturating_sub(self.now));
+        ends.max().unwrap_or_default()
     }
 
     fn push(&mut self, at: Duration, event: Ev) {
@@ -287,7 +293,7 @@ impl Sim {
                 let held = n.plane.held(self.now);
                 n.plane.flows.retain(|_, end| *end > self.now);
                 let version = n.plane.version;
-                self.push(self.now + ms(20), Ev::Recount { node, incarnation });
+                self.push(self.now + RECOUNT, Ev::Recount { node, incarnation });
                 if held != self.nodes[node].plane.told {
                     self.nodes[node].plane.told = held.clone();
                     self.input(node, Input::Applied(version, held));
@@ -317,7 +323,7 @@ impl Sim {
         let held = n.plane.held(self.now);
         n.plane.told = held.clone();
         if !n.plane.flows.is_empty() {
-            self.push(self.now + ms(20), Ev::Recount { node, incarnation });
+            self.push(self.now + RECOUNT, Ev::Recount { node, incarnation });
         }
         let open = self.nodes[node].plane.open_count();
         self.note(|| format!("s{node} applied {version}: {open} open"));
@@ -487,6 +493,7 @@ impl Sim {
             return;
         }
         n.published = version;
+        self.plans[i] += 1;
         let plan = farm.group_plan(&self.module, 0).map(Rc::new);
         let at = self.now + us(self.rng.range(0..=self.apply_time.as_micros() as u64));
         n.plane.busy_until = n.plane.busy_until.max(at);
@@ -526,6 +533,7 @@ impl Sim {
             }
         }
         for transmit in transmits {
+            self.sent[i] += 1;
             let payload = Rc::new(transmit.payload);
             for to in transmit.to.iter() {
                 self.send(i, to.index(), transmit.lan, &payload);

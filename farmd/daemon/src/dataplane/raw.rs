@@ -5,7 +5,7 @@
 //! are. Replies leave by the kernel's ordinary route.
 //!
 //! A new plan takes effect between two frames: the thread looks up this host's connections once (a `sock_diag` dump), swaps the plan and goes on; frames
-//! wait in the ring meanwhile. Connection requests for buckets that are about to open here are kept and judged again by the next plan. The connections found are the flow table for guarded and draining buckets; connections opened later in a guarded bucket are
+//! wait in the ring meanwhile. Connection requests for buckets that are changing hands are kept and judged again by the next plan; what is another's by then is sent on to it. The connections found are the flow table for guarded and draining buckets; connections opened later in a guarded bucket are
 //! added as their first packet is accepted.
 
 // Looked up by key only; never iterated.
@@ -19,7 +19,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use farm_core::balance::decide::{Verdict, decide};
+use farm_core::balance::decide::{Decision, Verdict, decide};
 use farm_core::balance::filter;
 use farm_core::balance::flow::{FlowKey, TCP};
 use farm_core::balance::fragment::FragmentTable;
@@ -234,7 +234,7 @@ impl Worker {
             self.set_filter(interface);
         }
         self.count_connections();
-        self.core.judge_held();
+        self.core.judge_held(&self.interfaces);
         self.responder.handle_plan(&old, &self.core.plan, &mut self.interfaces);
         self.core.counters.add(Count::PlansApplied, 1);
     }
@@ -355,27 +355,28 @@ impl Core {
 
     fn judge(&mut self, since: Instant, leased: bool, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
         let Some(packet) = bytes.get(VNET..).and_then(Packet::parse) else { return };
-        if !leased {
+        let decision = self.decide(&packet);
+        // Keeping is not accepting: it needs no lease.
+        if decision.verdict == Verdict::Hold {
+            self.hold(since, bytes);
+        } else if !leased {
             self.counters.add(Count::LeaseEnded, 1);
             return;
         }
-        let flows = &self.flows;
-        let now = self.start.elapsed();
-        let decision = decide(&self.plan, &packet, &mut self.fragments, now, &mut |flow| flows.contains(flow));
         self.counters.judged(decision.reason);
-        if !decision.forward.is_empty() {
+        if !decision.forward.is_empty() && leased {
             forwards.push((bytes.to_vec(), decision.forward));
         }
-        match decision.verdict {
-            Verdict::Accept => {
-                if let Some(flow) = decision.opens {
-                    self.flows.insert(flow);
-                }
-                self.accept(bytes);
-            }
-            Verdict::Hold => self.hold(since, bytes),
-            Verdict::Drop | Verdict::Pass => {}
+        if decision.verdict == Verdict::Accept {
+            self.flows.extend(decision.opens);
+            self.accept(bytes);
         }
+    }
+
+    fn decide(&mut self, packet: &Packet) -> Decision {
+        let flows = &self.flows;
+        let now = self.start.elapsed();
+        decide(&self.plan, packet, &mut self.fragments, now, &mut |flow| flows.contains(flow))
     }
 
     fn hold(&mut self, since: Instant, bytes: &[u8]) {
@@ -387,13 +388,29 @@ impl Core {
         self.counters.add(Count::Held, 1);
     }
 
-    /// A new plan may have opened the buckets that kept requests wait for. They have been sent on already.
-    fn judge_held(&mut self) {
+    /// A new plan may have opened the buckets that kept requests wait for, here or at another member, to which they are then sent on.
+    fn judge_held(&mut self, interfaces: &[Interface]) {
         let now = Instant::now();
         let leased = self.lease.holds(now);
         for (since, mut bytes) in std::mem::take(&mut self.held) {
-            if now.saturating_duration_since(since) < HOLD_TIME {
-                self.judge(since, leased, &mut bytes, &mut Vec::new());
+            let Some(packet) = Packet::parse(&bytes[VNET..]) else { continue };
+            if now.saturating_duration_since(since) >= HOLD_TIME {
+                continue;
+            }
+            let decision = self.decide(&packet);
+            match (decision.verdict, decision.owner.filter(|owner| *owner != self.plan.this)) {
+                (Verdict::Hold, _) => self.hold(since, &bytes),
+                (Verdict::Accept, _) if leased => {
+                    self.flows.extend(decision.opens);
+                    self.accept(&mut bytes);
+                }
+                (Verdict::Drop, Some(owner)) if leased => {
+                    let Some(vip) = self.plan.vip(packet.destination) else { continue };
+                    if let Some(interface) = interfaces.iter().find(|i| i.index == vip.interface) {
+                        self.forward(&interface.ring, &mut bytes, [owner].into_iter().collect());
+                    }
+                }
+                (Verdict::Accept | Verdict::Drop | Verdict::Pass, _) => {}
             }
         }
     }
@@ -412,7 +429,7 @@ impl Core {
     }
 
     /// To other members: destination rewritten, source this host's own address.
-    fn forward(&mut self, ring: &PacketRing, bytes: &mut [u8], to: NodeSet) {
+    fn forward(&self, ring: &PacketRing, bytes: &mut [u8], to: NodeSet) {
         let Some(packet) = Packet::parse(&bytes[VNET..]) else { return };
         let Some(vip) = self.plan.vip(packet.destination) else { return };
         for node in to.iter() {
