@@ -131,7 +131,11 @@ impl Farm {
     pub fn new(config: &ClusterConfig, key: ClusterKey, this: NodeId, incarnation: Incarnation, now: Duration) -> Self {
         let lans = config.lans.iter().map(|lan| {
             let nodes: NodeSet = lan.nodes.iter().map(|(n, _)| *n).collect();
-            if nodes.contains(this) { nodes.iter().filter(|n| *n != this).collect() } else { NodeSet::EMPTY }
+            if nodes.contains(this) {
+                nodes.iter().filter(|n| *n != this).collect()
+            } else {
+                NodeSet::EMPTY
+            }
         });
         Self {
             this,
@@ -158,7 +162,9 @@ impl Farm {
     /// Takes a datagram that came in on `lan`.
     pub fn handle_datagram(&mut self, now: Duration, lan: usize, datagram: &[u8]) -> Result<(), Refused> {
         let heartbeat = Heartbeat::parse(&self.key, datagram).map_err(Refused::Parse)?;
-        self.membership.handle_heartbeat(now, lan, &heartbeat).map_err(Refused::Membership)?;
+        self.membership
+            .handle_heartbeat(now, lan, &heartbeat)
+            .map_err(Refused::Membership)?;
         for requester in &heartbeat.requesters {
             if self.requesters.learn(*requester) {
                 self.events.push_back(Event::Learned(*requester));
@@ -182,7 +188,12 @@ impl Farm {
 
     /// The data plane works with plan `version`; `held` are, per module and group, the buckets in which this host has connections, and
     /// how many connections lie in buckets it does not own.
-    pub fn handle_applied(&mut self, now: Duration, version: u64, held: BTreeMap<(ModuleName, usize), (BucketSet, u32)>) {
+    pub fn handle_applied(
+        &mut self,
+        now: Duration,
+        version: u64,
+        held: BTreeMap<(ModuleName, usize), (BucketSet, u32)>,
+    ) {
         let mut held = held;
         let mut changed = false;
         for (name, module) in &mut self.modules {
@@ -225,7 +236,14 @@ impl Farm {
             }
             _ => {
                 let groups = (0..groups).map(|_| Handover::new(self.this)).collect();
-                self.modules.insert(name, Module { local, groups, kept_out: None });
+                self.modules.insert(
+                    name,
+                    Module {
+                        local,
+                        groups,
+                        kept_out: None,
+                    },
+                );
                 self.plan_version += 1;
             }
         }
@@ -266,7 +284,9 @@ impl Farm {
 
     /// When [`Self::handle_timeout`] should be called if nothing else happens. May change after every input.
     pub fn poll_timeout(&self) -> Duration {
-        self.membership.poll_timeout().map_or(self.next_heartbeat, |at| at.min(self.next_heartbeat))
+        self.membership
+            .poll_timeout()
+            .map_or(self.next_heartbeat, |at| at.min(self.next_heartbeat))
     }
 
     /// Number of the plan that [`Self::group_plan`] now describes; it rises whenever a bucket's state differs.
@@ -276,18 +296,26 @@ impl Farm {
 
     /// Bucket states of one group.
     pub fn group_plan(&self, module: &ModuleName, group: usize) -> Option<GroupPlan> {
-        self.modules.get(module)?.groups.get(group).map(|g| g.plan(format!("{module}/{group}")))
+        self.modules
+            .get(module)?
+            .groups
+            .get(group)
+            .map(|g| g.plan(format!("{module}/{group}")))
     }
 
     /// True if no bucket of the module is open here.
     pub fn is_released(&self, module: &ModuleName) -> bool {
-        self.modules.get(module).is_none_or(|m| m.groups.iter().all(Handover::is_released))
+        self.modules
+            .get(module)
+            .is_none_or(|m| m.groups.iter().all(Handover::is_released))
     }
 
     /// True once buckets this node gave up are open elsewhere, or nobody is there to open them: the committed map gives it nothing.
     pub fn is_handed_over(&self, module: &ModuleName) -> bool {
         self.modules.get(module).is_none_or(|m| {
-            m.groups.iter().all(|g| g.is_released() && (g.committed() == Epoch::default() || !g.map().owners().contains(self.this)))
+            m.groups.iter().all(|g| {
+                g.is_released() && (g.committed() == Epoch::default() || !g.map().owners().contains(self.this))
+            })
         })
     }
 
@@ -328,7 +356,12 @@ impl Farm {
 
     fn turn(&mut self, now: Duration) {
         while let Some(event) = self.membership.poll_event() {
-            if matches!(event, membership::Event::PeerDown { .. } | membership::Event::PeerAlive { .. } | membership::Event::ViewChanged { .. }) {
+            if matches!(
+                event,
+                membership::Event::PeerDown { .. }
+                    | membership::Event::PeerAlive { .. }
+                    | membership::Event::ViewChanged { .. }
+            ) {
                 self.next_heartbeat = now;
             }
             self.events.push_back(Event::Membership(event));
@@ -343,7 +376,10 @@ impl Farm {
         if plan_changed {
             self.plan_version += 1;
             let version = self.plan_version;
-            self.modules.values_mut().flat_map(|m| &mut m.groups).for_each(|g| g.planned(version));
+            self.modules
+                .values_mut()
+                .flat_map(|m| &mut m.groups)
+                .for_each(|g| g.planned(version));
         }
         if now >= self.next_heartbeat {
             self.send(now);
@@ -354,7 +390,9 @@ impl Farm {
     /// Lets every group of a module draw its conclusions.
     fn turn_module(&mut self, now: Duration, name: &ModuleName) -> bool {
         let (reference, coordinator) = self.electorate(name);
-        let Some(module) = self.modules.get(name) else { return false };
+        let Some(module) = self.modules.get(name) else {
+            return false;
+        };
         let active = module.local.state != ModuleState::Stop;
         let kept_out = match reference {
             Some((node, digest)) if active && digest != module.local.digest => Some(format!(
@@ -366,14 +404,19 @@ impl Farm {
             _ => None,
         };
         if kept_out != module.kept_out {
-            self.events.push_back(Event::KeptOut { module: name.clone(), why: kept_out.clone() });
+            self.events.push_back(Event::KeptOut {
+                module: name.clone(),
+                why: kept_out.clone(),
+            });
             self.next_heartbeat = now;
         }
         let view = self.membership.view();
         let shut = self.membership.fenced().is_some() || self.paused || kept_out.is_some() || !active;
         let reports = &self.reports;
         let membership = &self.membership;
-        let Some(module) = self.modules.get_mut(name) else { return false };
+        let Some(module) = self.modules.get_mut(name) else {
+            return false;
+        };
         module.kept_out = kept_out;
         let mut plan_changed = false;
         let mut send = false;
@@ -383,16 +426,38 @@ impl Farm {
                 let fenced = membership.peer(*peer).is_some_and(|p| p.fenced());
                 let eligible = report.digest == module.local.digest;
                 let hears_us = membership.peer(*peer).is_some_and(|p| p.hears_us());
-                Some((*peer, PeerGroup { eligible, fenced, hears_us, report: report.groups.get(i)? }))
+                Some((
+                    *peer,
+                    PeerGroup {
+                        eligible,
+                        fenced,
+                        hears_us,
+                        report: report.groups.get(i)?,
+                    },
+                ))
             });
             let peers: BTreeMap<NodeId, PeerGroup<'_>> = peers.collect();
-            let weight = if module.local.ready && !shut { module.local.weights[i] } else { 0 };
-            let around = Surroundings { view, coordinator, weight, shut, peers: &peers };
+            let weight = if module.local.ready && !shut {
+                module.local.weights[i]
+            } else {
+                0
+            };
+            let around = Surroundings {
+                view,
+                coordinator,
+                weight,
+                shut,
+                peers: &peers,
+            };
             let outcome = group.advance(&around);
             plan_changed |= outcome.plan_changed;
             send |= outcome.send;
             let events = outcome.events.into_iter();
-            self.events.extend(events.map(|event| Event::Handover { module: name.clone(), group: i, event }));
+            self.events.extend(events.map(|event| Event::Handover {
+                module: name.clone(),
+                group: i,
+                event,
+            }));
         }
         if send {
             self.next_heartbeat = now;
@@ -426,7 +491,10 @@ impl Farm {
         }
         active.sort_by_key(|(node, ..)| *node);
         let newest = active.iter().map(|(_, _, committed, _)| *committed).max();
-        let reference = active.iter().find(|(_, _, committed, _)| Some(*committed) == newest).map(|(n, d, ..)| (*n, *d));
+        let reference = active
+            .iter()
+            .find(|(_, _, committed, _)| Some(*committed) == newest)
+            .map(|(n, d, ..)| (*n, *d));
         let coordinator = active
             .iter()
             .find(|(_, digest, _, joining)| !joining && reference.is_some_and(|(_, d)| d == *digest))
@@ -471,7 +539,11 @@ impl Farm {
         heartbeat.seq = self.seq;
         for (lan, to) in self.lans.iter().enumerate().filter(|(_, to)| !to.is_empty()) {
             heartbeat.lan = lan as u8;
-            self.transmits.push_back(Transmit { lan, to: *to, payload: heartbeat.emit(&self.key) });
+            self.transmits.push_back(Transmit {
+                lan,
+                to: *to,
+                payload: heartbeat.emit(&self.key),
+            });
         }
     }
 
@@ -480,10 +552,13 @@ impl Farm {
         let mine = group.committed();
         let view = self.membership.view();
         let peers = || {
-            self.reports.iter().filter(|(n, _)| view.contains(**n)).filter_map(|(n, modules)| {
-                let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
-                report.groups.get(index).map(|g| (*n, g))
-            })
+            self.reports
+                .iter()
+                .filter(|(n, _)| view.contains(**n))
+                .filter_map(|(n, modules)| {
+                    let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
+                    report.groups.get(index).map(|g| (*n, g))
+                })
         };
         peers().any(|(_, g)| g.committed < mine && g.promised != mine)
             && !peers().any(|(n, g)| n < self.this && g.committed == mine)

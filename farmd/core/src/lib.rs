@@ -12,14 +12,14 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
-pub mod config;
-pub mod id;
-pub mod check;
-pub mod module;
-pub mod supervise;
 pub mod balance;
-pub mod wire;
-pub mod membership;
-pub mod handover;
+pub mod check;
+pub mod config;
 pub mod farm;
+pub mod handover;
+pub mod id;
+pub mod membership;
+pub mod module;
 pub mod requesters;
+pub mod supervise;
+pub mod wire;

@@ -43,7 +43,9 @@ impl Requesters {
         let len = self.order.len();
         let lot = (0..n.min(len)).filter_map(|i| {
             let (vip, addr) = *self.order.get((self.turn + i) % len)?;
-            self.macs.get(&(vip, addr)).map(|mac| Requester { vip, addr, mac: *mac })
+            self.macs
+                .get(&(vip, addr))
+                .map(|mac| Requester { vip, addr, mac: *mac })
         });
         let lot: Vec<Requester> = lot.collect();
         self.turn = if len == 0 { 0 } else { (self.turn + lot.len()) % len };
@@ -52,7 +54,11 @@ impl Requesters {
 
     /// All of them, in order of VIP and address.
     pub fn iter(&self) -> impl Iterator<Item = Requester> {
-        self.macs.iter().map(|((vip, addr), mac)| Requester { vip: *vip, addr: *addr, mac: *mac })
+        self.macs.iter().map(|((vip, addr), mac)| Requester {
+            vip: *vip,
+            addr: *addr,
+            mac: *mac,
+        })
     }
 
     /// Number of requesters.
@@ -71,7 +77,11 @@ mod tests {
     use super::*;
 
     fn requester(i: u32) -> Requester {
-        Requester { vip: IpAddr::from([198, 18, 0, 20]), addr: IpAddr::V4((0xc612_0000 + i).into()), mac: MacAddr([2, 0, 0, 0, 0, 1]) }
+        Requester {
+            vip: IpAddr::from([198, 18, 0, 20]),
+            addr: IpAddr::V4((0xc612_0000 + i).into()),
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        }
     }
 
     #[test]

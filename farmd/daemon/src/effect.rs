@@ -132,15 +132,30 @@ impl Executor {
                 Effect::Configure { module, replies } => {
                     let result = store::apply(&self.folders.etc, &self.folders.var, &module, Some(&self.cluster));
                     let result = result.map(|(c, w)| (Box::new(c), w)).map_err(|e| e.to_string());
-                    self.events.send(Event::Configured { module, result, replies });
+                    self.events.send(Event::Configured {
+                        module,
+                        result,
+                        replies,
+                    });
                 }
                 Effect::Deconfigure { module, replies } => {
-                    let result = store::deconfig(&self.folders.var, &module).map(drop).map_err(|e| e.to_string());
-                    self.events.send(Event::Deconfigured { module, result, replies });
+                    let result = store::deconfig(&self.folders.var, &module)
+                        .map(drop)
+                        .map_err(|e| e.to_string());
+                    self.events.send(Event::Deconfigured {
+                        module,
+                        result,
+                        replies,
+                    });
                 }
                 Effect::Remember { module, started } => {
                     if let Err(error) = store::set_started(&self.folders.var, &module, started) {
-                        self.journal.write(&module, "farmd", 'E', &format!("cannot remember for boot=\"auto\": {error}"));
+                        self.journal.write(
+                            &module,
+                            "farmd",
+                            'E',
+                            &format!("cannot remember for boot=\"auto\": {error}"),
+                        );
                     }
                 }
                 Effect::Exit => return,
@@ -157,14 +172,19 @@ impl Executor {
         let Some(user) = &config.user else {
             // The machine asks for scripts only if there is <user>; answering keeps it going if that ever changes.
             let outcome = farm_core::module::state::ScriptOutcome::Missing;
-            self.events.send(Event::ScriptExited { module: request.module, script: request.script, outcome });
+            self.events.send(Event::ScriptExited {
+                module: request.module,
+                script: request.script,
+                outcome,
+            });
             return;
         };
         let (module, name) = (request.module.clone(), request.script.to_string());
         let handle = self.runner.start(request, user);
         if let Some(output) = handle.output() {
             let file = output.file_name().unwrap_or_default().to_string_lossy();
-            self.journal.write(&module, "userplug", 'S', &format!("Script {name} > {file}"));
+            self.journal
+                .write(&module, "userplug", 'S', &format!("Script {name} > {file}"));
         }
         scripts.insert(module, handle);
     }
@@ -187,12 +207,16 @@ impl Executor {
         });
         match result {
             Ok(0) => {}
-            Ok(count) => self.journal.write(module, "vip", 'I', &format!("tcpreset: {count} connections reset")),
+            Ok(count) => self
+                .journal
+                .write(module, "vip", 'I', &format!("tcpreset: {count} connections reset")),
             Err(error) => self.journal.write(
                 module,
                 "vip",
                 'E',
-                &format!("tcpreset: connections could not be reset ({error}); their clients wait for their own time-out"),
+                &format!(
+                    "tcpreset: connections could not be reset ({error}); their clients wait for their own time-out"
+                ),
             ),
         }
     }

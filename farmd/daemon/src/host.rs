@@ -29,8 +29,8 @@ use farm_sys::{nft, sysctl};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use crate::dataplane::{self, DataPlane, LocalDevice};
 use crate::dataplane::raw::RING_SLOTS;
+use crate::dataplane::{self, DataPlane, LocalDevice};
 
 /// Name of the device that carries the VIPs.
 pub const DEVICE: &str = "farm0";
@@ -72,7 +72,13 @@ impl HostState {
     fn store(&self, var: &Path) -> Result<(), String> {
         let path = var.join(STATE_FILE);
         let result = if *self == Self::default() {
-            fs::remove_file(&path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+            fs::remove_file(&path).or_else(|e| {
+                if e.kind() == io::ErrorKind::NotFound {
+                    Ok(())
+                } else {
+                    Err(e)
+                }
+            })
         } else {
             let new = path.with_extension("json.new");
             let bytes = serde_json::to_vec_pretty(self).map_err(|e| e.to_string())?;
@@ -164,7 +170,14 @@ impl Host {
     /// Nothing is set up yet.
     pub async fn new(var: PathBuf, plane: Arc<dyn DataPlane>) -> Result<Self, String> {
         let netlink = Netlink::open().await.map_err(|e| e.to_string())?;
-        Ok(Self { var, netlink, plane, state: HostState::default(), placed: Vec::new(), device: None })
+        Ok(Self {
+            var,
+            netlink,
+            plane,
+            state: HostState::default(),
+            placed: Vec::new(),
+            device: None,
+        })
     }
 
     /// Makes the host carry the VIPs of a module. All or nothing: what was done before a failure is undone.
@@ -173,7 +186,13 @@ impl Host {
         match self.try_set_up(&placed).await {
             Ok(()) => Ok(placed
                 .iter()
-                .flat_map(|p| p.addrs.iter().map(|addr| HostVip { addr: *addr, interface: p.interface.index, own_mac: p.mac }))
+                .flat_map(|p| {
+                    p.addrs.iter().map(|addr| HostVip {
+                        addr: *addr,
+                        interface: p.interface.index,
+                        own_mac: p.mac,
+                    })
+                })
                 .collect()),
             Err(error) => {
                 let problems = self.tear_down(module).await;
@@ -222,18 +241,31 @@ impl Host {
                     .ok_or_else(|| format!("there is no interface {name}, as <interface name=\"{name}\"> wants"))?,
                 None => {
                     let first = addrs().next().ok_or("an interface without a virtual address")?;
-                    all.iter().filter(|i| i.name != DEVICE).find(|i| i.has_subnet_of(first)).ok_or_else(|| {
-                        format!("no interface has an address in the subnet of {first}; name one: <interface name=\"…\">")
-                    })?
+                    all.iter()
+                        .filter(|i| i.name != DEVICE)
+                        .find(|i| i.has_subnet_of(first))
+                        .ok_or_else(|| {
+                            format!(
+                                "no interface has an address in the subnet of {first}; name one: <interface name=\"…\">"
+                            )
+                        })?
                 }
             };
             if !found.up {
                 return Err(format!("interface {} is down", found.name));
             }
-            let mac = found.mac.ok_or_else(|| format!("interface {} has no Ethernet address", found.name))?;
+            let mac = found
+                .mac
+                .ok_or_else(|| format!("interface {} has no Ethernet address", found.name))?;
             for addr in addrs() {
-                if let Some(owner) = all.iter().find(|i| i.name != DEVICE && i.addrs.iter().any(|(a, _)| *a == addr)) {
-                    return Err(format!("{addr} is an ordinary address of {} already; a virtual address must not be", owner.name));
+                if let Some(owner) = all
+                    .iter()
+                    .find(|i| i.name != DEVICE && i.addrs.iter().any(|(a, _)| *a == addr))
+                {
+                    return Err(format!(
+                        "{addr} is an ordinary address of {} already; a virtual address must not be",
+                        owner.name
+                    ));
                 }
                 if self.placed.iter().any(|p| p.addrs.contains(&addr)) {
                     return Err(format!("{addr} is in use by another module here"));
@@ -266,7 +298,10 @@ impl Host {
             // The drop must stand before the address does, or the host's own stack answers for a moment.
             self.refresh_interface(&one.interface)?;
             for addr in &one.addrs {
-                self.netlink.addr_add(device, *addr, prefix_of(*addr)).await.map_err(|e| e.to_string())?;
+                self.netlink
+                    .addr_add(device, *addr, prefix_of(*addr))
+                    .await
+                    .map_err(|e| e.to_string())?;
             }
             info!(module = %one.module, interface = one.interface.name, vips = ?one.addrs, mode = ?one.mode, "virtual addresses set");
         }
@@ -297,7 +332,10 @@ impl Host {
             }
         }
         self.netlink.link_up(index).await.map_err(fail)?;
-        let mac = interface::interfaces().into_iter().find(|i| i.index == index).and_then(|i| i.mac);
+        let mac = interface::interfaces()
+            .into_iter()
+            .find(|i| i.index == index)
+            .and_then(|i| i.mac);
         let mac = MacAddr(mac.ok_or_else(|| format!("{DEVICE} has no Ethernet address"))?);
         self.plane.set_tap(Some(LocalDevice { tap, mac }));
         self.device = Some(index);
@@ -314,7 +352,12 @@ impl Host {
         };
         let closed: Vec<farm_sys::packet_socket::BpfInsn> = farm_core::balance::filter::closed()
             .into_iter()
-            .map(|i| farm_sys::packet_socket::BpfInsn { code: i.code, jt: i.jt, jf: i.jf, k: i.k })
+            .map(|i| farm_sys::packet_socket::BpfInsn {
+                code: i.code,
+                jt: i.jt,
+                jf: i.jf,
+                k: i.k,
+            })
             .collect();
         let ring = PacketRing::open(interface.index, RING_SLOTS, &closed).map_err(|e| fail("packet ring", e))?;
         let arp = ArpSocket::open(interface.index).map_err(|e| fail("ARP socket", e))?;
@@ -344,20 +387,32 @@ impl Host {
     /// Brings the table of an interface in line with the VIPs placed there; without any, everything on it is undone.
     fn refresh_interface(&mut self, interface: &Interface) -> Result<(), String> {
         let table = format!("{TABLE_PREFIX}{}", interface.name);
-        let vips: Vec<IpAddr> =
-            self.placed.iter().filter(|p| p.interface.index == interface.index).flat_map(|p| p.addrs.clone()).collect();
+        let vips: Vec<IpAddr> = self
+            .placed
+            .iter()
+            .filter(|p| p.interface.index == interface.index)
+            .flat_map(|p| p.addrs.clone())
+            .collect();
         if vips.is_empty() {
             self.plane.detach(interface.index);
             let name = sysctl::interface("ipv4", &interface.name, "arp_announce");
-            let (of_this, others): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut self.state.sysctls).into_iter().partition(|(n, ..)| *n == name);
-            let mut part = HostState { tables: vec![table.clone()], sysctls: of_this };
+            let (of_this, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.state.sysctls)
+                .into_iter()
+                .partition(|(n, ..)| *n == name);
+            let mut part = HostState {
+                tables: vec![table.clone()],
+                sysctls: of_this,
+            };
             let (_, problems) = part.undo();
             self.state.sysctls = others;
             self.state.sysctls.extend(part.sysctls);
             self.state.tables.retain(|t| *t != table || part.tables.contains(t));
             self.state.store(&self.var)?;
-            return if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) };
+            return if problems.is_empty() {
+                Ok(())
+            } else {
+                Err(problems.join("; "))
+            };
         }
         if !self.state.tables.contains(&table) {
             self.state.tables.push(table.clone());

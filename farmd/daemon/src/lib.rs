@@ -11,8 +11,8 @@ pub mod event;
 pub mod host;
 pub mod journal;
 pub mod node;
+#[cfg(test)]
+mod scratch;
 pub mod script;
 pub mod start;
 pub mod store;
-#[cfg(test)]
-mod scratch;

@@ -47,9 +47,24 @@ fn main() -> ExitCode {
         }
     };
     let filter = EnvFilter::try_from_env("FARM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let Arguments { etc, var, run, node, command } = arguments;
-    let folders = Folders { etc, var, run, node: String::new() };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let Arguments {
+        etc,
+        var,
+        run,
+        node,
+        command,
+    } = arguments;
+    let folders = Folders {
+        etc,
+        var,
+        run,
+        node: String::new(),
+    };
     match command {
         Some(Command::Cleanup) => clean_up(&folders),
         None => match start::run(&Options { folders, node }) {
@@ -69,5 +84,9 @@ fn clean_up(folders: &Folders) -> ExitCode {
     }
     done.iter().for_each(|step| println!("{step}"));
     problems.iter().for_each(|problem| eprintln!("farmd: {problem}"));
-    ExitCode::from(if problems.is_empty() { Exit::Ok as u8 } else { Exit::Failed as u8 })
+    ExitCode::from(if problems.is_empty() {
+        Exit::Ok as u8
+    } else {
+        Exit::Failed as u8
+    })
 }

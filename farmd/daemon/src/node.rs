@@ -121,7 +121,13 @@ pub struct Node {
 impl Node {
     /// A node that starts now.
     pub fn new(parts: Parts) -> Self {
-        let farm = Farm::new(&parts.cluster, parts.key.clone(), parts.this, parts.incarnation, Duration::ZERO);
+        let farm = Farm::new(
+            &parts.cluster,
+            parts.key.clone(),
+            parts.this,
+            parts.incarnation,
+            Duration::ZERO,
+        );
         let lease_time = parts.cluster.detection_time() - parts.cluster.heartbeat_interval;
         let mut node = Self {
             start: Instant::now(),
@@ -195,7 +201,10 @@ impl Node {
     fn wait(&self) {
         let mut fds = vec![self.wake.as_fd()];
         fds.extend(self.sockets.iter().map(|(_, s)| s.as_fd()));
-        let machines = self.modules.values().flat_map(|m| [m.machine.poll_timeout(), m.boot_at]);
+        let machines = self
+            .modules
+            .values()
+            .flat_map(|m| [m.machine.poll_timeout(), m.boot_at]);
         let deadline = machines.flatten().chain([self.farm.poll_timeout()]).min();
         let timeout = deadline.map(|at| at.saturating_sub(self.now()));
         if let Err(error) = farm_sys::poll::wait_readable(&fds, timeout) {
@@ -213,7 +222,10 @@ impl Node {
             return;
         }
         self.pauses += 1;
-        let text = format!("This node did not run for {} ms; it has closed everything and joins again", gap.as_millis());
+        let text = format!(
+            "This node did not run for {} ms; it has closed everything and joins again",
+            gap.as_millis()
+        );
         warn!("{text}");
         self.log_to_active('E', "membership", &text);
         // What waits in the sockets tells how the others were, not how they are.
@@ -263,7 +275,12 @@ impl Node {
         if self.strangers.len() >= 256 && !self.strangers.contains_key(&from.ip()) {
             return;
         }
-        let stranger = self.strangers.entry(from.ip()).or_insert(Stranger { count: 0, last: now, logged: None, what: String::new() });
+        let stranger = self.strangers.entry(from.ip()).or_insert(Stranger {
+            count: 0,
+            last: now,
+            logged: None,
+            what: String::new(),
+        });
         stranger.count += 1;
         stranger.last = now;
         stranger.what.clone_from(&text);
@@ -280,10 +297,19 @@ impl Node {
         match event {
             Event::Command(command) => self.handle_command(command),
             Event::Query(query) => self.handle_query(query),
-            Event::ScriptExited { module, script, outcome } => {
+            Event::ScriptExited {
+                module,
+                script,
+                outcome,
+            } => {
                 self.tell(&module, ModuleEvent::ScriptExited { script, outcome });
             }
-            Event::Checked { module, resource, up, detail } => {
+            Event::Checked {
+                module,
+                resource,
+                up,
+                detail,
+            } => {
                 self.tell(&module, ModuleEvent::Checked { resource, up, detail });
             }
             Event::VipReady { module, result } => self.handle_vip_ready(&module, result),
@@ -294,10 +320,22 @@ impl Node {
                 self.published.touch();
                 self.tell(&module, ModuleEvent::VipGone(problems));
             }
-            Event::PlanApplied { version, held, connections } => self.handle_applied(now, version, &held, &connections),
+            Event::PlanApplied {
+                version,
+                held,
+                connections,
+            } => self.handle_applied(now, version, &held, &connections),
             Event::Requester(requester) => self.farm.learn_requester(requester),
-            Event::Configured { module, result, replies } => self.handle_configured(module, result, &replies),
-            Event::Deconfigured { module, result, replies } => self.handle_deconfigured(&module, result, &replies),
+            Event::Configured {
+                module,
+                result,
+                replies,
+            } => self.handle_configured(module, result, &replies),
+            Event::Deconfigured {
+                module,
+                result,
+                replies,
+            } => self.handle_deconfigured(&module, result, &replies),
             Event::Shutdown { by } => self.shut_down(&by),
         }
     }
@@ -316,7 +354,9 @@ impl Node {
         if self.fenced_until.is_some_and(|fenced| fenced <= version) {
             self.fenced_until = None;
         }
-        let Some((farm_version, groups)) = self.published.applied(version) else { return };
+        let Some((farm_version, groups)) = self.published.applied(version) else {
+            return;
+        };
         let held = groups.into_iter().enumerate().map(|(i, key)| {
             let buckets: BucketSet = held.get(i).into_iter().flatten().map(|b| usize::from(*b)).collect();
             (key, (buckets, connections.get(i).copied().unwrap_or(0)))
@@ -340,12 +380,22 @@ impl Node {
         self.farm.handle_timeout(now);
         let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
         for name in names {
-            let Some(module) = self.modules.get_mut(&name) else { continue };
+            let Some(module) = self.modules.get_mut(&name) else {
+                continue;
+            };
             if module.boot_at.is_some_and(|at| at <= now) {
                 module.boot_at = None;
-                self.tell(&name, ModuleEvent::Start { by: "boot".to_owned(), identity: None });
+                self.tell(
+                    &name,
+                    ModuleEvent::Start {
+                        by: "boot".to_owned(),
+                        identity: None,
+                    },
+                );
             }
-            let Some(module) = self.modules.get_mut(&name) else { continue };
+            let Some(module) = self.modules.get_mut(&name) else {
+                continue;
+            };
             if module.machine.poll_timeout().is_some_and(|at| at <= now) {
                 let actions = module.machine.handle_timeout(now);
                 self.carry_out(&name, actions);
@@ -378,7 +428,9 @@ impl Node {
 
     fn transmit(&mut self) {
         while let Some(transmit) = self.farm.poll_transmit() {
-            let Some((_, socket)) = self.sockets.iter().find(|(lan, _)| *lan == transmit.lan) else { continue };
+            let Some((_, socket)) = self.sockets.iter().find(|(lan, _)| *lan == transmit.lan) else {
+                continue;
+            };
             for (node, addr) in &self.cluster.lans[transmit.lan].nodes {
                 if !transmit.to.contains(*node) {
                     continue;
@@ -408,7 +460,13 @@ impl Node {
             if let Some(module) = self.modules.get_mut(&name) {
                 module.boot_at = None;
             }
-            self.tell(&name, ModuleEvent::Stop { by: by.to_owned(), identity: None });
+            self.tell(
+                &name,
+                ModuleEvent::Stop {
+                    by: by.to_owned(),
+                    identity: None,
+                },
+            );
         }
     }
 }

@@ -66,7 +66,10 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 fn fail(exit: Exit, text: impl Into<String>) -> StartError {
-    StartError { exit, text: text.into() }
+    StartError {
+        exit,
+        text: text.into(),
+    }
 }
 
 /// What the command line says.
@@ -82,11 +85,20 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<(), StartError> {
     let missing = caps::missing();
     if !missing.is_empty() {
-        return Err(fail(Exit::Denied, format!("farmd lacks {}: run it as root, or grant it in the unit (AmbientCapabilities=)", missing.join(" and "))));
+        return Err(fail(
+            Exit::Denied,
+            format!(
+                "farmd lacks {}: run it as root, or grant it in the unit (AmbientCapabilities=)",
+                missing.join(" and ")
+            ),
+        ));
     }
     let cluster = read_cluster(&options.folders.etc)?;
     let this = find_node(&cluster, options.node.as_deref())?;
-    let folders = &Folders { node: cluster.name(this).to_owned(), ..options.folders.clone() };
+    let folders = &Folders {
+        node: cluster.name(this).to_owned(),
+        ..options.folders.clone()
+    };
     let key = read_key(&folders.etc)?;
     for folder in [&folders.var, &folders.run] {
         fs::create_dir_all(folder).map_err(|e| fail(Exit::Io, format!("{}: {e}", folder.display())))?;
@@ -94,21 +106,27 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     let lock_path = folders.run.join("farmd.lock");
     let lock = process::lock_file(&lock_path).map_err(|e| fail(Exit::Io, format!("{}: {e}", lock_path.display())))?;
     let Some(_lock) = lock else {
-        return Err(fail(Exit::Unavailable, format!("another farmd is running with {}", folders.run.display())));
+        return Err(fail(
+            Exit::Unavailable,
+            format!("another farmd is running with {}", folders.run.display()),
+        ));
     };
     let sockets = bind(&cluster, this)?;
     let socket_path = folders.run.join("farmd.sock");
     let (done, problems) = host::clean_up(&folders.var);
-    done.iter().for_each(|step| info!("left over from an earlier run: {step}"));
-    problems.iter().for_each(|problem| warn!("left over from an earlier run and not undone: {problem}"));
+    done.iter()
+        .for_each(|step| info!("left over from an earlier run: {step}"));
+    problems
+        .iter()
+        .for_each(|problem| warn!("left over from an earlier run and not undone: {problem}"));
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| fail(Exit::Failed, format!("tokio: {e}")))?;
     runtime.block_on(async {
-        let listener =
-            control::bind(&socket_path).map_err(|e| fail(Exit::Unavailable, format!("{}: {e}", socket_path.display())))?;
+        let listener = control::bind(&socket_path)
+            .map_err(|e| fail(Exit::Unavailable, format!("{}: {e}", socket_path.display())))?;
         let result = serve(folders, cluster, this, key, sockets, listener).await;
         if let Err(error) = fs::remove_file(&socket_path) {
             warn!(%error, "the control socket could not be removed");
@@ -130,22 +148,40 @@ async fn serve(
     let wake = Arc::new(EventFd::new().map_err(|e| failed("eventfd", &e))?);
     let (events, inbox) = EventSender::channel(Arc::clone(&wake));
     let (lease, counters) = (Arc::new(Lease::new()), Arc::new(Counters::default()));
-    let plan = Plan { version: 0, this, seed: key.hash_seed(), vips: Vec::new(), groups: Vec::new() };
-    let plane = RawPlane::start(Arc::new(plan), Arc::clone(&lease), Arc::clone(&counters), events.clone())
-        .map_err(|e| failed("data plane", &e))?;
+    let plan = Plan {
+        version: 0,
+        this,
+        seed: key.hash_seed(),
+        vips: Vec::new(),
+        groups: Vec::new(),
+    };
+    let plane = RawPlane::start(
+        Arc::new(plan),
+        Arc::clone(&lease),
+        Arc::clone(&counters),
+        events.clone(),
+    )
+    .map_err(|e| failed("data plane", &e))?;
     let plane: Arc<dyn DataPlane> = Arc::new(plane);
 
-    let farm = std::env::current_exe().map_err(|e| failed("own path", &e))?.with_file_name("farm");
+    let farm = std::env::current_exe()
+        .map_err(|e| failed("own path", &e))?
+        .with_file_name("farm");
     let mut warnings = Vec::new();
     if !farm.is_file() {
-        warnings.push(format!("{} is not there: module scripts cannot call $SAFE/safekit", farm.display()));
+        warnings.push(format!(
+            "{} is not there: module scripts cannot call $SAFE/safekit",
+            farm.display()
+        ));
     }
     prepare_safe(folders, &farm).map_err(|e| fail(Exit::Io, e.to_string()))?;
     let modules = load_modules(folders, &cluster, &journal, &mut warnings)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
 
     let runtime = tokio::runtime::Handle::current();
-    let host = Host::new(folders.var.clone(), Arc::clone(&plane)).await.map_err(|e| failed("netlink", &e))?;
+    let host = Host::new(folders.var.clone(), Arc::clone(&plane))
+        .await
+        .map_err(|e| failed("netlink", &e))?;
     let (effects, to_do) = tokio::sync::mpsc::unbounded_channel();
     let executor = Executor {
         folders: folders.clone(),
@@ -155,8 +191,16 @@ async fn serve(
         host,
         journal: journal.clone(),
     };
-    let incarnation = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_micros() as u64);
-    info!(node = cluster.name(this), nodes = cluster.nodes.len(), port = cluster.port, digest = format!("{:016x}", cluster.digest), "farmd starts");
+    let incarnation = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(1, |d| d.as_micros() as u64);
+    info!(
+        node = cluster.name(this),
+        nodes = cluster.nodes.len(),
+        port = cluster.port,
+        digest = format!("{:016x}", cluster.digest),
+        "farmd starts"
+    );
     let node = Node::new(Parts {
         cluster,
         key,
@@ -210,7 +254,11 @@ async fn forward_signals(events: EventSender) {
 fn read_cluster(etc: &Path) -> Result<ClusterConfig, StartError> {
     let path = etc.join("cluster.xml");
     let text = fs::read_to_string(&path).map_err(|e| {
-        let hint = if e.kind() == io::ErrorKind::NotFound { "; it lists the nodes, see cluster.xml(5)" } else { "" };
+        let hint = if e.kind() == io::ErrorKind::NotFound {
+            "; it lists the nodes, see cluster.xml(5)"
+        } else {
+            ""
+        };
         fail(Exit::Data, format!("{}: {e}{hint}", path.display()))
     })?;
     match config::cluster::parse(&path.to_string_lossy(), &text) {
@@ -228,13 +276,23 @@ fn read_cluster(etc: &Path) -> Result<ClusterConfig, StartError> {
 fn find_node(cluster: &ClusterConfig, name: Option<&str>) -> Result<NodeId, StartError> {
     let known = cluster.nodes.join(", ");
     if let Some(name) = name {
-        return cluster
-            .node_by_name(name)
-            .ok_or_else(|| fail(Exit::Data, format!("node {name} is not in cluster.xml, which has {known}")));
+        return cluster.node_by_name(name).ok_or_else(|| {
+            fail(
+                Exit::Data,
+                format!("node {name} is not in cluster.xml, which has {known}"),
+            )
+        });
     }
-    let addrs: Vec<IpAddr> = interface::interfaces().into_iter().flat_map(|i| i.addrs).map(|(a, _)| a).collect();
+    let addrs: Vec<IpAddr> = interface::interfaces()
+        .into_iter()
+        .flat_map(|i| i.addrs)
+        .map(|(a, _)| a)
+        .collect();
     cluster.node_by_addr(&addrs).ok_or_else(|| {
-        fail(Exit::Data, format!("no address of this host is in cluster.xml, which has {known}; or name the node: --node NAME"))
+        fail(
+            Exit::Data,
+            format!("no address of this host is in cluster.xml, which has {known}; or name the node: --node NAME"),
+        )
     })
 }
 
@@ -251,7 +309,11 @@ fn read_key(etc: &Path) -> Result<ClusterKey, StartError> {
     use std::os::unix::fs::PermissionsExt as _;
     let mode = fs::metadata(&path).map(|m| m.permissions().mode()).unwrap_or(0);
     if mode & 0o077 != 0 {
-        warn!("{} is open to others (mode {:o}); make it 600", path.display(), mode & 0o777);
+        warn!(
+            "{} is open to others (mode {:o}); make it 600",
+            path.display(),
+            mode & 0o777
+        );
     }
     ClusterKey::from_hex(&text).map_err(|e| fail(Exit::Data, format!("{}: {e}", path.display())))
 }
@@ -259,16 +321,25 @@ fn read_key(etc: &Path) -> Result<ClusterKey, StartError> {
 fn bind(cluster: &ClusterConfig, this: NodeId) -> Result<Vec<(usize, UdpSocket)>, StartError> {
     let mut sockets = Vec::new();
     for (i, lan) in cluster.lans.iter().enumerate() {
-        let Some((_, addr)) = lan.nodes.iter().find(|(node, _)| *node == this) else { continue };
+        let Some((_, addr)) = lan.nodes.iter().find(|(node, _)| *node == this) else {
+            continue;
+        };
         let local = SocketAddr::new(*addr, cluster.port);
         let socket = farm_sys::udp::bind(local).map_err(|e| match e.kind() {
             io::ErrorKind::AddrInUse => fail(
                 Exit::Unavailable,
-                format!("UDP port {local} (lan {}) is in use: another farmd, or another program; `ss -ulpn` shows which", lan.name),
+                format!(
+                    "UDP port {local} (lan {}) is in use: another farmd, or another program; `ss -ulpn` shows which",
+                    lan.name
+                ),
             ),
             io::ErrorKind::AddrNotAvailable => fail(
                 Exit::Unavailable,
-                format!("{addr} of node {} (lan {}) is not an address of this host", cluster.name(this), lan.name),
+                format!(
+                    "{addr} of node {} (lan {}) is not an address of this host",
+                    cluster.name(this),
+                    lan.name
+                ),
             ),
             _ => fail(Exit::Unavailable, format!("UDP port {local} (lan {}): {e}", lan.name)),
         })?;

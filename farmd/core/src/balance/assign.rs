@@ -32,7 +32,10 @@ impl fmt::Debug for BucketMap {
 impl BucketMap {
     /// A map from one byte per bucket: a node, or 255 for nobody. `None` if a byte is neither.
     pub fn from_bytes(bytes: Box<[u8; BUCKETS]>) -> Option<Self> {
-        bytes.iter().all(|&b| b == NOBODY || NodeId::new(b.into()).is_some()).then_some(Self(bytes))
+        bytes
+            .iter()
+            .all(|&b| b == NOBODY || NodeId::new(b.into()).is_some())
+            .then_some(Self(bytes))
     }
 
     /// One byte per bucket.
@@ -121,10 +124,15 @@ pub fn assign(previous: &BucketMap, weights: &BTreeMap<NodeId, u16>) -> BucketMa
         }
     }
     // Deal orphans in turn to whoever misses most, so that one node's buckets spread over all others.
-    let mut wanting: std::collections::BTreeSet<(std::cmp::Reverse<u32>, NodeId)> =
-        left.into_iter().filter(|(_, n)| *n > 0).map(|(node, n)| (std::cmp::Reverse(n), node)).collect();
+    let mut wanting: std::collections::BTreeSet<(std::cmp::Reverse<u32>, NodeId)> = left
+        .into_iter()
+        .filter(|(_, n)| *n > 0)
+        .map(|(node, n)| (std::cmp::Reverse(n), node))
+        .collect();
     for index in orphans {
-        let Some((std::cmp::Reverse(missing), node)) = wanting.pop_first() else { break };
+        let Some((std::cmp::Reverse(missing), node)) = wanting.pop_first() else {
+            break;
+        };
         map.0[index] = node.as_u8();
         if missing > 1 {
             wanting.insert((std::cmp::Reverse(missing - 1), node));

@@ -112,7 +112,13 @@ pub struct Decision {
 
 impl Decision {
     const fn local(verdict: Verdict, reason: Reason) -> Self {
-        Self { verdict, reason, forward: NodeSet::EMPTY, owner: None, opens: None }
+        Self {
+            verdict,
+            reason,
+            forward: NodeSet::EMPTY,
+            owner: None,
+            opens: None,
+        }
     }
 
     const fn drop(reason: Reason) -> Self {
@@ -154,12 +160,20 @@ pub fn decide(
             let bucket = plan.bucket(Affinity::ClientIp, packet, packet.source, 0);
             by_state(plan, vip, vip.entry_group, bucket, &Kind::Loose, has_socket)
         }
-        L4::Tcp { source, destination, syn, .. } => {
+        L4::Tcp {
+            source,
+            destination,
+            syn,
+        } => {
             let flow = flow(packet, TCP, source, destination);
-            let kind = if syn { Kind::Opening(flow) } else { Kind::Belonging(flow) };
+            let kind = if syn {
+                Kind::Opening(flow)
+            } else {
+                Kind::Belonging(flow)
+            };
             by_rule(plan, vip, packet, Protocol::Tcp, &flow, &kind, has_socket)
         }
-        L4::Udp { source, destination, .. } => {
+        L4::Udp { source, destination } => {
             let flow = flow(packet, UDP, source, destination);
             by_rule(plan, vip, packet, Protocol::Udp, &flow, &Kind::Loose, has_socket)
         }
@@ -167,14 +181,20 @@ pub fn decide(
         L4::LaterFragment => return later_fragment(plan, vip, packet, fragments, now),
     };
     let decision = only_from_outside(vip, packet, decision);
-    if let L4::Tcp { more: true, .. } | L4::Udp { more: true, .. } = packet.l4 {
+    if packet.more_fragments {
         fragments.remember(now, packet, decision);
     }
     decision
 }
 
 fn flow(packet: &Packet, protocol: u8, client_port: u16, vip_port: u16) -> FlowKey {
-    FlowKey { protocol, vip: packet.destination, vip_port, client: packet.source, client_port }
+    FlowKey {
+        protocol,
+        vip: packet.destination,
+        vip_port,
+        client: packet.source,
+        client_port,
+    }
 }
 
 fn by_rule(
@@ -207,7 +227,15 @@ fn by_inner_flow(
         return Decision::drop(Reason::Malformed);
     }
     match flow.protocol {
-        TCP => by_rule(plan, vip, packet, Protocol::Tcp, flow, &Kind::Belonging(*flow), has_socket),
+        TCP => by_rule(
+            plan,
+            vip,
+            packet,
+            Protocol::Tcp,
+            flow,
+            &Kind::Belonging(*flow),
+            has_socket,
+        ),
         UDP => by_rule(plan, vip, packet, Protocol::Udp, flow, &Kind::Loose, has_socket),
         _ => {
             let bucket = plan.bucket(Affinity::ClientIp, packet, flow.client, 0);
@@ -231,9 +259,10 @@ fn by_state(
     let next = group.next_owner(bucket).filter(|_| matches!(kind, Kind::Opening(_)));
     let mut decision = match (group.states[bucket.index()], kind) {
         (BucketState::Own, _) => Decision::local(Verdict::Accept, Reason::Own),
-        (BucketState::Guarded, Kind::Opening(flow)) => {
-            Decision { opens: Some(*flow), ..Decision::local(Verdict::Accept, Reason::GuardedNew) }
-        }
+        (BucketState::Guarded, Kind::Opening(flow)) => Decision {
+            opens: Some(*flow),
+            ..Decision::local(Verdict::Accept, Reason::GuardedNew)
+        },
         (BucketState::Guarded, Kind::Loose) => Decision::local(Verdict::Accept, Reason::GuardedNew),
         (BucketState::Guarded, Kind::Belonging(flow)) => {
             if has_socket(flow) {
@@ -271,7 +300,10 @@ fn by_state(
 /// A frame that a member has sent on is never sent on again.
 fn only_from_outside(vip: &VipPlan, packet: &Packet, decision: Decision) -> Decision {
     if is_member(vip, packet) {
-        Decision { forward: NodeSet::EMPTY, ..decision }
+        Decision {
+            forward: NodeSet::EMPTY,
+            ..decision
+        }
     } else {
         decision
     }
@@ -290,7 +322,10 @@ fn later_fragment(
     now: Duration,
 ) -> Decision {
     if let Some(first) = fragments.recall(now, packet) {
-        return Decision { opens: None, ..only_from_outside(vip, packet, first) };
+        return Decision {
+            opens: None,
+            ..only_from_outside(vip, packet, first)
+        };
     }
     let mut rules = vip.rules.iter().filter(|r| {
         packet.protocol
@@ -301,7 +336,9 @@ fn later_fragment(
     });
     let portless = |a: Affinity| matches!(a, Affinity::ClientIp | Affinity::ClientNet | Affinity::IpId);
     match rules.next() {
-        Some(rule) if portless(rule.affinity) && rules.all(|r| r.group == rule.group && r.affinity == rule.affinity) => {
+        Some(rule)
+            if portless(rule.affinity) && rules.all(|r| r.group == rule.group && r.affinity == rule.affinity) =>
+        {
             let bucket = plan.bucket(rule.affinity, packet, packet.source, 0);
             let decision = by_state(plan, vip, rule.group, bucket, &Kind::Loose, &mut |_| false);
             only_from_outside(vip, packet, decision)

@@ -115,11 +115,16 @@ fn block(addr: Ipv4Addr, mac: MacAddr, body: &[Insn]) -> Vec<Insn> {
 fn body(plan: &Plan, vip: &VipPlan) -> Vec<Insn> {
     let all = vec![insn(RET_K, ALL)];
     let Some(first) = vip.rules.first() else { return all };
-    let uniform = vip.rules.iter().all(|r| r.group == first.group && r.affinity == first.affinity);
+    let uniform = vip
+        .rules
+        .iter()
+        .all(|r| r.group == first.group && r.affinity == first.affinity);
     if vip.mode == L2Mode::Directed || !uniform {
         return all;
     }
-    let Some(group) = plan.groups.get(first.group) else { return all };
+    let Some(group) = plan.groups.get(first.group) else {
+        return all;
+    };
     let mut body = Vec::new();
     // ICMP is judged by another key: an echo by the entry group, an error by the packet it quotes.
     body.extend([insn(LD_B_ABS, PROTOCOL_AT), jump(JEQ_K, 1, 0, 1), insn(RET_K, ALL)]);

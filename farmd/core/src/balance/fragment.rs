@@ -22,7 +22,12 @@ pub struct FragmentTable {
 }
 
 fn key(packet: &Packet) -> Key {
-    (packet.source, packet.destination, packet.protocol, packet.identification)
+    (
+        packet.source,
+        packet.destination,
+        packet.protocol,
+        packet.identification,
+    )
 }
 
 impl FragmentTable {

@@ -98,7 +98,10 @@ pub fn bucket_of_ipid(seed: Seed, identification: u16) -> Bucket {
 mod tests {
     use super::*;
 
-    const SEED: Seed = Seed { s0: 0x0123_4567, s1: 0x89ab_cdef };
+    const SEED: Seed = Seed {
+        s0: 0x0123_4567,
+        s1: 0x89ab_cdef,
+    };
 
     #[test]
     fn golden_vectors_hold() {
@@ -137,7 +140,10 @@ mod tests {
         }
         // Chi-squared of 4095 degrees of freedom: mean 4095, standard deviation 90.5; six of them allow for no bad luck.
         let expected = 64.0;
-        let chi2: f64 = count.iter().map(|&c| (f64::from(c) - expected).powi(2) / expected).sum();
+        let chi2: f64 = count
+            .iter()
+            .map(|&c| (f64::from(c) - expected).powi(2) / expected)
+            .sum();
         assert!((chi2 - 4095.0).abs() < 6.0 * 90.5, "chi-squared {chi2}");
     }
 }

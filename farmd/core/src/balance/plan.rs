@@ -59,7 +59,9 @@ impl GroupPlan {
 
     /// True if a bucket needs to know which connections this host has.
     pub fn needs_sockets(&self) -> bool {
-        self.states.iter().any(|s| matches!(s, BucketState::Guarded | BucketState::Draining))
+        self.states
+            .iter()
+            .any(|s| matches!(s, BucketState::Guarded | BucketState::Draining))
     }
 }
 
@@ -110,7 +112,9 @@ impl VipPlan {
 
     /// The most specific rule for `protocol` and `port`.
     pub fn rule(&self, protocol: Protocol, port: u16) -> Option<&RulePlan> {
-        self.rules.iter().find(|r| r.protocol == protocol && (r.first_port..=r.last_port).contains(&port))
+        self.rules
+            .iter()
+            .find(|r| r.protocol == protocol && (r.first_port..=r.last_port).contains(&port))
     }
 
     /// The rules of `vip` among `config`'s, the most specific first: a named VIP before `*`, a narrow port range before a wide one. `base` is
@@ -139,7 +143,12 @@ impl VipPlan {
     /// The group that elects the entry node of `vip`: the one with an `arp` rule, else the first that has a rule for the VIP.
     pub fn entry_group_of(config: &VipConfig, vip: IpAddr) -> usize {
         let arp = config.groups.iter().position(|g| g.arp);
-        let first = || config.groups.iter().position(|g| g.rules.iter().any(|r| r.vip.is_none_or(|addr| addr == vip)));
+        let first = || {
+            config
+                .groups
+                .iter()
+                .position(|g| g.rules.iter().any(|r| r.vip.is_none_or(|addr| addr == vip)))
+        };
         arp.or_else(first).unwrap_or(0)
     }
 }
@@ -178,6 +187,9 @@ impl Plan {
     /// The node that answers `requester` for `vip`: the owner of the requester's bucket, so that with `on_addr` a client on the link needs no
     /// forwarding at all.
     pub fn entry_node(&self, vip: &VipPlan, requester: IpAddr) -> Option<NodeId> {
-        self.groups.get(vip.entry_group)?.owners.owner(hash::bucket_of_addr(self.seed, requester))
+        self.groups
+            .get(vip.entry_group)?
+            .owners
+            .owner(hash::bucket_of_addr(self.seed, requester))
     }
 }

@@ -63,7 +63,10 @@ fn run(seed: u64, kind: Kind) -> Result<(), Breach> {
         let side = rng.range(1..=(1 << nodes) - 2);
         let from = rng.range(300..=1000);
         let inside = |n: usize| side & (1 << n) != 0;
-        for (a, b) in (0..nodes).flat_map(|a| (0..nodes).map(move |b| (a, b))).filter(|(a, b)| inside(*a) != inside(*b)) {
+        for (a, b) in (0..nodes)
+            .flat_map(|a| (0..nodes).map(move |b| (a, b)))
+            .filter(|(a, b)| inside(*a) != inside(*b))
+        {
             sim.at(start + ms(from), Action::Cut(a, b));
         }
         sim.at(start + ms(from + rng.range(100..=800)), Action::MendAll);
@@ -80,14 +83,24 @@ fn run(seed: u64, kind: Kind) -> Result<(), Breach> {
     sim.run(limit)?;
     sim.check_covered()?;
     if std::env::var_os("FARM_STORM").is_some() {
-        println!("STORM {} {:?} {:?} {:?} flows {} span {:?} nodes {nodes}", seed, sim.sent.iter().max(), sim.sent, sim.plans, sim.flows, sim.now - start);
+        println!(
+            "STORM {} {:?} {:?} {:?} flows {} span {:?} nodes {nodes}",
+            seed,
+            sim.sent.iter().max(),
+            sim.sent,
+            sim.plans,
+            sim.flows,
+            sim.now - start
+        );
     }
     let settled = sim.now;
     sim.run(ms(300))?;
     sim.check_covered()?;
     let restless = sim.proposals(settled);
     if restless > 0 {
-        return Err(Breach(format!("{restless} maps were proposed although nothing happened")));
+        return Err(Breach(format!(
+            "{restless} maps were proposed although nothing happened"
+        )));
     }
     Ok(())
 }
@@ -96,7 +109,9 @@ fn run(seed: u64, kind: Kind) -> Result<(), Breach> {
 fn run_all(seeds: std::ops::Range<u64>, kind: Kind) {
     let one = std::env::var("FARM_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
     let more = std::env::var("FARM_RUNS").ok().map(|runs| runs.parse::<u64>().unwrap());
-    let seeds = one.map_or(seeds.start..more.map_or(seeds.end, |runs| seeds.start + runs), |seed| seed..seed + 1);
+    let seeds = one.map_or(seeds.start..more.map_or(seeds.end, |runs| seeds.start + runs), |seed| {
+        seed..seed + 1
+    });
     let mut failed = Vec::new();
     for seed in seeds {
         if let Err(Breach(text)) = run(seed, kind) {
@@ -104,7 +119,12 @@ fn run_all(seeds: std::ops::Range<u64>, kind: Kind) {
             failed.push(format!("FARM_SEED={seed} ({name} faults): {text}"));
         }
     }
-    assert!(failed.is_empty(), "{} runs failed\n{}", failed.len(), failed[..failed.len().min(8)].join("\n"));
+    assert!(
+        failed.is_empty(),
+        "{} runs failed\n{}",
+        failed.len(),
+        failed[..failed.len().min(8)].join("\n")
+    );
 }
 
 #[test]

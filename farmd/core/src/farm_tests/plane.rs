@@ -15,7 +15,9 @@ pub type Bits = [u64; BUCKETS / 64];
 pub fn common(a: &Bits, b: &Bits) -> impl Iterator<Item = usize> {
     let words = a.iter().zip(b.iter()).enumerate();
     let words: Vec<(usize, u64)> = words.map(|(i, (a, b))| (i, a & b)).filter(|(_, w)| *w != 0).collect();
-    words.into_iter().flat_map(|(i, word)| (0..64).filter(move |b| word & (1 << b) != 0).map(move |b| i * 64 + b))
+    words
+        .into_iter()
+        .flat_map(|(i, word)| (0..64).filter(move |b| word & (1 << b) != 0).map(move |b| i * 64 + b))
 }
 
 /// See the module doc.

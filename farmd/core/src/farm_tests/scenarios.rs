@@ -21,7 +21,11 @@ fn three_nodes_share_exactly_and_then_rest() {
     let versions: Vec<u64> = (0..3).map(|n| sim.farm(n).plan_version()).collect();
     sim.run(ms(2000)).unwrap();
     assert_eq!(sim.proposals(since), 0);
-    assert_eq!((0..3).map(|n| sim.farm(n).plan_version()).collect::<Vec<_>>(), versions, "no plan without a cause");
+    assert_eq!(
+        (0..3).map(|n| sim.farm(n).plan_version()).collect::<Vec<_>>(),
+        versions,
+        "no plan without a cause"
+    );
 }
 
 #[test]
@@ -33,12 +37,23 @@ fn a_crash_moves_only_the_buckets_of_the_dead_and_opens_them_unguarded() {
         let took = sim.now;
         while sim.check_covered().is_err() {
             sim.run(ms(1)).unwrap();
-            assert!(sim.now < took + sim.detection() + ms(50), "a crash takes detection and two round trips: {:?}", sim.counts());
+            assert!(
+                sim.now < took + sim.detection() + ms(50),
+                "a crash takes detection and two round trips: {:?}",
+                sim.counts()
+            );
         }
         let after = map(&sim, (dead + 1) % 4);
-        assert_eq!(before.moves_to(&after), before.counts()[&id(dead)] as usize, "only the buckets of s{dead} move");
-        let (open, own): (usize, usize) =
-            sim.nodes.iter().map(|n| (n.plane.open_count(), n.plane.own_count())).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        assert_eq!(
+            before.moves_to(&after),
+            before.counts()[&id(dead)] as usize,
+            "only the buckets of s{dead} move"
+        );
+        let (open, own): (usize, usize) = sim
+            .nodes
+            .iter()
+            .map(|n| (n.plane.open_count(), n.plane.own_count()))
+            .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
         assert_eq!((open, own), (BUCKETS, BUCKETS), "nobody alive holds anything: no guard");
     }
 }
@@ -53,10 +68,19 @@ fn a_planned_stop_takes_two_round_trips_and_the_winners_guard_until_the_loser_ho
     let asked = sim.now;
     while sim.counts()[1] > 0 || sim.counts().iter().sum::<usize>() < BUCKETS {
         sim.run(ms(1)).unwrap();
-        assert!(sim.now < asked + ms(25), "two round trips of 2 ms and a few plans of 5 ms: {:?}", sim.counts());
+        assert!(
+            sim.now < asked + ms(25),
+            "two round trips of 2 ms and a few plans of 5 ms: {:?}",
+            sim.counts()
+        );
     }
     assert_eq!(before.moves_to(&map(&sim, 0)), 1365);
-    let guarded = |sim: &Sim| sim.nodes.iter().map(|n| n.plane.open_count() - n.plane.own_count()).sum::<usize>();
+    let guarded = |sim: &Sim| {
+        sim.nodes
+            .iter()
+            .map(|n| n.plane.open_count() - n.plane.own_count())
+            .sum::<usize>()
+    };
     let mut last = guarded(&sim);
     assert_eq!(last, 1365, "every bucket that moved is guarded");
     let mut steps = 0;
@@ -67,7 +91,11 @@ fn a_planned_stop_takes_two_round_trips_and_the_winners_guard_until_the_loser_ho
         assert!(still >= held.len(), "{still} guarded while {} are held", held.len());
         steps += usize::from(still < last);
         last = still;
-        assert!(sim.now < asked + sim.flow_time + ms(200), "{still} guarded although {} are held", held.len());
+        assert!(
+            sim.now < asked + sim.flow_time + ms(200),
+            "{still} guarded although {} are held",
+            held.len()
+        );
     }
     assert!(steps > 10, "buckets become Own one by one, as their connections end");
     sim.check_covered().unwrap();
@@ -81,7 +109,11 @@ fn a_bucket_that_is_held_is_drained_by_the_loser() {
     sim.act(Action::Ready(0, false));
     sim.run(ms(100)).unwrap();
     let plan = sim.farm(0).group_plan(&sim.module, 0).unwrap();
-    let draining = plan.states.iter().filter(|s| **s == crate::balance::plan::BucketState::Draining).count();
+    let draining = plan
+        .states
+        .iter()
+        .filter(|s| **s == crate::balance::plan::BucketState::Draining)
+        .count();
     assert!(draining > 1900, "{draining}");
     let winner = sim.farm(1).group_plan(&sim.module, 0).unwrap();
     assert_eq!(winner.holders.len(), draining, "the winner knows who holds what");
@@ -149,10 +181,19 @@ fn no_broken_way_gives_two_owners() {
             let settled = sim.now > cut + sim.detection() + ms(50);
             for (a, b) in [(0, 1), (0, 2), (1, 2)] {
                 let both = common(&sim.nodes[a].plane.open, &sim.nodes[b].plane.open).count();
-                assert!(!settled || both == 0, "{from}->{to}: s{a} and s{b} share {both} at {:?}", sim.now);
+                assert!(
+                    !settled || both == 0,
+                    "{from}->{to}: s{a} and s{b} share {both} at {:?}",
+                    sim.now
+                );
             }
         }
-        assert_eq!(sim.counts().iter().sum::<usize>(), BUCKETS, "{from}->{to}: {:?}", sim.counts());
+        assert_eq!(
+            sim.counts().iter().sum::<usize>(),
+            BUCKETS,
+            "{from}->{to}: {:?}",
+            sim.counts()
+        );
     }
 }
 
@@ -215,11 +256,19 @@ fn both_halves_of_a_partition_serve_and_the_merge_moves_no_more_than_one_half() 
     let healed = sim.now;
     while sim.check_covered().is_err() {
         sim.run(ms(1)).unwrap();
-        assert!(sim.now < healed + ms(150), "a merge takes a pulse and two round trips: {:?}", sim.counts());
+        assert!(
+            sim.now < healed + ms(150),
+            "a merge takes a pulse and two round trips: {:?}",
+            sim.counts()
+        );
     }
     let merged = map(&sim, 0);
     let moves = halves.map(|half| half.moves_to(&merged));
-    assert_eq!(moves.into_iter().min(), Some(2048), "one half's map is the base: {moves:?}");
+    assert_eq!(
+        moves.into_iter().min(),
+        Some(2048),
+        "one half's map is the base: {moves:?}"
+    );
 }
 
 #[test]
@@ -242,8 +291,20 @@ fn a_node_without_a_data_plane_answer_gives_nothing_away() {
     let since = sim.now;
     sim.run(ms(3000)).unwrap();
     sim.check_covered().unwrap();
-    let committed = |e: &Event| matches!(e, Event::Handover { event: handover::Event::Committed { .. }, .. });
-    let first = sim.log.iter().find(|(at, _, e)| *at > since && committed(e)).map(|(at, ..)| *at - since);
+    let committed = |e: &Event| {
+        matches!(
+            e,
+            Event::Handover {
+                event: handover::Event::Committed { .. },
+                ..
+            }
+        )
+    };
+    let first = sim
+        .log
+        .iter()
+        .find(|(at, _, e)| *at > since && committed(e))
+        .map(|(at, ..)| *at - since);
     assert!(first.is_some(), "{:?}", sim.log);
 }
 
@@ -252,7 +313,11 @@ fn a_goodbye_needs_no_detection() {
     let mut sim = Sim::started(3, 14);
     sim.act(Action::Stop(2));
     sim.run(ms(100)).unwrap();
-    assert_eq!(sim.nodes[2].local.state, crate::api::ModuleState::Stop, "it has handed over");
+    assert_eq!(
+        sim.nodes[2].local.state,
+        crate::api::ModuleState::Stop,
+        "it has handed over"
+    );
     sim.act(Action::Leave(2));
     sim.run(ms(20)).unwrap();
     assert!(!sim.farm(0).membership().view().contains(id(2)));

@@ -97,10 +97,24 @@ enum Input {
 }
 
 enum Ev {
-    Deliver { to: usize, lan: usize, payload: Rc<Vec<u8>> },
-    Wake { node: usize },
-    Apply { node: usize, incarnation: u64, version: u64, plan: Option<Rc<GroupPlan>> },
-    Recount { node: usize, incarnation: u64 },
+    Deliver {
+        to: usize,
+        lan: usize,
+        payload: Rc<Vec<u8>>,
+    },
+    Wake {
+        node: usize,
+    },
+    Apply {
+        node: usize,
+        incarnation: u64,
+        version: u64,
+        plan: Option<Rc<GroupPlan>>,
+    },
+    Recount {
+        node: usize,
+        incarnation: u64,
+    },
     Action(Action),
 }
 
@@ -156,10 +170,15 @@ pub struct Breach(pub String);
 impl Sim {
     pub fn new(nodes: usize, lans: usize, seed: u64) -> Self {
         let lan = |l: usize| {
-            let nodes: String = (0..nodes).map(|n| format!("<node name=\"s{n}\" addr=\"198.18.{l}.{}\"/>", n + 1)).collect();
+            let nodes: String = (0..nodes)
+                .map(|n| format!("<node name=\"s{n}\" addr=\"198.18.{l}.{}\"/>", n + 1))
+                .collect();
             format!("<lan name=\"lan{l}\">{nodes}</lan>")
         };
-        let text = format!("<cluster><lans>{}</lans></cluster>", (0..lans).map(lan).collect::<String>());
+        let text = format!(
+            "<cluster><lans>{}</lans></cluster>",
+            (0..lans).map(lan).collect::<String>()
+        );
         let (cluster, _) = cluster::parse("cluster.xml", &text).unwrap();
         let local = LocalModule {
             digest: 7,
@@ -253,13 +272,23 @@ impl Sim {
 
     /// Buckets open at each node, with its lease.
     pub fn counts(&self) -> Vec<usize> {
-        let count = |n: &Node| if n.farm.is_some() && self.now < n.plane.lease_until { n.plane.open_count() } else { 0 };
+        let count = |n: &Node| {
+            if n.farm.is_some() && self.now < n.plane.lease_until {
+                n.plane.open_count()
+            } else {
+                0
+            }
+        };
         self.nodes.iter().map(count).collect()
     }
 
     /// How long it takes until no node is paused any more.
     pub fn longest_pause(&self) -> Duration {
-        let ends = self.nodes.iter().filter(|n| n.farm.is_some()).map(|n| n.paused_until.saturating_sub(self.now));
+        let ends = self
+            .nodes
+            .iter()
+            .filter(|n| n.farm.is_some())
+            .map(|n| n.paused_until.saturating_sub(self.now));
         ends.max().unwrap_or_default()
     }
 
@@ -284,7 +313,12 @@ impl Sim {
                     self.input(node, Input::Timeout);
                 }
             }
-            Ev::Apply { node, incarnation, version, plan } => self.apply(node, incarnation, version, plan),
+            Ev::Apply {
+                node,
+                incarnation,
+                version,
+                plan,
+            } => self.apply(node, incarnation, version, plan),
             Ev::Recount { node, incarnation } => {
                 let n = &mut self.nodes[node];
                 if n.farm.is_none() || n.incarnation != incarnation || n.plane.flows.is_empty() {
@@ -310,7 +344,15 @@ impl Sim {
         }
         if self.now < n.paused_until && n.frozen_plane {
             let until = n.paused_until;
-            return self.push(until, Ev::Apply { node, incarnation, version, plan });
+            return self.push(
+                until,
+                Ev::Apply {
+                    node,
+                    incarnation,
+                    version,
+                    plan,
+                },
+            );
         }
         let lost = n.plane.apply(version, plan.as_deref());
         for bucket in lost {
@@ -498,7 +540,15 @@ impl Sim {
         let at = self.now + us(self.rng.range(0..=self.apply_time.as_micros() as u64));
         n.plane.busy_until = n.plane.busy_until.max(at);
         let (at, incarnation) = (n.plane.busy_until, n.incarnation);
-        self.push(at, Ev::Apply { node: i, incarnation, version, plan });
+        self.push(
+            at,
+            Ev::Apply {
+                node: i,
+                incarnation,
+                version,
+                plan,
+            },
+        );
     }
 
     fn finish_turn(&mut self, i: usize) {
@@ -552,7 +602,14 @@ impl Sim {
         let copies = if self.rng.chance(self.duplication) { 2 } else { 1 };
         for _ in 0..copies {
             let at = self.now + us(self.rng.range(100..=2000));
-            self.push(at, Ev::Deliver { to, lan, payload: Rc::clone(payload) });
+            self.push(
+                at,
+                Ev::Deliver {
+                    to,
+                    lan,
+                    payload: Rc::clone(payload),
+                },
+            );
         }
     }
 
@@ -568,8 +625,9 @@ impl Sim {
     fn check_exclusion(&mut self) -> Result<(), Breach> {
         let now = self.now;
         let settled = 2 * self.detection();
-        let serving: Vec<usize> =
-            (0..self.nodes.len()).filter(|&i| self.nodes[i].farm.is_some() && now < self.nodes[i].plane.lease_until).collect();
+        let serving: Vec<usize> = (0..self.nodes.len())
+            .filter(|&i| self.nodes[i].farm.is_some() && now < self.nodes[i].plane.lease_until)
+            .collect();
         for (k, &a) in serving.iter().enumerate() {
             for &b in &serving[k + 1..] {
                 let (one, other) = (&self.nodes[a].plane, &self.nodes[b].plane);
@@ -578,9 +636,13 @@ impl Sim {
                 if agreed {
                     for (x, y) in [(a, b), (b, a)] {
                         let (own, flows) = (&self.nodes[x].plane.own, &self.nodes[y].plane.flows);
-                        let in_danger = flows.iter().find(|(i, end)| **end > now && own[*i / 64] & (1 << (*i % 64)) != 0);
+                        let in_danger = flows
+                            .iter()
+                            .find(|(i, end)| **end > now && own[*i / 64] & (1 << (*i % 64)) != 0);
                         if let Some((bucket, _)) = in_danger {
-                            return Err(self.breach(format!("s{x} resets connections that s{y} has in bucket {bucket}")));
+                            return Err(
+                                self.breach(format!("s{x} resets connections that s{y} has in bucket {bucket}"))
+                            );
                         }
                     }
                 }
@@ -595,7 +657,10 @@ impl Sim {
                 if agreed || too_long {
                     let buckets: Vec<usize> = common(&one.open, &other.open).collect();
                     let n = buckets.len();
-                    return Err(self.breach(format!("s{a} and s{b} both accept {n} buckets, {:?}, since {since:?}", &buckets[..n.min(5)])));
+                    return Err(self.breach(format!(
+                        "s{a} and s{b} both accept {n} buckets, {:?}, since {since:?}",
+                        &buckets[..n.min(5)]
+                    )));
                 }
             }
         }
@@ -605,19 +670,34 @@ impl Sim {
     /// Each bucket has exactly one owner, and it is ready; the shares are exact. Nobody owns anything if nobody is ready.
     pub fn check_covered(&self) -> Result<(), Breach> {
         let ready = |n: &Node| n.farm.is_some() && n.local.ready;
-        let total: u64 = self.nodes.iter().filter(|n| ready(n)).map(|n| u64::from(n.local.weights[0])).sum();
+        let total: u64 = self
+            .nodes
+            .iter()
+            .filter(|n| ready(n))
+            .map(|n| u64::from(n.local.weights[0]))
+            .sum();
         for (i, n) in self.nodes.iter().enumerate() {
             let weight = if ready(n) { u64::from(n.local.weights[0]) } else { 0 };
-            let exact = if total == 0 { 0.0 } else { BUCKETS as f64 * weight as f64 / total as f64 };
+            let exact = if total == 0 {
+                0.0
+            } else {
+                BUCKETS as f64 * weight as f64 / total as f64
+            };
             let got = self.counts()[i];
             if (got as f64 - exact).abs() >= 1.0 {
-                return Err(self.breach(format!("s{i} accepts {got} buckets, {exact:.1} are its share: {:?}", self.counts())));
+                return Err(self.breach(format!(
+                    "s{i} accepts {got} buckets, {exact:.1} are its share: {:?}",
+                    self.counts()
+                )));
             }
         }
         if total == 0 {
             return Ok(());
         }
-        let quiet = self.nodes.iter().all(|n| n.farm.is_none() || n.plane.held(self.now).is_empty());
+        let quiet = self
+            .nodes
+            .iter()
+            .all(|n| n.farm.is_none() || n.plane.held(self.now).is_empty());
         for (i, n) in self.nodes.iter().enumerate().filter(|(_, n)| quiet && n.farm.is_some()) {
             let guarded = n.plane.open_count() - n.plane.own_count();
             if guarded > 0 {
@@ -625,7 +705,11 @@ impl Sim {
             }
         }
         for bucket in 0..BUCKETS {
-            let owners = self.nodes.iter().filter(|n| n.farm.is_some() && n.plane.accepts(self.now, bucket)).count();
+            let owners = self
+                .nodes
+                .iter()
+                .filter(|n| n.farm.is_some() && n.plane.accepts(self.now, bucket))
+                .count();
             if owners != 1 {
                 return Err(self.breach(format!("bucket {bucket} has {owners} owners: {:?}", self.counts())));
             }
@@ -635,7 +719,15 @@ impl Sim {
 
     /// Number of maps proposed since `since`.
     pub fn proposals(&self, since: Duration) -> usize {
-        let proposed = |e: &Event| matches!(e, Event::Handover { event: handover::Event::Proposed { .. }, .. });
+        let proposed = |e: &Event| {
+            matches!(
+                e,
+                Event::Handover {
+                    event: handover::Event::Proposed { .. },
+                    ..
+                }
+            )
+        };
         self.log.iter().filter(|(at, _, e)| *at >= since && proposed(e)).count()
     }
 }

@@ -128,6 +128,8 @@ pub struct Handover {
     /// The data plane may still have open what is closed here, until it works with this plan; `Some(None)` until the plan has its number.
     closing: Option<Option<u64>>,
     shut: bool,
+    /// What each peer holds, and from it who holds each bucket.
+    held_by: BTreeMap<NodeId, BucketSet>,
     holders: BTreeMap<usize, NodeSet>,
     wanted: Option<(BTreeMap<NodeId, u16>, Epoch, BucketMap)>,
 }
@@ -150,6 +152,7 @@ impl Handover {
             pending: None,
             closing: None,
             shut: false,
+            held_by: BTreeMap::new(),
             holders: BTreeMap::new(),
             wanted: None,
         }
@@ -159,7 +162,13 @@ impl Handover {
     pub fn advance(&mut self, around: &Surroundings<'_>) -> Outcome {
         let mut outcome = Outcome::default();
         let reports = around.peers.values().map(|p| p.report);
-        let seen = reports.flat_map(|r| [r.promised, r.committed, r.map.as_ref().map_or(Epoch::default(), |m| m.epoch)]);
+        let seen = reports.flat_map(|r| {
+            [
+                r.promised,
+                r.committed,
+                r.map.as_ref().map_or(Epoch::default(), |m| m.epoch),
+            ]
+        });
         self.highest = seen.fold(self.highest, Epoch::max);
         if around.shut || (self.shut && self.closing.is_some()) {
             self.shut_all(&mut outcome);
@@ -238,12 +247,21 @@ impl Handover {
 
     /// What to tell the others. `with_map`: a peer lacks the committed map and this node is the one to send it.
     pub fn report(&self, weight: u16, with_map: bool) -> GroupReport {
-        let proposal = self.pending.as_ref().filter(|p| p.weights.is_some() && p.epoch > self.committed);
+        let proposal = self
+            .pending
+            .as_ref()
+            .filter(|p| p.weights.is_some() && p.epoch > self.committed);
         let map = match proposal {
-            Some(p) => Some(MapReport { epoch: p.epoch, view: p.view, map: p.map.clone() }),
-            None if with_map && self.committed > Epoch::default() => {
-                Some(MapReport { epoch: self.committed, view: NodeSet::EMPTY, map: self.map.clone() })
-            }
+            Some(p) => Some(MapReport {
+                epoch: p.epoch,
+                view: p.view,
+                map: p.map.clone(),
+            }),
+            None if with_map && self.committed > Epoch::default() => Some(MapReport {
+                epoch: self.committed,
+                view: NodeSet::EMPTY,
+                map: self.map.clone(),
+            }),
             None => None,
         };
         GroupReport {
@@ -264,11 +282,19 @@ impl Handover {
         if self.shut {
             return plan;
         }
-        plan.next = self.pending.as_ref().filter(|p| p.epoch > self.committed).map(|p| p.map.clone());
+        plan.next = self
+            .pending
+            .as_ref()
+            .filter(|p| p.epoch > self.committed)
+            .map(|p| p.map.clone());
         for (index, state) in plan.states.iter_mut().enumerate() {
             *state = if self.open.contains(index) {
                 let foreign_flows = self.guarded.contains(index) || self.holders.contains_key(&index);
-                if foreign_flows { BucketState::Guarded } else { BucketState::Own }
+                if foreign_flows {
+                    BucketState::Guarded
+                } else {
+                    BucketState::Own
+                }
             } else if self.held.contains(index) {
                 BucketState::Draining
             } else {
@@ -312,7 +338,11 @@ impl Handover {
     /// The module has stopped: nothing is open or known any more, but no number is used twice.
     pub fn stop(&mut self) {
         self.withdraw_promise();
-        *self = Self { highest: self.highest, promised: self.promised, ..Self::new(self.this) };
+        *self = Self {
+            highest: self.highest,
+            promised: self.promised,
+            ..Self::new(self.this)
+        };
     }
 
     /// What was open may carry connections; nobody has looked yet.
@@ -337,7 +367,10 @@ impl Handover {
         }
         let lost: Vec<usize> = self.open.iter().filter(|&i| !newest.map.owns(self.this, i)).collect();
         if !lost.is_empty() {
-            outcome.events.push(Event::Released { epoch: newest.epoch, lost: lost.len() });
+            outcome.events.push(Event::Released {
+                epoch: newest.epoch,
+                lost: lost.len(),
+            });
             self.close(lost.into_iter().collect());
             self.closing = Some(None);
         }
@@ -361,8 +394,12 @@ impl Handover {
     }
 
     fn follow(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
-        let Some(coordinator) = around.coordinator.filter(|c| *c != self.this) else { return };
-        let Some(peer) = around.peers.get(&coordinator) else { return };
+        let Some(coordinator) = around.coordinator.filter(|c| *c != self.this) else {
+            return;
+        };
+        let Some(peer) = around.peers.get(&coordinator) else {
+            return;
+        };
         let Some(proposal) = &peer.report.map else { return };
         let is_new = proposal.epoch > self.promised
             && proposal.epoch > peer.report.committed
@@ -376,7 +413,10 @@ impl Handover {
         let lost: BucketSet = self.open.iter().filter(|&i| !proposal.map.owns(self.this, i)).collect();
         let MapReport { epoch, view, map } = proposal;
         if !lost.is_empty() {
-            outcome.events.push(Event::Released { epoch, lost: lost.len() });
+            outcome.events.push(Event::Released {
+                epoch,
+                lost: lost.len(),
+            });
             self.close(lost);
             self.closing = Some(None);
         }
@@ -384,7 +424,12 @@ impl Handover {
         if self.closing.is_none() {
             self.promised = epoch;
         }
-        self.pending = Some(Pending { epoch, view, map, weights });
+        self.pending = Some(Pending {
+            epoch,
+            view,
+            map,
+            weights,
+        });
         self.highest = self.highest.max(epoch);
         // The data plane keeps connection requests for what may be opened soon.
         outcome.plan_changed = true;
@@ -405,8 +450,12 @@ impl Handover {
             }
             return;
         }
-        let members: BTreeMap<NodeId, PeerGroup<'_>> =
-            around.peers.iter().filter(|(n, p)| around.view.contains(**n) && p.eligible).map(|(n, p)| (*n, *p)).collect();
+        let members: BTreeMap<NodeId, PeerGroup<'_>> = around
+            .peers
+            .iter()
+            .filter(|(n, p)| around.view.contains(**n) && p.eligible)
+            .map(|(n, p)| (*n, *p))
+            .collect();
         // Whoever knows a newer map sends it; deciding on an older one would move buckets for nothing.
         if members.values().any(|p| p.report.committed > self.known) {
             return;
@@ -415,27 +464,49 @@ impl Handover {
         weights.insert(self.this, around.weight);
         weights.retain(|_, w| *w > 0);
 
-        let outstanding = self.pending.as_ref().filter(|p| p.weights.is_some() && p.epoch > self.committed);
+        let outstanding = self
+            .pending
+            .as_ref()
+            .filter(|p| p.weights.is_some() && p.epoch > self.committed);
         let propose = match outstanding {
             Some(p) => p.weights.as_ref() != Some(&weights) || p.view != around.view || p.epoch < self.highest,
             None => {
                 let map = self.map.clone();
                 let fits = *self.wanted(&weights) == map;
                 let lagging = members.iter().any(|(n, p)| {
-                    p.report.committed != self.committed && p.report.promised != self.committed && self.map.owners().contains(*n)
+                    p.report.committed != self.committed
+                        && p.report.promised != self.committed
+                        && self.map.owners().contains(*n)
                 });
-                let self_lagging =
-                    (0..BUCKETS).any(|i| self.map.owns(self.this, i) && !self.open.contains(i));
+                let self_lagging = (0..BUCKETS).any(|i| self.map.owns(self.this, i) && !self.open.contains(i));
                 !fits || lagging || self_lagging || (self.committed == Epoch::default() && !weights.is_empty())
             }
         };
         if propose && Self::covers_all_that_serve(around, around.view) {
             let map = self.wanted(&weights).clone();
             let epoch = self.highest.next(self.this);
-            outcome.events.push(Event::Proposed { epoch, view: around.view, moves: self.map.moves_to(&map) });
-            self.accept(MapReport { epoch, view: around.view, map }, Some(weights), outcome);
+            outcome.events.push(Event::Proposed {
+                epoch,
+                view: around.view,
+                moves: self.map.moves_to(&map),
+            });
+            self.accept(
+                MapReport {
+                    epoch,
+                    view: around.view,
+                    map,
+                },
+                Some(weights),
+                outcome,
+            );
         }
-        let Some(pending) = self.pending.as_ref().filter(|p| p.weights.is_some() && p.epoch > self.committed) else { return };
+        let Some(pending) = self
+            .pending
+            .as_ref()
+            .filter(|p| p.weights.is_some() && p.epoch > self.committed)
+        else {
+            return;
+        };
         let all_promised = self.closing.is_none()
             && self.promised == pending.epoch
             && members.values().all(|p| p.report.promised == pending.epoch);
@@ -486,24 +557,41 @@ impl Handover {
         self.map = pending.map;
         outcome.plan_changed = true;
         outcome.send = true;
-        outcome.events.push(Event::Committed { epoch: pending.epoch, counts: self.map.counts(), gained, from });
+        outcome.events.push(Event::Committed {
+            epoch: pending.epoch,
+            counts: self.map.counts(),
+            gained,
+            from,
+        });
     }
 
     /// Notes which peers have connections where, and ends the guard of buckets in which nobody has any.
     fn watch_holders(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
-        let mut holders: BTreeMap<usize, NodeSet> = BTreeMap::new();
-        for (node, peer) in around.peers.iter().filter(|(_, p)| !p.report.held.is_empty()) {
-            for index in peer.report.held.iter() {
-                holders.entry(index).or_default().insert(*node);
+        let held = || {
+            around
+                .peers
+                .iter()
+                .filter(|(_, p)| !p.report.held.is_empty())
+                .map(|(n, p)| (n, &p.report.held))
+        };
+        if !held().eq(self.held_by.iter()) {
+            self.held_by = held().map(|(node, set)| (*node, set.clone())).collect();
+            self.holders = BTreeMap::new();
+            for (node, index) in self
+                .held_by
+                .iter()
+                .flat_map(|(node, set)| set.iter().map(|index| (*node, index)))
+            {
+                self.holders.entry(index).or_default().insert(node);
             }
-        }
-        if holders != self.holders {
-            self.holders = holders;
             outcome.plan_changed = true;
         }
         // A peer's word on what it holds counts only if it was given after it released what was opened here.
-        let all_released =
-            around.peers.values().filter(|p| p.eligible && !p.fenced).all(|p| p.report.promised >= self.guarded_at);
+        let all_released = around
+            .peers
+            .values()
+            .filter(|p| p.eligible && !p.fenced)
+            .all(|p| p.report.promised >= self.guarded_at);
         if all_released && !self.guarded.is_empty() {
             let left: BucketSet = self.guarded.iter().filter(|i| self.holders.contains_key(i)).collect();
             if left != self.guarded {

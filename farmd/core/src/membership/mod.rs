@@ -97,7 +97,10 @@ impl Membership {
             .filter_map(NodeId::new)
             .filter(|n| *n != this)
             .map(|n| {
-                let lans = config.lans.iter().map(|lan| lan.nodes.iter().any(|(node, _)| *node == n));
+                let lans = config
+                    .lans
+                    .iter()
+                    .map(|lan| lan.nodes.iter().any(|(node, _)| *node == n));
                 (n, Peer::new(lans.collect(), now))
             })
             .collect();
@@ -192,7 +195,11 @@ impl Membership {
 
     /// Peers of which something was heard within the detection time, whether or not they hear this node.
     pub fn heard(&self, now: Duration) -> NodeSet {
-        self.peers.iter().filter(|(_, p)| p.is_heard(now, self.detection_time)).map(|(n, _)| *n).collect()
+        self.peers
+            .iter()
+            .filter(|(_, p)| p.is_heard(now, self.detection_time))
+            .map(|(n, _)| *n)
+            .collect()
     }
 
     fn update(&mut self, now: Duration) {
@@ -201,17 +208,31 @@ impl Membership {
             self.events.push_back(Event::Joined);
         }
         for (node, peer) in &mut self.peers {
-            self.events.extend(peer.judge(now, self.detection_time).map(|change| match change {
-                peer::Change::Alive { restarted } => Event::PeerAlive { peer: *node, restarted },
-                peer::Change::Down { why } => Event::PeerDown { peer: *node, why },
-            }));
+            self.events
+                .extend(peer.judge(now, self.detection_time).map(|change| match change {
+                    peer::Change::Alive { restarted } => Event::PeerAlive { peer: *node, restarted },
+                    peer::Change::Down { why } => Event::PeerDown { peer: *node, why },
+                }));
         }
         let ears = view::Ears {
             this: self.this,
             joining: self.joining,
-            heard: self.peers.iter().filter(|(_, p)| p.is_heard(now, self.detection_time)).map(|(n, p)| {
-                (*n, view::Row { hears: p.hears(), joining: p.joining(), hears_this: p.hears_us(), excludes_this: p.excludes().contains(self.this) })
-            }).collect(),
+            heard: self
+                .peers
+                .iter()
+                .filter(|(_, p)| p.is_heard(now, self.detection_time))
+                .map(|(n, p)| {
+                    (
+                        *n,
+                        view::Row {
+                            hears: p.hears(),
+                            joining: p.joining(),
+                            hears_this: p.hears_us(),
+                            excludes_this: p.excludes().contains(self.this),
+                        },
+                    )
+                })
+                .collect(),
         };
         let agreement = view::agree(&ears);
         self.excluded = agreement.excluded;
@@ -228,7 +249,10 @@ impl Membership {
             }
         };
         if view != self.view {
-            self.events.push_back(Event::ViewChanged { old: self.view, new: view });
+            self.events.push_back(Event::ViewChanged {
+                old: self.view,
+                new: view,
+            });
             self.view = view;
         }
         if fenced.is_some() != self.fenced.is_some() {

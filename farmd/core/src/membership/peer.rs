@@ -127,7 +127,11 @@ impl Peer {
     pub fn state(&self, now: Duration, detection_time: Duration) -> PeerState {
         match self.heard_at {
             Some(at) if self.is_heard(now, detection_time) => {
-                if self.hears_us && now < at + detection_time / 2 { PeerState::Alive } else { PeerState::Suspect }
+                if self.hears_us && now < at + detection_time / 2 {
+                    PeerState::Alive
+                } else {
+                    PeerState::Suspect
+                }
             }
             _ => PeerState::Down,
         }
@@ -142,7 +146,10 @@ impl Peer {
         self.alive = alive;
         self.since = now;
         if alive {
-            let restarted = self.was_alive_as.replace(self.incarnation).is_some_and(|i| i != self.incarnation);
+            let restarted = self
+                .was_alive_as
+                .replace(self.incarnation)
+                .is_some_and(|i| i != self.incarnation);
             Some(Change::Alive { restarted })
         } else {
             Some(Change::Down { why: self.why(now) })
@@ -211,6 +218,10 @@ impl Peer {
 
 /// Names in `nodes` that are in `set`, for log lines.
 pub fn names(nodes: &[String], set: NodeSet) -> String {
-    let names: Vec<&str> = set.iter().filter_map(|n: NodeId| nodes.get(n.index())).map(String::as_str).collect();
+    let names: Vec<&str> = set
+        .iter()
+        .filter_map(|n: NodeId| nodes.get(n.index()))
+        .map(String::as_str)
+        .collect();
     names.join(" ")
 }

@@ -46,7 +46,12 @@ pub struct Ears {
 pub fn agree(ears: &Ears) -> Agreement {
     // A peer that is joining, or that this joining node has not yet reached, is no candidate until both hear each other.
     let settled = |row: &Row| row.hears_this || !(row.joining || ears.joining);
-    let rows: BTreeMap<NodeId, Row> = ears.heard.iter().filter(|(_, r)| settled(r)).map(|(n, r)| (*n, *r)).collect();
+    let rows: BTreeMap<NodeId, Row> = ears
+        .heard
+        .iter()
+        .filter(|(_, r)| settled(r))
+        .map(|(n, r)| (*n, *r))
+        .collect();
     let mut candidates: NodeSet = rows.keys().copied().collect();
     for row in rows.values().filter(|row| row.hears_this && !row.joining) {
         let unheard = row.hears.iter().filter(|n| !ears.heard.contains_key(n));
@@ -67,7 +72,12 @@ pub fn agree(ears: &Ears) -> Agreement {
     let view = loop {
         let heard_by = |n: NodeId| candidates.iter().filter(|&m| m != n && hears(m, n)).count();
         let deaf_pair = |n: NodeId| candidates.iter().any(|m| m != n && !(hears(n, m) && hears(m, n)));
-        let talks_with = |n: NodeId| candidates.iter().filter(|&m| m != n && hears(m, n) && hears(n, m)).count();
+        let talks_with = |n: NodeId| {
+            candidates
+                .iter()
+                .filter(|&m| m != n && hears(m, n) && hears(n, m))
+                .count()
+        };
         let rank = |n: &NodeId| (talks_with(*n), heard_by(*n), std::cmp::Reverse(*n));
         let worst = candidates.iter().filter(|&n| deaf_pair(n)).min_by_key(rank);
         match worst {
@@ -78,13 +88,22 @@ pub fn agree(ears: &Ears) -> Agreement {
             Some(n) => candidates.remove(n),
         }
     };
-    let excluded: NodeSet = all.iter().filter(|&n| n != ears.this && !view.is_some_and(|v| v.contains(n))).collect();
+    let excluded: NodeSet = all
+        .iter()
+        .filter(|&n| n != ears.this && !view.is_some_and(|v| v.contains(n)))
+        .collect();
     let told = rows.iter().any(|(n, row)| {
         row.excludes_this && row.hears_this && !row.joining && (*n < ears.this || !excluded.contains(*n))
     });
     match view {
-        Some(view) if !told || ears.joining => Agreement { view: Some(view), excluded },
-        _ => Agreement { view: None, excluded: NodeSet::EMPTY },
+        Some(view) if !told || ears.joining => Agreement {
+            view: Some(view),
+            excluded,
+        },
+        _ => Agreement {
+            view: None,
+            excluded: NodeSet::EMPTY,
+        },
     }
 }
 
@@ -103,20 +122,39 @@ mod tests {
     /// What node `this` sees when `broken` are the one-way links (from, to) that do not work, and `told` is what each node excludes.
     fn ears(this: usize, count: usize, broken: &[(usize, usize)], told: &[NodeSet]) -> Ears {
         let hears = |to: usize| -> NodeSet {
-            (0..count).filter(|&from| from != to && !broken.contains(&(from, to))).map(n).collect()
+            (0..count)
+                .filter(|&from| from != to && !broken.contains(&(from, to)))
+                .map(n)
+                .collect()
         };
         let heard = hears(this).iter().map(|p| (p, hears(p.index()))).collect::<Vec<_>>();
         let heard = heard.into_iter().map(|(p, row)| {
             let excludes_this = told.get(p.index()).is_some_and(|s| s.contains(n(this)));
-            (p, Row { hears: row, joining: false, hears_this: row.contains(n(this)), excludes_this })
+            (
+                p,
+                Row {
+                    hears: row,
+                    joining: false,
+                    hears_this: row.contains(n(this)),
+                    excludes_this,
+                },
+            )
         });
-        Ears { this: n(this), joining: false, heard: heard.collect() }
+        Ears {
+            this: n(this),
+            joining: false,
+            heard: heard.collect(),
+        }
     }
 
     /// The views after everybody has told everybody whom it excludes.
     fn all(count: usize, broken: &[(usize, usize)]) -> Vec<Option<NodeSet>> {
-        let first: Vec<NodeSet> = (0..count).map(|i| agree(&ears(i, count, broken, &[])).excluded).collect();
-        (0..count).map(|i| agree(&ears(i, count, broken, &first)).view).collect()
+        let first: Vec<NodeSet> = (0..count)
+            .map(|i| agree(&ears(i, count, broken, &[])).excluded)
+            .collect();
+        (0..count)
+            .map(|i| agree(&ears(i, count, broken, &first)).view)
+            .collect()
     }
 
     #[test]
@@ -134,7 +172,10 @@ mod tests {
     #[test]
     fn a_node_that_hears_nobody_costs_the_others_nothing() {
         let deaf = [(0, 1), (2, 1)];
-        assert_eq!(all(3, &deaf), vec![Some(set(&[0, 2])), Some(set(&[1])), Some(set(&[0, 2]))]);
+        assert_eq!(
+            all(3, &deaf),
+            vec![Some(set(&[0, 2])), Some(set(&[1])), Some(set(&[0, 2]))]
+        );
     }
 
     #[test]
@@ -152,13 +193,18 @@ mod tests {
 
     #[test]
     fn a_cut_between_two_of_three_leaves_out_one_of_them() {
-        assert_eq!(all(3, &[(0, 1), (1, 0)]), vec![Some(set(&[0, 2])), None, Some(set(&[0, 2]))]);
+        assert_eq!(
+            all(3, &[(0, 1), (1, 0)]),
+            vec![Some(set(&[0, 2])), None, Some(set(&[0, 2]))]
+        );
     }
 
     #[test]
     fn a_partition_makes_two_views() {
-        let cut: Vec<(usize, usize)> =
-            [0, 1].iter().flat_map(|&a| [2, 3].iter().flat_map(move |&b| [(a, b), (b, a)])).collect();
+        let cut: Vec<(usize, usize)> = [0, 1]
+            .iter()
+            .flat_map(|&a| [2, 3].iter().flat_map(move |&b| [(a, b), (b, a)]))
+            .collect();
         let (left, right) = (Some(set(&[0, 1])), Some(set(&[2, 3])));
         assert_eq!(all(4, &cut), vec![left, left, right, right]);
     }
@@ -168,11 +214,22 @@ mod tests {
         let mut ears = ears(0, 3, &[], &[]);
         for (node, row) in &mut ears.heard {
             if *node == n(2) {
-                *row = Row { hears: NodeSet::EMPTY, joining: true, hears_this: false, excludes_this: false };
+                *row = Row {
+                    hears: NodeSet::EMPTY,
+                    joining: true,
+                    hears_this: false,
+                    excludes_this: false,
+                };
             } else {
                 row.hears.remove(n(2));
             }
         }
-        assert_eq!(agree(&ears), Agreement { view: Some(set(&[0, 1])), excluded: NodeSet::EMPTY });
+        assert_eq!(
+            agree(&ears),
+            Agreement {
+                view: Some(set(&[0, 1])),
+                excluded: NodeSet::EMPTY
+            }
+        );
     }
 }

@@ -106,7 +106,15 @@ impl Arp {
     /// It is a gratuitous reply (RFC 5944 section 4.6): sender and target are both the VIP with the same hardware address. Linux takes it
     /// over at once, where it ignores an ordinary reply for a second after the last one.
     pub fn announce(vip: Ipv4Addr, source: MacAddr, mac: MacAddr, to: MacAddr) -> Self {
-        Self { destination: to, source, operation: Operation::Reply, sender_mac: mac, sender: vip, target_mac: mac, target: vip }
+        Self {
+            destination: to,
+            source,
+            operation: Operation::Reply,
+            sender_mac: mac,
+            sender: vip,
+            target_mac: mac,
+            target: vip,
+        }
     }
 }
 

@@ -77,7 +77,10 @@ impl ClusterKey {
     /// The seed of the flow hash: the first 8 bytes of HMAC(key, "farm flow hash seed 1"), big endian.
     pub fn hash_seed(&self) -> Seed {
         let [a, b, c, d, e, f, g, h, ..] = self.mac(&[b"farm flow hash seed 1"]);
-        Seed { s0: u32::from_be_bytes([a, b, c, d]), s1: u32::from_be_bytes([e, f, g, h]) }
+        Seed {
+            s0: u32::from_be_bytes([a, b, c, d]),
+            s1: u32::from_be_bytes([e, f, g, h]),
+        }
     }
 
     /// A short public mark of the key, for comparing two nodes' keys without showing them.

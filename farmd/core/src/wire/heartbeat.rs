@@ -92,7 +92,11 @@ impl BucketSet {
     /// Members in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = usize> {
         let bytes = self.0.iter().enumerate().filter(|(_, byte)| **byte != 0);
-        bytes.flat_map(|(i, byte)| (0..8).filter(move |bit| byte & (1 << bit) != 0).map(move |bit| i * 8 + bit))
+        bytes.flat_map(|(i, byte)| {
+            (0..8)
+                .filter(move |bit| byte & (1 << bit) != 0)
+                .map(move |bit| i * 8 + bit)
+        })
     }
 }
 
@@ -288,9 +292,19 @@ impl Heartbeat {
             excludes: NodeSet::from_bits(r.u64()?),
             hears: r.list(crate::id::MAX_NODES, |r| Ok((r.node()?, r.u32()?)))?,
             modules: r.list(MAX_MODULES, Reader::module)?,
-            requesters: r.list(MAX_REQUESTERS, |r| Ok(Requester { vip: r.addr()?, addr: r.addr()?, mac: r.mac()? }))?,
+            requesters: r.list(MAX_REQUESTERS, |r| {
+                Ok(Requester {
+                    vip: r.addr()?,
+                    addr: r.addr()?,
+                    mac: r.mac()?,
+                })
+            })?,
         };
-        if r.0.is_empty() { Ok(heartbeat) } else { Err(ParseError::Malformed("length")) }
+        if r.0.is_empty() {
+            Ok(heartbeat)
+        } else {
+            Err(ParseError::Malformed("length"))
+        }
     }
 }
 
@@ -445,7 +459,9 @@ impl<'a> Reader<'a> {
     fn text(&mut self) -> Result<String, ParseError> {
         let n = self.u8()?;
         let bytes = self.take(n.into())?;
-        std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| ParseError::Malformed("text"))
+        std::str::from_utf8(bytes)
+            .map(str::to_owned)
+            .map_err(|_| ParseError::Malformed("text"))
     }
 
     fn addr(&mut self) -> Result<IpAddr, ParseError> {
@@ -501,11 +517,22 @@ impl<'a> Reader<'a> {
             (BucketSet::default(), 0)
         };
         let map = if flags & 2 != 0 {
-            Some(MapReport { epoch: Epoch(self.u64()?), view: NodeSet::from_bits(self.u64()?), map: self.map()? })
+            Some(MapReport {
+                epoch: Epoch(self.u64()?),
+                view: NodeSet::from_bits(self.u64()?),
+                map: self.map()?,
+            })
         } else {
             None
         };
-        Ok(GroupReport { weight, promised, committed, held, held_connections, map })
+        Ok(GroupReport {
+            weight,
+            promised,
+            committed,
+            held,
+            held_connections,
+            map,
+        })
     }
 
     fn map(&mut self) -> Result<BucketMap, ParseError> {
@@ -522,7 +549,10 @@ impl<'a> Reader<'a> {
                 }
                 owners.resize(owners.len() + length, owner);
             }
-            owners.into_boxed_slice().try_into().map_err(|_| ParseError::Malformed("bucket map"))?
+            owners
+                .into_boxed_slice()
+                .try_into()
+                .map_err(|_| ParseError::Malformed("bucket map"))?
         };
         BucketMap::from_bytes(owners).ok_or(ParseError::Malformed("bucket map"))
     }
@@ -569,7 +599,11 @@ mod tests {
                     committed: Epoch(0x100),
                     held: [1, 4095].into_iter().collect(),
                     held_connections: 2,
-                    map: with_map.then(|| MapReport { epoch: Epoch(0x100), view: ids.iter().copied().collect(), map }),
+                    map: with_map.then(|| MapReport {
+                        epoch: Epoch(0x100),
+                        view: ids.iter().copied().collect(),
+                        map,
+                    }),
                 }],
             }],
             requesters: vec![Requester {

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice, ip_number};
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 
 use crate::balance::flow::FlowKey;
 use crate::id::MacAddr;
@@ -25,6 +25,8 @@ pub struct Packet {
     pub protocol: u8,
     /// IPv4 or fragment identification.
     pub identification: u32,
+    /// More fragments follow: a first or middle fragment.
+    pub more_fragments: bool,
     /// What the packet carries.
     pub l4: L4,
 }
@@ -40,8 +42,6 @@ pub enum L4 {
         destination: u16,
         /// SYN without ACK: the start of a connection.
         syn: bool,
-        /// More fragments follow.
-        more: bool,
     },
     /// UDP, RFC 768.
     Udp {
@@ -49,8 +49,6 @@ pub enum L4 {
         source: u16,
         /// Service port.
         destination: u16,
-        /// More fragments follow.
-        more: bool,
     },
     /// A fragment that is not the first one: no ports in it.
     LaterFragment,
@@ -68,7 +66,9 @@ impl Packet {
     /// Reads an Ethernet frame; `None` if it carries no IPv4 or IPv6 packet.
     pub fn parse(frame: &[u8]) -> Option<Self> {
         let sliced = LaxSlicedPacket::from_ethernet(frame).ok()?;
-        let Some(etherparse::LinkSlice::Ethernet2(ethernet)) = &sliced.link else { return None };
+        let Some(etherparse::LinkSlice::Ethernet2(ethernet)) = &sliced.link else {
+            return None;
+        };
         let (source, destination, protocol, fragment) = match sliced.net.as_ref()? {
             LaxNetSlice::Ipv4(ip) => {
                 let h = ip.header();
@@ -77,11 +77,20 @@ impl Packet {
                     more: h.more_fragments(),
                     identification: h.identification().into(),
                 };
-                (IpAddr::V4(h.source_addr()), IpAddr::V4(h.destination_addr()), h.protocol().0, fragment)
+                (
+                    IpAddr::V4(h.source_addr()),
+                    IpAddr::V4(h.destination_addr()),
+                    h.protocol().0,
+                    fragment,
+                )
             }
             LaxNetSlice::Ipv6(ip) => {
                 let h = ip.header();
-                let mut fragment = Fragment { later: false, more: false, identification: 0 };
+                let mut fragment = Fragment {
+                    later: false,
+                    more: false,
+                    identification: 0,
+                };
                 for extension in ip.extensions().clone().into_iter() {
                     if let etherparse::Ipv6ExtensionSlice::Fragment(f) = extension {
                         fragment = Fragment {
@@ -91,11 +100,20 @@ impl Packet {
                         };
                     }
                 }
-                (IpAddr::V6(h.source_addr()), IpAddr::V6(h.destination_addr()), ip.payload().ip_number.0, fragment)
+                (
+                    IpAddr::V6(h.source_addr()),
+                    IpAddr::V6(h.destination_addr()),
+                    ip.payload().ip_number.0,
+                    fragment,
+                )
             }
             LaxNetSlice::Arp(_) => return None,
         };
-        let l4 = if fragment.later { L4::LaterFragment } else { Self::l4(&sliced, protocol, fragment.more) };
+        let l4 = if fragment.later {
+            L4::LaterFragment
+        } else {
+            Self::l4(&sliced, protocol, fragment.more)
+        };
         Some(Self {
             source_mac: MacAddr(ethernet.source()),
             destination_mac: MacAddr(ethernet.destination()),
@@ -103,6 +121,7 @@ impl Packet {
             destination,
             protocol,
             identification: fragment.identification,
+            more_fragments: fragment.more,
             l4,
         })
     }
@@ -113,11 +132,11 @@ impl Packet {
                 source: tcp.source_port(),
                 destination: tcp.destination_port(),
                 syn: tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin(),
-                more,
             },
-            (Some(TransportSlice::Udp(udp)), _) => {
-                L4::Udp { source: udp.source_port(), destination: udp.destination_port(), more }
-            }
+            (Some(TransportSlice::Udp(udp)), _) => L4::Udp {
+                source: udp.source_port(),
+                destination: udp.destination_port(),
+            },
             (Some(TransportSlice::Icmpv4(icmp)), _) => match icmp.type_u8() {
                 8 => L4::Echo,
                 3 | 5 | 11 | 12 => inner_flow(icmp.payload()).map_or(L4::Malformed, L4::Error),
@@ -128,17 +147,34 @@ impl Packet {
                 1..=4 => inner_flow(icmp.payload()).map_or(L4::Malformed, L4::Error),
                 _ => L4::Other,
             },
-            // A first fragment may be too short for a whole UDP or TCP header; ports are the first four bytes of both.
-            (None, 6 | 17) if more => match transport_bytes(sliced) {
-                Some([a, b, c, d, ..]) => {
-                    let (source, destination) = (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]));
-                    if protocol == ip_number::UDP.0 { L4::Udp { source, destination, more } } else { L4::Malformed }
-                }
-                _ => L4::Malformed,
-            },
+            (None, 1 | 6 | 17 | 58) if more => {
+                transport_bytes(sliced).map_or(L4::Malformed, |bytes| first_fragment(protocol, bytes))
+            }
             (None, 1 | 6 | 17 | 58) => L4::Malformed,
             _ => L4::Other,
         }
+    }
+}
+
+/// The transport header of a first fragment, which may be cut short; ports are the first four bytes of both UDP and TCP.
+fn first_fragment(protocol: u8, bytes: &[u8]) -> L4 {
+    match (protocol, bytes) {
+        (17, [a, b, c, d, ..]) => L4::Udp {
+            source: u16::from_be_bytes([*a, *b]),
+            destination: u16::from_be_bytes([*c, *d]),
+        },
+        (6, [a, b, c, d, _, _, _, _, _, _, _, _, _, flags, ..]) => {
+            const FIN_SYN_RST_ACK: u8 = 0x17;
+            let (source, destination) = (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]));
+            L4::Tcp {
+                source,
+                destination,
+                syn: flags & FIN_SYN_RST_ACK == 0x02,
+            }
+        }
+        (1, [8, ..]) | (58, [128, ..]) => L4::Echo,
+        (1 | 58, [_, ..]) => L4::Other,
+        _ => L4::Malformed,
     }
 }
 
@@ -183,5 +219,11 @@ fn inner_flow(quoted: &[u8]) -> Option<FlowKey> {
         1 | 58 => (0, 0),
         _ => return None,
     };
-    Some(FlowKey { protocol, vip: ours, vip_port, client: theirs, client_port })
+    Some(FlowKey {
+        protocol,
+        vip: ours,
+        vip_port,
+        client: theirs,
+        client_port,
+    })
 }

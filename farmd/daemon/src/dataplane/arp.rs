@@ -43,7 +43,12 @@ pub struct Responder {
 impl Responder {
     /// A responder that knows nobody yet.
     pub fn new(counters: Arc<Counters>) -> Self {
-        Self { requesters: Requesters::default(), counters, periodic: BTreeMap::new(), conflict_logged: None }
+        Self {
+            requesters: Requesters::default(),
+            counters,
+            periodic: BTreeMap::new(),
+            conflict_logged: None,
+        }
     }
 
     /// Learns of a requester that another node has heard.
@@ -53,7 +58,11 @@ impl Responder {
 
     /// When [`Self::handle_timeout`] has something to do.
     pub fn next_at(&self) -> Option<Instant> {
-        self.periodic.values().flat_map(|p| [Some(p.broadcast_at), p.settle_at]).flatten().min()
+        self.periodic
+            .values()
+            .flat_map(|p| [Some(p.broadcast_at), p.settle_at])
+            .flatten()
+            .min()
     }
 
     /// Reads and answers what has come in; returns requesters not known before.
@@ -70,9 +79,17 @@ impl Responder {
             };
             let Some(arp) = arp else { continue };
             self.notice_conflict(plan, interface, &arp);
-            let vip = plan.vip(IpAddr::V4(arp.target)).filter(|v| v.interface == interface.index);
-            let Some(vip) = vip.filter(|_| arp.operation == Operation::Request && arp.sender != arp.target) else { continue };
-            let requester = Requester { vip: vip.addr, addr: IpAddr::V4(arp.sender), mac: arp.sender_mac };
+            let vip = plan
+                .vip(IpAddr::V4(arp.target))
+                .filter(|v| v.interface == interface.index);
+            let Some(vip) = vip.filter(|_| arp.operation == Operation::Request && arp.sender != arp.target) else {
+                continue;
+            };
+            let requester = Requester {
+                vip: vip.addr,
+                addr: IpAddr::V4(arp.sender),
+                mac: arp.sender_mac,
+            };
             if !arp.sender.is_unspecified() && !arp.sender_mac.is_group() && self.requesters.learn(requester) {
                 learned.push(requester);
             }
@@ -99,7 +116,9 @@ impl Responder {
     pub fn handle_plan(&mut self, old: &Plan, new: &Plan, interfaces: &mut [Interface]) {
         let now = Instant::now();
         for vip in &new.vips {
-            let Some(interface) = interfaces.iter_mut().find(|i| i.index == vip.interface) else { continue };
+            let Some(interface) = interfaces.iter_mut().find(|i| i.index == vip.interface) else {
+                continue;
+            };
             let before = old.vip(vip.addr);
             let owners_changed = before.is_none_or(|b| {
                 old.groups.get(b.entry_group).map(|g| &g.owners) != new.groups.get(vip.entry_group).map(|g| &g.owners)
@@ -108,7 +127,11 @@ impl Responder {
                 continue;
             }
             if let Some(reroute) = vip.arp_reroute {
-                let periodic = Periodic { broadcast_at: now + reroute.interval, until: now + reroute.elapse, settle_at: None };
+                let periodic = Periodic {
+                    broadcast_at: now + reroute.interval,
+                    until: now + reroute.elapse,
+                    settle_at: None,
+                };
                 self.periodic.insert(vip.addr, periodic);
             }
             let news: Vec<(MacAddr, MacAddr)> = self
@@ -135,9 +158,15 @@ impl Responder {
     /// Sends periodic announcements that are due.
     pub fn handle_timeout(&mut self, now: Instant, plan: &Plan, interfaces: &mut [Interface]) {
         for vip in &plan.vips {
-            let (Some(reroute), IpAddr::V4(addr)) = (vip.arp_reroute, vip.addr) else { continue };
-            let Some(interface) = interfaces.iter_mut().find(|i| i.index == vip.interface) else { continue };
-            let Some(periodic) = self.periodic.get_mut(&vip.addr) else { continue };
+            let (Some(reroute), IpAddr::V4(addr)) = (vip.arp_reroute, vip.addr) else {
+                continue;
+            };
+            let Some(interface) = interfaces.iter_mut().find(|i| i.index == vip.interface) else {
+                continue;
+            };
+            let Some(periodic) = self.periodic.get_mut(&vip.addr) else {
+                continue;
+            };
             let settle = periodic.settle_at.take_if(|at| *at <= now).is_some();
             let broadcast = periodic.broadcast_at <= now;
             if broadcast {
@@ -168,7 +197,11 @@ impl Responder {
     }
 
     fn announce(&self, interface: &mut Interface, vip: &VipPlan, addr: Ipv4Addr, mac: MacAddr, to: MacAddr) {
-        self.send(interface, &Arp::announce(addr, vip.own_mac, mac, to), Count::ArpAnnounced);
+        self.send(
+            interface,
+            &Arp::announce(addr, vip.own_mac, mac, to),
+            Count::ArpAnnounced,
+        );
     }
 
     fn send(&self, interface: &mut Interface, arp: &Arp, count: Count) {
@@ -183,13 +216,21 @@ impl Responder {
 
     /// Somebody who is no member says the VIP is his: two hosts have one address.
     fn notice_conflict(&mut self, plan: &Plan, interface: &Interface, arp: &Arp) {
-        let Some(vip) = plan.vip(IpAddr::V4(arp.sender)).filter(|v| v.interface == interface.index) else { return };
+        let Some(vip) = plan
+            .vip(IpAddr::V4(arp.sender))
+            .filter(|v| v.interface == interface.index)
+        else {
+            return;
+        };
         let known = arp.source == vip.own_mac || vip.peers.values().any(|mac| *mac == arp.source);
         if known {
             return;
         }
         self.counters.add(Count::ArpConflict, 1);
-        if self.conflict_logged.is_none_or(|at| at.elapsed() > Duration::from_secs(60)) {
+        if self
+            .conflict_logged
+            .is_none_or(|at| at.elapsed() > Duration::from_secs(60))
+        {
             self.conflict_logged = Some(Instant::now());
             warn!(vip = %vip.addr, interface = interface.name, claimed_by = %arp.source, "another host claims the virtual address");
         }

@@ -66,13 +66,17 @@ pub struct Lease {
 impl Lease {
     /// A lease that has already ended.
     pub fn new() -> Self {
-        Self { start: Instant::now(), until_nanos: AtomicU64::new(0) }
+        Self {
+            start: Instant::now(),
+            until_nanos: AtomicU64::new(0),
+        }
     }
 
     /// Extends the lease to `until`.
     pub fn renew(&self, until: Instant) {
         let nanos = until.saturating_duration_since(self.start).as_nanos();
-        self.until_nanos.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Release);
+        self.until_nanos
+            .store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Release);
     }
 
     /// True if frames may be accepted at `now`.
@@ -186,8 +190,15 @@ impl Counters {
 
     /// All of them, by name.
     pub fn read(&self) -> BTreeMap<String, u64> {
-        let reasons = Reason::ALL.iter().map(|r| (format!("frames_{}", r.name()), &self.reasons[*r as usize]));
-        let counts = Count::ALL.iter().map(|c| (format!("dataplane_{}", c.name()), &self.counts[*c as usize]));
-        reasons.chain(counts).map(|(name, value)| (name, value.load(Ordering::Relaxed))).collect()
+        let reasons = Reason::ALL
+            .iter()
+            .map(|r| (format!("frames_{}", r.name()), &self.reasons[*r as usize]));
+        let counts = Count::ALL
+            .iter()
+            .map(|c| (format!("dataplane_{}", c.name()), &self.counts[*c as usize]));
+        reasons
+            .chain(counts)
+            .map(|(name, value)| (name, value.load(Ordering::Relaxed)))
+            .collect()
     }
 }

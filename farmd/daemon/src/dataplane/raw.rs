@@ -91,8 +91,14 @@ impl RawPlane {
             interfaces: Vec::new(),
             recount_at: None,
         };
-        let thread = thread::Builder::new().name("dataplane".into()).spawn(move || worker.run())?;
-        Ok(Self { commands, wake, thread: Some(thread) })
+        let thread = thread::Builder::new()
+            .name("dataplane".into())
+            .spawn(move || worker.run())?;
+        Ok(Self {
+            commands,
+            wake,
+            thread: Some(thread),
+        })
     }
 
     fn send(&self, command: Command) {
@@ -174,7 +180,11 @@ impl Worker {
             }
             let now = Instant::now();
             let wakes = [self.recount_at, self.responder.next_at()];
-            let timeout = wakes.into_iter().flatten().min().map(|at| at.saturating_duration_since(now));
+            let timeout = wakes
+                .into_iter()
+                .flatten()
+                .min()
+                .map(|at| at.saturating_duration_since(now));
             let ready = farm_sys::poll::wait_readable(&fds, timeout).unwrap_or_else(|error| {
                 warn!(%error, "poll failed");
                 thread::sleep(Duration::from_millis(10));
@@ -242,7 +252,12 @@ impl Worker {
     fn set_filter(&self, interface: &Interface) {
         let program: Vec<BpfInsn> = filter::build(&self.core.plan, interface.index)
             .into_iter()
-            .map(|i| BpfInsn { code: i.code, jt: i.jt, jf: i.jf, k: i.k })
+            .map(|i| BpfInsn {
+                code: i.code,
+                jt: i.jt,
+                jf: i.jf,
+                k: i.k,
+            })
             .collect();
         if let Err(error) = interface.ring.set_filter(&program) {
             warn!(%error, interface = interface.name, "the socket filter could not be set, the old one stays");
@@ -266,7 +281,9 @@ impl Worker {
         self.core.flows.clear();
         let mut watched = false;
         for socket in &sockets {
-            let Some((group, bucket, flow)) = place(plan, socket) else { continue };
+            let Some((group, bucket, flow)) = place(plan, socket) else {
+                continue;
+            };
             match plan.groups[group].states[bucket.index()] {
                 BucketState::Own => {}
                 BucketState::Guarded => {
@@ -283,7 +300,11 @@ impl Worker {
         }
         self.recount_at = watched.then(|| Instant::now() + RECOUNT);
         let held = held.into_iter().map(|set| set.into_iter().collect()).collect();
-        self.events.send(Event::PlanApplied { version: plan.version, held, connections });
+        self.events.send(Event::PlanApplied {
+            version: plan.version,
+            held,
+            connections,
+        });
     }
 
     fn handle_timers(&mut self) {
@@ -297,7 +318,8 @@ impl Worker {
                 }
             }
         }
-        self.responder.handle_timeout(now, &self.core.plan, &mut self.interfaces);
+        self.responder
+            .handle_timeout(now, &self.core.plan, &mut self.interfaces);
     }
 }
 
@@ -332,7 +354,13 @@ fn place(plan: &Plan, socket: &TcpSocket) -> Option<(usize, Bucket, FlowKey)> {
     if plan.vip(client).is_some() {
         return None;
     }
-    let flow = FlowKey { protocol: TCP, vip: vip.addr, vip_port: socket.local.port(), client, client_port: port };
+    let flow = FlowKey {
+        protocol: TCP,
+        vip: vip.addr,
+        vip_port: socket.local.port(),
+        client,
+        client_port: port,
+    };
     Some((rule.group, bucket, flow))
 }
 
@@ -343,18 +371,23 @@ impl Core {
         let now = Instant::now();
         let leased = self.lease.holds(now);
         let truncated = interface.ring.truncated();
-        let result = interface.ring.recv(BUDGET, |bytes| self.judge(now, leased, bytes, &mut forwards));
+        let result = interface
+            .ring
+            .recv(BUDGET, |bytes| self.judge(now, leased, bytes, &mut forwards));
         if let Err(error) = result {
             debug!(%error, interface = interface.name, "reading the ring failed");
         }
-        self.counters.add(Count::Truncated, interface.ring.truncated() - truncated);
+        self.counters
+            .add(Count::Truncated, interface.ring.truncated() - truncated);
         for (mut bytes, to) in forwards {
             self.forward(&interface.ring, &mut bytes, to);
         }
     }
 
     fn judge(&mut self, since: Instant, leased: bool, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
-        let Some(packet) = bytes.get(VNET..).and_then(Packet::parse) else { return };
+        let Some(packet) = bytes.get(VNET..).and_then(Packet::parse) else {
+            return;
+        };
         let decision = self.decide(&packet);
         // Keeping is not accepting: it needs no lease.
         if decision.verdict == Verdict::Hold {
@@ -376,7 +409,9 @@ impl Core {
     fn decide(&mut self, packet: &Packet) -> Decision {
         let flows = &self.flows;
         let now = self.start.elapsed();
-        decide(&self.plan, packet, &mut self.fragments, now, &mut |flow| flows.contains(flow))
+        decide(&self.plan, packet, &mut self.fragments, now, &mut |flow| {
+            flows.contains(flow)
+        })
     }
 
     fn hold(&mut self, since: Instant, bytes: &[u8]) {
@@ -393,19 +428,26 @@ impl Core {
         let now = Instant::now();
         let leased = self.lease.holds(now);
         for (since, mut bytes) in std::mem::take(&mut self.held) {
-            let Some(packet) = Packet::parse(&bytes[VNET..]) else { continue };
+            let Some(packet) = Packet::parse(&bytes[VNET..]) else {
+                continue;
+            };
             if now.saturating_duration_since(since) >= HOLD_TIME {
                 continue;
             }
             let decision = self.decide(&packet);
-            match (decision.verdict, decision.owner.filter(|owner| *owner != self.plan.this)) {
+            match (
+                decision.verdict,
+                decision.owner.filter(|owner| *owner != self.plan.this),
+            ) {
                 (Verdict::Hold, _) => self.hold(since, &bytes),
                 (Verdict::Accept, _) if leased => {
                     self.flows.extend(decision.opens);
                     self.accept(&mut bytes);
                 }
                 (Verdict::Drop, Some(owner)) if leased => {
-                    let Some(vip) = self.plan.vip(packet.destination) else { continue };
+                    let Some(vip) = self.plan.vip(packet.destination) else {
+                        continue;
+                    };
                     if let Some(interface) = interfaces.iter().find(|i| i.index == vip.interface) {
                         self.forward(&interface.ring, &mut bytes, [owner].into_iter().collect());
                     }
@@ -430,8 +472,12 @@ impl Core {
 
     /// To other members: destination rewritten, source this host's own address.
     fn forward(&self, ring: &PacketRing, bytes: &mut [u8], to: NodeSet) {
-        let Some(packet) = Packet::parse(&bytes[VNET..]) else { return };
-        let Some(vip) = self.plan.vip(packet.destination) else { return };
+        let Some(packet) = Packet::parse(&bytes[VNET..]) else {
+            return;
+        };
+        let Some(vip) = self.plan.vip(packet.destination) else {
+            return;
+        };
         for node in to.iter() {
             let Some(mac) = vip.peers.get(&node) else {
                 self.counters.add(Count::ForwardUnknown, 1);

@@ -13,7 +13,10 @@ use crate::event::{Command, Verb};
 
 fn fail(replies: &UnboundedSender<Reply>, code: u8, error: impl Into<String>) {
     // Whoever asked may have gone.
-    let _ = replies.send(Reply::Failed { error: error.into(), code });
+    let _ = replies.send(Reply::Failed {
+        error: error.into(),
+        code,
+    });
 }
 
 impl Node {
@@ -36,36 +39,60 @@ impl Node {
             return fail(
                 &replies,
                 exit::NOT_FOUND,
-                format!("module {module} is not configured on this node; farm module list shows what is installed, farm config {module} configures it"),
+                format!(
+                    "module {module} is not configured on this node; farm module list shows what is installed, farm config {module} configures it"
+                ),
             );
         };
         let state = local.machine.state();
         type Make = fn(String, Option<String>) -> ModuleEvent;
         let (request, what, wanted, make): (CommandRequest, _, _, Make) = match verb {
-            Verb::Start(r) => (r, "start", ModuleState::Up, |by, identity| ModuleEvent::Start { by, identity }),
-            Verb::Stop(r) => (r, "stop", ModuleState::Stop, |by, identity| ModuleEvent::Stop { by, identity }),
-            Verb::Restart(r) => (r, "restart", ModuleState::Up, |by, identity| ModuleEvent::Restart { by, identity }),
-            Verb::StopStart(r) => {
-                (r, "stopstart", ModuleState::Up, |by, identity| ModuleEvent::StopStart { by, identity })
-            }
-            Verb::ForceStop(r) => {
-                (r, "forcestop", ModuleState::Stop, |by, identity| ModuleEvent::ForceStop { by, identity })
-            }
+            Verb::Start(r) => (r, "start", ModuleState::Up, |by, identity| ModuleEvent::Start {
+                by,
+                identity,
+            }),
+            Verb::Stop(r) => (r, "stop", ModuleState::Stop, |by, identity| ModuleEvent::Stop {
+                by,
+                identity,
+            }),
+            Verb::Restart(r) => (r, "restart", ModuleState::Up, |by, identity| ModuleEvent::Restart {
+                by,
+                identity,
+            }),
+            Verb::StopStart(r) => (r, "stopstart", ModuleState::Up, |by, identity| ModuleEvent::StopStart {
+                by,
+                identity,
+            }),
+            Verb::ForceStop(r) => (r, "forcestop", ModuleState::Stop, |by, identity| {
+                ModuleEvent::ForceStop { by, identity }
+            }),
             Verb::Deconfig(_) if state == ModuleState::Stop => {
                 return self.queue(Effect::Deconfigure { module, replies });
             }
             Verb::Deconfig(_) => {
-                return fail(&replies, exit::REFUSED, format!("module {module} is {state}; stop it first"));
+                return fail(
+                    &replies,
+                    exit::REFUSED,
+                    format!("module {module} is {state}; stop it first"),
+                );
             }
             Verb::Print(print) => {
                 let level = if print.level == 'E' { 'E' } else { 'I' };
-                self.journal.write(&module, print.origin.as_deref().unwrap_or("user"), level, &print.text);
+                self.journal
+                    .write(&module, print.origin.as_deref().unwrap_or("user"), level, &print.text);
                 let _ = replies.send(Reply::Done { text: String::new() });
                 return;
             }
             Verb::Resource(resource) => {
                 let by = resource.identity.unwrap_or_else(|| "user".to_owned());
-                self.tell(&module, ModuleEvent::Resource { name: resource.resource, value: resource.value, by });
+                self.tell(
+                    &module,
+                    ModuleEvent::Resource {
+                        name: resource.resource,
+                        value: resource.value,
+                        by,
+                    },
+                );
                 let _ = replies.send(Reply::Done { text: String::new() });
                 return;
             }
@@ -73,16 +100,27 @@ impl Node {
             Verb::Config(_) => return,
         };
         if request.identity.is_none() && matches!(what, "start" | "stop" | "forcestop") {
-            self.queue(Effect::Remember { module: module.clone(), started: what == "start" });
+            self.queue(Effect::Remember {
+                module: module.clone(),
+                started: what == "start",
+            });
         }
         // A script that stops its own module must not wait for a stop that waits for the script.
         if request.wait && request.identity.is_none() {
             if let Some(local) = self.modules.get_mut(&module) {
-                local.waiting.push(Waiting { replies, wanted, by: request.by.clone(), what });
+                local.waiting.push(Waiting {
+                    replies,
+                    wanted,
+                    by: request.by.clone(),
+                    what,
+                });
             }
         } else {
-            self.journal.audit(&request.by, &format!("{what} {module}"), Ok("accepted"));
-            let _ = replies.send(Reply::Done { text: format!("{what} {module} accepted") });
+            self.journal
+                .audit(&request.by, &format!("{what} {module}"), Ok("accepted"));
+            let _ = replies.send(Reply::Done {
+                text: format!("{what} {module} accepted"),
+            });
         }
         self.tell(&module, make(request.by, request.identity));
     }
@@ -102,12 +140,23 @@ impl Node {
         let (config, warnings) = match result {
             Ok(accepted) => accepted,
             Err(error) => {
-                self.journal.audit("config", &format!("config {module}"), Err("refused"));
+                self.journal
+                    .audit("config", &format!("config {module}"), Err("refused"));
                 return fail(replies, exit::DATA, error);
             }
         };
-        if self.modules.get(&module).is_some_and(|m| m.machine.state() != ModuleState::Stop) {
-            return fail(replies, exit::REFUSED, format!("module {module} was started meanwhile; the new configuration counts from its next stop and config"));
+        if self
+            .modules
+            .get(&module)
+            .is_some_and(|m| m.machine.state() != ModuleState::Stop)
+        {
+            return fail(
+                replies,
+                exit::REFUSED,
+                format!(
+                    "module {module} was started meanwhile; the new configuration counts from its next stop and config"
+                ),
+            );
         }
         if let Some(vip) = config.vip.as_ref().and_then(|v| self.vip_in_use(&module, v)) {
             return fail(replies, exit::REFUSED, vip);
@@ -118,7 +167,8 @@ impl Node {
         }
         let text = format!("module {module} is configured (digest {:016x})", config.digest);
         self.journal.write(&module, "config", 'U', &text);
-        self.journal.audit("config", &format!("config {module}"), Ok("accepted"));
+        self.journal
+            .audit("config", &format!("config {module}"), Ok("accepted"));
         self.adopt(module, *config);
         let _ = replies.send(Reply::Done { text });
     }
@@ -129,7 +179,9 @@ impl Node {
         for (name, other) in others {
             let theirs: Vec<_> = other.config.vip.iter().flat_map(|v| v.addrs()).collect();
             if let Some(addr) = vip.addrs().find(|a| theirs.contains(a)) {
-                return Some(format!("{addr} belongs to module {name} already; each module needs its own virtual address"));
+                return Some(format!(
+                    "{addr} belongs to module {name} already; each module needs its own virtual address"
+                ));
             }
         }
         None
@@ -148,7 +200,9 @@ impl Node {
                 self.farm.remove_module(now, module);
                 self.published.touch();
                 self.journal.audit("config", &format!("deconfig {module}"), Ok("done"));
-                let _ = replies.send(Reply::Done { text: format!("module {module} is no longer configured") });
+                let _ = replies.send(Reply::Done {
+                    text: format!("module {module} is no longer configured"),
+                });
             }
             Err(error) => fail(replies, exit::IO, error),
         }

@@ -71,7 +71,9 @@ impl Node {
     /// Feeds a module's machine.
     pub(super) fn tell(&mut self, name: &ModuleName, event: ModuleEvent) {
         let now = self.now();
-        let Some(module) = self.modules.get_mut(name) else { return };
+        let Some(module) = self.modules.get_mut(name) else {
+            return;
+        };
         let actions = module.machine.handle(now, event);
         self.carry_out(name, actions);
     }
@@ -79,21 +81,41 @@ impl Node {
     /// Does, or has done, what a machine wants.
     pub(super) fn carry_out(&mut self, name: &ModuleName, actions: Vec<ModuleAction>) {
         for action in actions {
-            let Some(module) = self.modules.get_mut(name) else { return };
+            let Some(module) = self.modules.get_mut(name) else {
+                return;
+            };
             let config = Arc::clone(&module.config);
             let effect = match action {
-                ModuleAction::RunScript { script, args, timeout, identity } => Effect::RunScript {
-                    request: ScriptRequest { module: name.clone(), script, args, timeout, identity },
+                ModuleAction::RunScript {
+                    script,
+                    args,
+                    timeout,
+                    identity,
+                } => Effect::RunScript {
+                    request: ScriptRequest {
+                        module: name.clone(),
+                        script,
+                        args,
+                        timeout,
+                        identity,
+                    },
                     config,
                 },
                 ModuleAction::KillScript => Effect::KillScript(name.clone()),
-                ModuleAction::SetUpVip => Effect::SetUpVip { module: name.clone(), config },
+                ModuleAction::SetUpVip => Effect::SetUpVip {
+                    module: name.clone(),
+                    config,
+                },
                 ModuleAction::TearDownVip => Effect::TearDownVip(name.clone()),
-                ModuleAction::StartCheckers => Effect::StartCheckers { module: name.clone(), config },
+                ModuleAction::StartCheckers => Effect::StartCheckers {
+                    module: name.clone(),
+                    config,
+                },
                 ModuleAction::StopCheckers => Effect::StopCheckers(name.clone()),
-                ModuleAction::ResetConnections => {
-                    Effect::ResetConnections { module: name.clone(), vips: module.addrs() }
-                }
+                ModuleAction::ResetConnections => Effect::ResetConnections {
+                    module: name.clone(),
+                    vips: module.addrs(),
+                },
                 ModuleAction::OpenTraffic => {
                     module.open = true;
                     module.leaving = false;
@@ -127,7 +149,9 @@ impl Node {
 
     /// Answers whoever waits for the module.
     fn finish(&mut self, name: &ModuleName, result: &Result<String, String>) {
-        let Some(module) = self.modules.get_mut(name) else { return };
+        let Some(module) = self.modules.get_mut(name) else {
+            return;
+        };
         let state = module.machine.state();
         for waiting in module.waiting.drain(..) {
             let reply = match result {
@@ -136,17 +160,26 @@ impl Node {
                 Err(error) => Err(error.clone()),
             };
             let audit = reply.as_ref().map(String::as_str).map_err(String::as_str);
-            self.journal.audit(&waiting.by, &format!("{} {name}", waiting.what), audit);
+            self.journal
+                .audit(&waiting.by, &format!("{} {name}", waiting.what), audit);
             let _ = waiting.replies.send(match reply {
                 Ok(text) => Reply::Done { text },
-                Err(error) => Reply::Failed { error, code: farm_core::api::exit::FAILED },
+                Err(error) => Reply::Failed {
+                    error,
+                    code: farm_core::api::exit::FAILED,
+                },
             });
         }
     }
 
     /// Tells machines that wait for it that their last bucket has gone.
     pub(super) fn notice_handed_over(&mut self) {
-        let names: Vec<ModuleName> = self.modules.iter().filter(|(_, m)| m.leaving).map(|(n, _)| n.clone()).collect();
+        let names: Vec<ModuleName> = self
+            .modules
+            .iter()
+            .filter(|(_, m)| m.leaving)
+            .map(|(n, _)| n.clone())
+            .collect();
         if names.is_empty() {
             return;
         }
@@ -170,7 +203,12 @@ impl Node {
             let groups = module.config.vip.iter().flat_map(|v| &v.groups);
             let own_name = self.cluster.name(self.this);
             let macs = module.config.vip.iter().flat_map(|v| &v.interfaces).map(|i| {
-                let addr = i.virtual_interfaces.iter().flat_map(|v| &v.addrs).map(|a| a.addr).next();
+                let addr = i
+                    .virtual_interfaces
+                    .iter()
+                    .flat_map(|v| &v.addrs)
+                    .map(|a| a.addr)
+                    .next();
                 let vip = module.vips.iter().find(|v| Some(v.addr) == addr);
                 vip.map_or_else(Default::default, |v| v.own_mac)
             });

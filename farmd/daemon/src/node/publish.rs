@@ -34,8 +34,22 @@ pub(super) struct Published {
 
 impl Published {
     pub(super) fn new(this: NodeId, seed: Seed) -> Self {
-        let plan = Arc::new(Plan { version: 0, this, seed, vips: Vec::new(), groups: Vec::new() });
-        Self { this, seed, version: 0, farm_version: None, macs: PeerMacs::new(), under_way: VecDeque::new(), plan }
+        let plan = Arc::new(Plan {
+            version: 0,
+            this,
+            seed,
+            vips: Vec::new(),
+            groups: Vec::new(),
+        });
+        Self {
+            this,
+            seed,
+            version: 0,
+            farm_version: None,
+            macs: PeerMacs::new(),
+            under_way: VecDeque::new(),
+            plan,
+        }
     }
 
     /// Something beside the farm's state has changed: the next turn publishes.
@@ -50,7 +64,13 @@ impl Published {
 
     /// A plan without any VIP.
     pub(super) fn empty_plan(&self) -> Plan {
-        Plan { version: self.version + 1, this: self.this, seed: self.seed, vips: Vec::new(), groups: Vec::new() }
+        Plan {
+            version: self.version + 1,
+            this: self.this,
+            seed: self.seed,
+            vips: Vec::new(),
+            groups: Vec::new(),
+        }
     }
 
     /// The data plane works with plan `version`: the farm's number for it, and what its groups are.
@@ -95,36 +115,58 @@ impl Node {
         let plan = Arc::new(plan);
         self.published.farm_version = Some(farm_version);
         self.published.macs = macs;
-        self.published.under_way.push_back((self.published.version, farm_version, groups));
+        self.published
+            .under_way
+            .push_back((self.published.version, farm_version, groups));
         self.published.plan = Arc::clone(&plan);
         self.plane.apply(plan);
         true
     }
 
     fn peer_macs(&self) -> PeerMacs {
-        let reports = self.farm.reports().iter().flat_map(|(peer, modules)| modules.iter().map(move |m| (*peer, m)));
-        reports.filter(|(_, m)| m.active()).map(|(peer, m)| ((m.name.clone(), peer), m.macs.clone())).collect()
+        let reports = self
+            .farm
+            .reports()
+            .iter()
+            .flat_map(|(peer, modules)| modules.iter().map(move |m| (*peer, m)));
+        reports
+            .filter(|(_, m)| m.active())
+            .map(|(peer, m)| ((m.name.clone(), peer), m.macs.clone()))
+            .collect()
     }
 
     fn build_plan(&self, version: u64, macs: &PeerMacs) -> (Plan, Groups) {
-        let mut plan = Plan { version, ..self.published.empty_plan() };
+        let mut plan = Plan {
+            version,
+            ..self.published.empty_plan()
+        };
         let mut keys = Groups::new();
         for (name, module) in self.modules.iter().filter(|(_, m)| !m.vips.is_empty()) {
             let Some(config) = &module.config.vip else { continue };
             let base = plan.groups.len();
             for (i, group) in config.groups.iter().enumerate() {
                 let label = format!("{name}/{}", group.name);
-                let states = self.farm.group_plan(name, i).unwrap_or_else(|| GroupPlan::closed(label.clone()));
+                let states = self
+                    .farm
+                    .group_plan(name, i)
+                    .unwrap_or_else(|| GroupPlan::closed(label.clone()));
                 plan.groups.push(GroupPlan { name: label, ..states });
                 keys.push((name.clone(), i));
             }
             for (position, interface) in config.interfaces.iter().enumerate() {
                 for virtual_interface in &interface.virtual_interfaces {
                     for addr in &virtual_interface.addrs {
-                        let Some(host) = module.vips.iter().find(|v| v.addr == addr.addr) else { continue };
-                        let peers = macs.iter().filter(|((m, _), _)| m == name).filter_map(|((_, peer), macs)| {
-                            macs.get(position).filter(|m| **m != MacAddr::default()).map(|m| (*peer, *m))
-                        });
+                        let Some(host) = module.vips.iter().find(|v| v.addr == addr.addr) else {
+                            continue;
+                        };
+                        let peers = macs
+                            .iter()
+                            .filter(|((m, _), _)| m == name)
+                            .filter_map(|((_, peer), macs)| {
+                                macs.get(position)
+                                    .filter(|m| **m != MacAddr::default())
+                                    .map(|m| (*peer, *m))
+                            });
                         plan.vips.push(VipPlan {
                             addr: addr.addr,
                             interface: host.interface,
@@ -144,7 +186,11 @@ impl Node {
 
     /// Writes a line into the log of every module that is not in STOP.
     pub(super) fn log_to_active(&self, level: char, origin: &str, text: &str) {
-        for (name, _) in self.modules.iter().filter(|(_, m)| m.machine.state() != ModuleState::Stop) {
+        for (name, _) in self
+            .modules
+            .iter()
+            .filter(|(_, m)| m.machine.state() != ModuleState::Stop)
+        {
             self.journal.write(name, origin, level, text);
         }
     }
@@ -160,10 +206,12 @@ impl Node {
                 Event::Membership(event) => self.log_membership(&event),
                 Event::Handover { module, group, event } => self.log_handover(&module, group, &event),
                 Event::KeptOut { module, why: Some(why) } => {
-                    self.journal.write(&module, "farm", 'E', &format!("Kept out of the farm: {why}"));
+                    self.journal
+                        .write(&module, "farm", 'E', &format!("Kept out of the farm: {why}"));
                 }
                 Event::KeptOut { module, why: None } => {
-                    self.journal.write(&module, "farm", 'I', "No longer kept out of the farm");
+                    self.journal
+                        .write(&module, "farm", 'I', "No longer kept out of the farm");
                 }
                 Event::Learned(requester) => self.plane.learn(requester),
             }
@@ -173,7 +221,11 @@ impl Node {
     fn log_membership(&self, event: &membership::Event) {
         let (level, text) = match event {
             membership::Event::PeerAlive { peer, restarted } => {
-                let how = if *restarted { "has restarted and is alive" } else { "is alive" };
+                let how = if *restarted {
+                    "has restarted and is alive"
+                } else {
+                    "is alive"
+                };
                 ('I', format!("Node {} {how}", self.cluster.name(*peer)))
             }
             membership::Event::PeerDown { peer, why } => {
@@ -198,13 +250,24 @@ impl Node {
             .and_then(|m| m.config.vip.as_ref()?.groups.get(group))
             .map_or_else(|| group.to_string(), |g| g.name.clone());
         let (level, text) = match event {
-            handover::Event::Proposed { epoch, view, moves } => {
-                ('I', format!("map {}: {moves} buckets to move, proposed to {} (group {group})", epoch.counter(), self.names(*view)))
-            }
-            handover::Event::Released { epoch, lost } => {
-                ('I', format!("map {}: {lost} buckets released (group {group})", epoch.counter()))
-            }
-            handover::Event::Committed { epoch, counts, gained, from } => {
+            handover::Event::Proposed { epoch, view, moves } => (
+                'I',
+                format!(
+                    "map {}: {moves} buckets to move, proposed to {} (group {group})",
+                    epoch.counter(),
+                    self.names(*view)
+                ),
+            ),
+            handover::Event::Released { epoch, lost } => (
+                'I',
+                format!("map {}: {lost} buckets released (group {group})", epoch.counter()),
+            ),
+            handover::Event::Committed {
+                epoch,
+                counts,
+                gained,
+                from,
+            } => {
                 let mine = counts.get(&self.this).copied().unwrap_or(0);
                 let from = if *gained == 0 {
                     String::new()
@@ -213,7 +276,10 @@ impl Node {
                 } else {
                     format!(", {gained} taken over from {}", self.names(*from))
                 };
-                ('E', format!("farm load: {mine}/4096 (group {group}, map {}{from})", epoch.counter()))
+                (
+                    'E',
+                    format!("farm load: {mine}/4096 (group {group}, map {}{from})", epoch.counter()),
+                )
             }
             handover::Event::Shut => ('E', format!("farm load: 0/4096 (group {group}): everything closed")),
         };

@@ -51,8 +51,16 @@ impl Node {
     fn node_status(&self, name: &ModuleName, node: NodeId, groups: &[GroupConfig]) -> NodeModuleStatus {
         let shares = |held: &dyn Fn(usize) -> u32| -> Vec<Share> {
             let share = |(i, group): (usize, &GroupConfig)| {
-                let owned = self.farm.map(name, i).map_or(0, |m| m.counts().get(&node).copied().unwrap_or(0));
-                Share { group: group.name.clone(), buckets: owned, of: BUCKETS as u32, draining: held(i) }
+                let owned = self
+                    .farm
+                    .map(name, i)
+                    .map_or(0, |m| m.counts().get(&node).copied().unwrap_or(0));
+                Share {
+                    group: group.name.clone(),
+                    buckets: owned,
+                    of: BUCKETS as u32,
+                    draining: held(i),
+                }
             };
             groups.iter().enumerate().map(share).collect()
         };
@@ -65,21 +73,35 @@ impl Node {
             age_ms: 0,
         };
         if node == self.this {
-            let Some(module) = self.modules.get(name) else { return absent("not configured on this node".to_owned()) };
+            let Some(module) = self.modules.get(name) else {
+                return absent("not configured on this node".to_owned());
+            };
             let (state, quality) = (module.machine.state(), module.machine.quality());
             let open = shares(&|i| self.farm.group(name, i).map_or(0, Handover::held_connections));
             let why = self.why_here(name, state, quality, module.machine.why(), &open);
-            return NodeModuleStatus { state: Some(state), quality: Some(quality), shares: open, why, ..absent(String::new()) };
+            return NodeModuleStatus {
+                state: Some(state),
+                quality: Some(quality),
+                shares: open,
+                why,
+                ..absent(String::new())
+            };
         }
         let now = self.now();
         let peer = self.farm.membership().peer(node);
         let Some(report) = self.farm.report(node, name) else {
             let heard = self.farm.membership().heard(now).contains(node);
-            let why = if heard { "not configured there".to_owned() } else { self.why_down(node) };
+            let why = if heard {
+                "not configured there".to_owned()
+            } else {
+                self.why_down(node)
+            };
             return absent(why);
         };
         let shares = shares(&|i| report.groups.get(i).map_or(0, |g| g.held_connections));
-        let age = peer.and_then(|p| p.heard_at()).map_or(Duration::ZERO, |at| now.saturating_sub(at));
+        let age = peer
+            .and_then(|p| p.heard_at())
+            .map_or(Duration::ZERO, |at| now.saturating_sub(at));
         let mut why = report.why.clone();
         if why.is_empty() && peer.is_some_and(|p| p.fenced()) {
             "it has stepped out: others do not hear it".clone_into(&mut why);
@@ -95,7 +117,14 @@ impl Node {
     }
 
     /// Why this node does not serve its share, if so.
-    fn why_here(&self, name: &ModuleName, state: ModuleState, quality: Quality, why: String, shares: &[Share]) -> String {
+    fn why_here(
+        &self,
+        name: &ModuleName,
+        state: ModuleState,
+        quality: Quality,
+        why: String,
+        shares: &[Share],
+    ) -> String {
         if let Some(kept_out) = self.farm.kept_out(name) {
             return format!("kept out: {kept_out}");
         }
@@ -116,8 +145,19 @@ impl Node {
 
     fn why_down(&self, node: NodeId) -> String {
         let now = self.now();
-        let why = self.farm.membership().peer(node).map(|p| p.why(now)).unwrap_or_default();
-        let addrs = self.cluster.lans.iter().flat_map(|l| &l.nodes).filter(|(n, _)| *n == node).map(|(_, a)| a);
+        let why = self
+            .farm
+            .membership()
+            .peer(node)
+            .map(|p| p.why(now))
+            .unwrap_or_default();
+        let addrs = self
+            .cluster
+            .lans
+            .iter()
+            .flat_map(|l| &l.nodes)
+            .filter(|(n, _)| *n == node)
+            .map(|(_, a)| a);
         let strange = addrs
             .filter_map(|a| self.strangers.get(a))
             .find(|s| now < s.last + STRANGER_MEMORY)
@@ -129,10 +169,17 @@ impl Node {
         let now = self.now();
         let membership = self.farm.membership();
         let name = |n: NodeId| self.cluster.name(n).to_owned();
-        let coordinator = self.modules.keys().find_map(|m| self.farm.coordinator(m)).or_else(|| membership.view().first());
+        let coordinator = self
+            .modules
+            .keys()
+            .find_map(|m| self.farm.coordinator(m))
+            .or_else(|| membership.view().first());
         let nodes = (0..self.cluster.nodes.len()).filter_map(NodeId::new).map(|node| {
             let addrs = self.cluster.lans.iter().flat_map(|lan| {
-                lan.nodes.iter().filter(|(n, _)| *n == node).map(|(_, addr)| format!("{}={addr}", lan.name))
+                lan.nodes
+                    .iter()
+                    .filter(|(n, _)| *n == node)
+                    .map(|(_, addr)| format!("{}={addr}", lan.name))
             });
             let peer = membership.peer(node);
             let state = match membership.peer_state(now, node) {
