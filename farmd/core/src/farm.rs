@@ -100,6 +100,15 @@ struct Module {
     local: LocalModule,
     groups: Vec<Handover>,
     kept_out: Option<String>,
+    /// A module that leaves STOP takes part at once, but proposes nothing before this: the others may have left STOP at the same moment, and neither
+    /// would wait for the promise of one that it takes to be stopped.
+    join_until: Duration,
+}
+
+impl Module {
+    fn joining(&self, now: Duration) -> bool {
+        now < self.join_until
+    }
 }
 
 /// See the module doc.
@@ -232,6 +241,9 @@ impl Farm {
                     module.kept_out = None;
                     self.plan_version += 1;
                 }
+                if local.state != ModuleState::Stop && module.local.state == ModuleState::Stop {
+                    module.join_until = now + self.membership.join_time();
+                }
                 module.local = local;
             }
             _ => {
@@ -242,6 +254,7 @@ impl Farm {
                         local,
                         groups,
                         kept_out: None,
+                        join_until: now + self.membership.join_time(),
                     },
                 );
                 self.plan_version += 1;
@@ -350,8 +363,8 @@ impl Farm {
     }
 
     /// The node that proposes maps of `module`.
-    pub fn coordinator(&self, module: &ModuleName) -> Option<NodeId> {
-        self.electorate(module).1
+    pub fn coordinator(&self, now: Duration, module: &ModuleName) -> Option<NodeId> {
+        self.electorate(now, module).1
     }
 
     fn turn(&mut self, now: Duration) {
@@ -389,7 +402,7 @@ impl Farm {
 
     /// Lets every group of a module draw its conclusions.
     fn turn_module(&mut self, now: Duration, name: &ModuleName) -> bool {
-        let (reference, coordinator) = self.electorate(name);
+        let (reference, coordinator) = self.electorate(now, name);
         let Some(module) = self.modules.get(name) else {
             return false;
         };
@@ -469,7 +482,7 @@ impl Farm {
     ///
     /// The configuration that counts is that of the member with the newest committed map: a newcomer never displaces those that serve. If nobody serves
     /// yet it is that of the lowest active member.
-    fn electorate(&self, name: &ModuleName) -> (Option<(NodeId, u64)>, Option<NodeId>) {
+    fn electorate(&self, now: Duration, name: &ModuleName) -> (Option<(NodeId, u64)>, Option<NodeId>) {
         let view = self.membership.view();
         let mut active: Vec<(NodeId, u64, Epoch, bool)> = self
             .reports
@@ -479,7 +492,7 @@ impl Farm {
                 let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
                 let committed = report.groups.iter().map(|g| g.committed).max().unwrap_or_default();
                 let joining = self.membership.peer(*peer).is_some_and(|p| p.joining() || p.fenced());
-                Some((*peer, report.digest, committed, joining))
+                Some((*peer, report.digest, committed, joining || report.joining))
             })
             .collect();
         if let Some(module) = self.modules.get(name)
@@ -487,7 +500,8 @@ impl Farm {
             && view.contains(self.this)
         {
             let committed = module.groups.iter().map(Handover::committed).max().unwrap_or_default();
-            active.push((self.this, module.local.digest, committed, self.membership.joining()));
+            let joining = self.membership.joining() || module.joining(now);
+            active.push((self.this, module.local.digest, committed, joining));
         }
         active.sort_by_key(|(node, ..)| *node);
         let newest = active.iter().map(|(_, _, committed, _)| *committed).max();
@@ -514,6 +528,7 @@ impl Farm {
                 digest: module.local.digest,
                 state: module.local.state,
                 quality: module.local.quality,
+                joining: module.joining(now),
                 why: module.kept_out.clone().unwrap_or_else(|| module.local.why.clone()),
                 macs: module.local.macs.clone(),
                 groups: groups.collect(),

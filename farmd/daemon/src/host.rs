@@ -314,7 +314,9 @@ impl Host {
             io::ErrorKind::NotFound => {
                 "there is no /dev/net/tun, which carries the virtual address: load the tun module (modprobe tun), or give the container the device".to_owned()
             }
-            io::ErrorKind::PermissionDenied => format!("{DEVICE} cannot be made: farmd lacks CAP_NET_ADMIN"),
+            io::ErrorKind::PermissionDenied => {
+                format!("{DEVICE} cannot be made ({error}): farmd needs CAP_NET_ADMIN, and /dev/net/tun must be readable and writable for it")
+            }
             io::ErrorKind::ResourceBusy => format!("{DEVICE} is in use: another farmd runs in this network namespace"),
             _ => format!("{DEVICE} cannot be made: {error}"),
         })?;

@@ -182,6 +182,7 @@ impl Handover {
             outcome.plan_changed |= !self.held.is_empty();
         }
         self.learn(around, &mut outcome);
+        self.adopt_known(&mut outcome);
         self.follow(around, &mut outcome);
         self.coordinate(around, &mut outcome);
         self.commit_with_others(around, &mut outcome);
@@ -376,13 +377,17 @@ impl Handover {
         }
         self.map = newest.map.clone();
         self.known = newest.epoch;
-        let all_open = (0..BUCKETS).all(|i| !self.map.owns(self.this, i) || self.open.contains(i));
-        if all_open && !self.shut {
-            self.committed = newest.epoch;
-            self.promised = self.promised.max(newest.epoch);
-        }
         outcome.plan_changed = true;
         outcome.send = true;
+    }
+
+    /// A map that gives this node nothing beyond what it has open needs no hand-over.
+    fn adopt_known(&mut self, outcome: &mut Outcome) {
+        if self.committed < self.known && (0..BUCKETS).all(|i| !self.map.owns(self.this, i) || self.open.contains(i)) {
+            self.committed = self.known;
+            self.promised = self.promised.max(self.known);
+            outcome.send = true;
+        }
     }
 
     /// True if every node with which this one talks both ways and that may have buckets open is in `view`.

@@ -177,6 +177,11 @@ impl Membership {
         self.joining
     }
 
+    /// How long a node that starts is joining.
+    pub fn join_time(&self) -> Duration {
+        self.join_time
+    }
+
     /// A configured peer.
     pub fn peer(&self, node: NodeId) -> Option<&Peer> {
         self.peers.get(&node)

@@ -160,6 +160,8 @@ pub struct ModuleReport {
     pub state: ModuleState,
     /// And how far it is.
     pub quality: Quality,
+    /// It has just left STOP and cannot know yet on which other nodes it runs.
+    pub joining: bool,
     /// Why it is not UP Ready.
     pub why: String,
     /// Ethernet address of each of its service interfaces, in file order.
@@ -374,6 +376,7 @@ impl Writer {
             Quality::Transient => 1,
             Quality::Ready => 2,
         });
+        self.u8(m.joining.into());
         self.text(&m.why);
         self.list(&m.macs, MAX_GROUPS, |w, mac| w.bytes(&mac.0));
         self.list(&m.groups, MAX_GROUPS, Self::group);
@@ -500,6 +503,11 @@ impl<'a> Reader<'a> {
                 2 => Quality::Ready,
                 _ => return Err(ParseError::Malformed("quality")),
             },
+            joining: match self.u8()? {
+                0 => false,
+                1 => true,
+                _ => return Err(ParseError::Malformed("module flag")),
+            },
             why: self.text()?,
             macs: self.list(MAX_GROUPS, Self::mac)?,
             groups: self.list(MAX_GROUPS, Self::group)?,
@@ -591,6 +599,7 @@ mod tests {
                 digest: 3,
                 state: ModuleState::Up,
                 quality: Quality::Ready,
+                joining: true,
                 why: "é".repeat(200),
                 macs: vec![MacAddr([2; 6])],
                 groups: vec![GroupReport {
