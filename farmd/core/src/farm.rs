@@ -103,12 +103,7 @@ struct Module {
     /// A module that leaves STOP takes part at once, but proposes nothing before this: the others may have left STOP at the same moment, and neither
     /// would wait for the promise of one that it takes to be stopped.
     join_until: Duration,
-}
-
-impl Module {
-    fn joining(&self, now: Duration) -> bool {
-        now < self.join_until
-    }
+    joining: bool,
 }
 
 /// See the module doc.
@@ -243,6 +238,7 @@ impl Farm {
                 }
                 if local.state != ModuleState::Stop && module.local.state == ModuleState::Stop {
                     module.join_until = now + self.membership.join_time();
+                    module.joining = true;
                 }
                 module.local = local;
             }
@@ -255,6 +251,7 @@ impl Farm {
                         groups,
                         kept_out: None,
                         join_until: now + self.membership.join_time(),
+                        joining: true,
                     },
                 );
                 self.plan_version += 1;
@@ -297,9 +294,10 @@ impl Farm {
 
     /// When [`Self::handle_timeout`] should be called if nothing else happens. May change after every input.
     pub fn poll_timeout(&self) -> Duration {
-        self.membership
-            .poll_timeout()
-            .map_or(self.next_heartbeat, |at| at.min(self.next_heartbeat))
+        let joined = self.modules.values().filter(|m| m.joining).map(|m| m.join_until);
+        joined
+            .chain(self.membership.poll_timeout())
+            .fold(self.next_heartbeat, Duration::min)
     }
 
     /// Number of the plan that [`Self::group_plan`] now describes; it rises whenever a bucket's state differs.
@@ -363,8 +361,8 @@ impl Farm {
     }
 
     /// The node that proposes maps of `module`.
-    pub fn coordinator(&self, now: Duration, module: &ModuleName) -> Option<NodeId> {
-        self.electorate(now, module).1
+    pub fn coordinator(&self, module: &ModuleName) -> Option<NodeId> {
+        self.electorate(module).1
     }
 
     fn turn(&mut self, now: Duration) {
@@ -402,7 +400,14 @@ impl Farm {
 
     /// Lets every group of a module draw its conclusions.
     fn turn_module(&mut self, now: Duration, name: &ModuleName) -> bool {
-        let (reference, coordinator) = self.electorate(now, name);
+        if let Some(module) = self.modules.get_mut(name)
+            && module.joining
+            && now >= module.join_until
+        {
+            module.joining = false;
+            self.next_heartbeat = now;
+        }
+        let (reference, coordinator) = self.electorate(name);
         let Some(module) = self.modules.get(name) else {
             return false;
         };
@@ -482,7 +487,7 @@ impl Farm {
     ///
     /// The configuration that counts is that of the member with the newest committed map: a newcomer never displaces those that serve. If nobody serves
     /// yet it is that of the lowest active member.
-    fn electorate(&self, now: Duration, name: &ModuleName) -> (Option<(NodeId, u64)>, Option<NodeId>) {
+    fn electorate(&self, name: &ModuleName) -> (Option<(NodeId, u64)>, Option<NodeId>) {
         let view = self.membership.view();
         let mut active: Vec<(NodeId, u64, Epoch, bool)> = self
             .reports
@@ -500,7 +505,7 @@ impl Farm {
             && view.contains(self.this)
         {
             let committed = module.groups.iter().map(Handover::committed).max().unwrap_or_default();
-            let joining = self.membership.joining() || module.joining(now);
+            let joining = self.membership.joining() || module.joining;
             active.push((self.this, module.local.digest, committed, joining));
         }
         active.sort_by_key(|(node, ..)| *node);
@@ -528,7 +533,7 @@ impl Farm {
                 digest: module.local.digest,
                 state: module.local.state,
                 quality: module.local.quality,
-                joining: module.joining(now),
+                joining: module.joining,
                 why: module.kept_out.clone().unwrap_or_else(|| module.local.why.clone()),
                 macs: module.local.macs.clone(),
                 groups: groups.collect(),

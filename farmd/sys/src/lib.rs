@@ -6,6 +6,7 @@
 
 pub mod arp_socket;
 pub mod caps;
+pub mod conntrack;
 pub mod event_fd;
 pub mod interface;
 pub mod netlink;

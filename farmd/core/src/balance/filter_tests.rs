@@ -1,1 +1,325 @@
+use std::time::Duration;
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::balance::assign::{BucketMap, assign};
+use crate::balance::decide::{Reason, Verdict, decide};
+use crate::balance::fragment::FragmentTable;
+use crate::balance::hash;
+use crate::balance::plan::RulePlan;
+use crate::balance::test_frames::*;
+use crate::config::Protocol;
+use crate::wire::packet::Packet;
+
+const INTERFACE: u32 = 3;
+
+/// Runs a program as the kernel does: what lies outside the frame ends it with 0.
+fn run(program: &[Insn], frame: &[u8]) -> u32 {
+    let word = |at: usize, n: usize| -> Option<u32> {
+        let bytes = frame.get(at..at.checked_add(n)?)?;
+        Some(bytes.iter().fold(0, |acc, b| acc << 8 | u32::from(*b)))
+    };
+    let (mut a, mut x, mut memory) = (0u32, 0u32, [0u32; 16]);
+    let mut at = 0;
+    loop {
+        let Insn { code, jt, jf, k } = program[at];
+        at += 1;
+        let branch = |taken: bool| usize::from(if taken { jt } else { jf });
+        let loaded = match code {
+            LD_W_ABS => word(k as usize, 4),
+            LD_H_ABS => word(k as usize, 2),
+            LD_B_ABS => word(k as usize, 1),
+            LD_H_IND => word(x as usize + k as usize, 2),
+            LDX_MSH => word(k as usize, 1).map(|byte| {
+                x = (byte & 0xf) * 4;
+                a
+            }),
+            _ => Some(a),
+        };
+        let Some(loaded) = loaded else { return 0 };
+        a = loaded;
+        match code {
+            LD_W_ABS | LD_H_ABS | LD_B_ABS | LD_H_IND | LDX_MSH => {}
+            LD_IMM => a = k,
+            LD_MEM => a = memory[k as usize],
+            ST => memory[k as usize] = a,
+            MUL_K => a = a.wrapping_mul(k),
+            AND_K => a &= k,
+            RSH_K => a >>= k,
+            RSH_X => a = if x < 32 { a >> x } else { 0 },
+            XOR_K => a ^= k,
+            XOR_X => a ^= x,
+            TAX => x = a,
+            JA => at += k as usize,
+            JEQ_K => at += branch(a == k),
+            JGE_K => at += branch(a >= k),
+            JSET_K => at += branch(a & k != 0),
+            RET_K => return k,
+            other => panic!("no instruction {other:#x}"),
+        }
+    }
+}
+
+/// What the kernel checks before it takes a program.
+fn check(program: &[Insn]) {
+    assert!((1..=MAX_LEN).contains(&program.len()), "{} instructions", program.len());
+    for (at, i) in program.iter().enumerate() {
+        let furthest = match i.code {
+            JA => i.k as usize,
+            JEQ_K | JGE_K | JSET_K => usize::from(i.jt.max(i.jf)),
+            _ => 0,
+        };
+        assert!(
+            at + 1 + furthest < program.len() || i.code == RET_K,
+            "{i:?} at {at} leaves the program"
+        );
+    }
+    assert_eq!(program.last().map(|i| i.code), Some(RET_K));
+}
+
+fn judge(plan: &Plan, frame: &[u8]) -> Option<(Verdict, Reason, bool)> {
+    let packet = Packet::parse(frame)?;
+    let decision = decide(
+        plan,
+        &packet,
+        &mut FragmentTable::default(),
+        Duration::ZERO,
+        &mut |_| true,
+    );
+    Some((decision.verdict, decision.reason, !decision.forward.is_empty()))
+}
+
+/// Node 0's part of a map in which some buckets are guarded and some draining.
+fn group_of(weights: [u16; 3], marks: &[(u16, u8)]) -> GroupPlan {
+    let weights = (0..3).map(|i| (id(i), weights[i])).collect();
+    let owners = assign(&BucketMap::default(), &weights);
+    let mut group = GroupPlan::closed("web/g".to_owned());
+    for i in 0..BUCKETS {
+        if owners.owns(id(0), i) {
+            group.states[i] = BucketState::Own;
+        }
+    }
+    for (bucket, kind) in marks {
+        let i = usize::from(*bucket) % BUCKETS;
+        group.states[i] = [BucketState::Guarded, BucketState::Draining, BucketState::Foreign][usize::from(*kind) % 3];
+    }
+    group.owners = owners;
+    group
+}
+
+fn affinity() -> impl Strategy<Value = Affinity> {
+    use Affinity::{ClientIp, ClientNet, ClientPort, IpId};
+    proptest::sample::select(vec![ClientIp, ClientPort, ClientNet, IpId])
+}
+
+fn rules() -> impl Strategy<Value = Vec<RulePlan>> {
+    let one = (any::<bool>(), affinity(), 0usize..2, any::<bool>()).prop_map(|(tcp, affinity, group, wide)| {
+        let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
+        let (first, last) = if wide { (0, 65535) } else { (80, 80) };
+        rule(protocol, first, last, affinity, group)
+    });
+    prop_oneof![
+        proptest::collection::vec(one, 0..4),
+        // All alike, so that the filter hashes.
+        (
+            proptest::sample::select(vec![Affinity::ClientIp, Affinity::ClientPort]),
+            0usize..2
+        )
+            .prop_map(|(affinity, group)| {
+                vec![
+                    rule(Protocol::Tcp, 0, 65535, affinity, group),
+                    rule(Protocol::Udp, 0, 65535, affinity, group),
+                ]
+            }),
+    ]
+}
+
+fn plans() -> impl Strategy<Value = Plan> {
+    let groups = proptest::collection::vec(
+        (
+            proptest::array::uniform3(0u16..3),
+            proptest::collection::vec((any::<u16>(), any::<u8>()), 0..300),
+        ),
+        2,
+    );
+    let vips = proptest::collection::vec((any::<bool>(), rules(), 0usize..2), 1..4);
+    (groups, vips, any::<u32>(), any::<u32>()).prop_map(|(groups, vips, s0, s1)| {
+        let groups = groups
+            .iter()
+            .map(|(weights, marks)| group_of(*weights, marks))
+            .collect();
+        let vips = vips
+            .into_iter()
+            .enumerate()
+            .map(|(i, (invisible, rules, entry_group))| {
+                let addr = IpAddr::from([198, 18, 0, 20 + i as u8]);
+                let mode = if invisible {
+                    L2Mode::Invisible(VIRTUAL_MAC)
+                } else {
+                    L2Mode::Directed
+                };
+                VipPlan {
+                    entry_group,
+                    ..vip_plan(addr, mode, rules)
+                }
+            });
+        let vips: Vec<VipPlan> = vips.collect();
+        Plan {
+            seed: Seed { s0, s1 },
+            vips,
+            ..plan(vip_plan(vip(), L2Mode::Directed, Vec::new()), groups)
+        }
+    })
+}
+
+/// Valid frames to and beside the VIPs, whole, in fragments, with IP options, from clients and members, and damaged ones.
+fn frames() -> impl Strategy<Value = Vec<u8>> {
+    let ends = (
+        0u8..4,
+        any::<bool>(),
+        any::<bool>(),
+        any::<u32>(),
+        any::<u16>(),
+        proptest::sample::select(vec![80u16, 53, 443]),
+    );
+    let shape = (0u8..6, 0u8..4, 0usize..4, any::<u16>());
+    let damage = proptest::collection::vec((any::<u16>(), any::<u8>()), 0..3);
+    (ends, shape, damage, 0usize..400).prop_map(
+        |((vip, own, member, host, port, vip_port), (kind, cut, options, ipid), damage, length)| {
+            let to_mac = if own { OWN_MAC } else { VIRTUAL_MAC };
+            let mut way = Way::new(IpAddr::V4(host.into()), IpAddr::from([198, 18, 0, 20 + vip]), to_mac);
+            if member {
+                way.from_mac = mac(1);
+            }
+            let mut frame = match kind {
+                0 => way.tcp(port, vip_port, Flags::Syn),
+                1 | 2 => way.tcp(port, vip_port, Flags::Ack),
+                3 => way.udp(port, vip_port, &[7; 64]),
+                4 => way.echo(),
+                _ => way.too_big(&way.back().tcp(vip_port, port, Flags::Ack)),
+            };
+            frame[18..20].copy_from_slice(&ipid.to_be_bytes());
+            frame = match cut {
+                1 => fragment(&frame, ipid, 0, true, 16),
+                2 => fragment(&frame, ipid, 1, false, 64),
+                _ => with_options(&frame, options),
+            };
+            if cut == 3 {
+                for (at, bits) in damage {
+                    let at = usize::from(at) % frame.len();
+                    frame[at] ^= bits;
+                }
+                frame.truncate(length);
+            }
+            frame
+        },
+    )
+}
+
+/// `words` words of IP options (no operation) put into an IPv4 frame.
+fn with_options(frame: &[u8], words: usize) -> Vec<u8> {
+    let mut longer = frame[..34].to_vec();
+    longer.extend(std::iter::repeat_n(1, words * 4));
+    longer.extend_from_slice(&frame[34..]);
+    longer[14] = 0x40 | (5 + words as u8);
+    let total = (longer.len() - 14) as u16;
+    longer[16..18].copy_from_slice(&total.to_be_bytes());
+    longer
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Too much may pass, never too little; the kernel takes every program.
+    #[test]
+    fn whatever_the_decision_needs_passes_the_filter(plan in plans(), frames in proptest::collection::vec(frames(), 1..40)) {
+        let program = build(&plan, INTERFACE);
+        check(&program);
+        for frame in frames {
+            let Some((verdict, reason, forwarded)) = judge(&plan, &frame) else { continue };
+            let needed = matches!(verdict, Verdict::Accept | Verdict::Hold) || forwarded;
+            // A VLAN tag is stripped before a socket filter runs.
+            let tagged = frame[12..14] != [8, 0];
+            if needed && !tagged {
+                prop_assert_eq!(run(&program, &frame), ALL, "{:?} {:?}", (verdict, reason), Packet::parse(&frame));
+            }
+            if verdict == Verdict::Pass {
+                prop_assert_eq!(run(&program, &frame), 0, "not for a VIP");
+            }
+        }
+        prop_assert_eq!(run(&build(&plan, INTERFACE + 1), &[0; 64]), 0);
+    }
+
+    /// The filter's hash is that of `hash.rs`: whole frames in foreign buckets do not pass, others do.
+    #[test]
+    fn a_uniform_invisible_vip_costs_no_wake_up_for_foreign_buckets(
+        on_port in any::<bool>(), s0 in any::<u32>(), s1 in any::<u32>(), marks in proptest::collection::vec((any::<u16>(), any::<u8>()), 0..300),
+        clients in proptest::collection::vec((any::<u32>(), any::<u16>(), 0usize..11), 50),
+    ) {
+        let affinity = if on_port { Affinity::ClientPort } else { Affinity::ClientIp };
+        let vip_plan = vip_plan(vip(), L2Mode::Invisible(VIRTUAL_MAC), vec![rule(Protocol::Tcp, 80, 443, affinity, 0)]);
+        let plan = Plan { seed: Seed { s0, s1 }, ..plan(vip_plan, vec![group_of([1, 1, 1], &marks)]) };
+        let program = build(&plan, INTERFACE);
+        check(&program);
+        let mut seen = [0; 2];
+        for (host, port, options) in clients {
+            let client = IpAddr::V4(host.into());
+            let bucket = if on_port { hash::bucket_of_port(plan.seed, client, port) } else { hash::bucket_of_addr(plan.seed, client) };
+            let foreign = plan.groups[0].states[bucket.index()] == BucketState::Foreign;
+            seen[usize::from(foreign)] += 1;
+            let way = Way::new(client, vip(), VIRTUAL_MAC);
+            for flags in [Flags::Syn, Flags::Ack] {
+                let frame = with_options(&way.tcp(port, 80, flags), options);
+                prop_assert_eq!(run(&program, &frame), if foreign { 0 } else { ALL }, "bucket {:?}", bucket);
+            }
+            prop_assert_eq!(run(&program, &way.echo()), ALL, "an echo has another key");
+        }
+        prop_assert!(seen[0] > 0 && seen[1] > 0, "{:?}", seen);
+    }
+}
+
+#[test]
+fn frames_that_are_cut_anywhere_end_the_program() {
+    let vip_plan = vip_plan(
+        vip(),
+        L2Mode::Invisible(VIRTUAL_MAC),
+        vec![rule(Protocol::Tcp, 80, 80, Affinity::ClientPort, 0)],
+    );
+    let plan = plan(vip_plan, vec![group(BucketState::Own, Some(0))]);
+    let program = build(&plan, INTERFACE);
+    let frame = Way::new(client(1), vip(), VIRTUAL_MAC).tcp(4000, 80, Flags::Syn);
+    for length in 0..36 {
+        assert_eq!(run(&program, &frame[..length]), 0, "{length} bytes");
+    }
+    assert_eq!(run(&program, &frame), ALL);
+    assert_eq!(run(&closed(), &frame), 0);
+}
+
+#[test]
+fn the_program_stays_within_the_kernels_limit_with_many_vips_and_the_worst_map() {
+    let mut worst = group(BucketState::Foreign, Some(1));
+    for i in (0..BUCKETS).filter(|i| (i / 32) % 2 == 0 || i % 3 == 0) {
+        worst.states[i] = BucketState::Own;
+    }
+    let one = vip_plan(
+        vip(),
+        L2Mode::Invisible(VIRTUAL_MAC),
+        vec![rule(Protocol::Tcp, 0, 65535, Affinity::ClientPort, 0)],
+    );
+    let mut plan = plan(one.clone(), vec![worst]);
+    for count in [1, 6, 7, 8, 100] {
+        plan.vips = (0..count)
+            .map(|i| VipPlan {
+                addr: IpAddr::from([198, 18, 3, i]),
+                ..one.clone()
+            })
+            .collect();
+        let program = build(&plan, INTERFACE);
+        check(&program);
+        for vip in &plan.vips {
+            let frame = Way::new(client(1), vip.addr, OWN_MAC).tcp(1, 80, Flags::Syn);
+            assert_eq!(run(&program, &frame), ALL, "{} of {count}", vip.addr);
+        }
+    }
+}

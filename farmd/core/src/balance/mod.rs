@@ -9,3 +9,6 @@ pub mod flow;
 pub mod fragment;
 pub mod hash;
 pub mod plan;
+
+#[cfg(test)]
+pub(crate) mod test_frames;

@@ -94,6 +94,10 @@ fn interface(
         }
     }
     let check = node.read(report, "check", value::flag).unwrap_or(true);
+    // Only where it is asked for in words: the default must not warn about every file.
+    if check {
+        node.inert(report, "check");
+    }
     let reroute = node.read(report, "arpreroute", value::flag).unwrap_or(false);
     let interval = node.duration(report, "arpinterval", Unit::Second, 1..=3600);
     let elapse = node.duration(report, "arpelapse", Unit::Second, 1..=86_400);
@@ -188,6 +192,10 @@ fn virtual_addr(
         node.inert(report, "netmask");
     }
     let check = node.read(report, "check", value::flag).unwrap_or(true);
+    // Only where it is asked for in words: the default must not warn about every file.
+    if check {
+        node.inert(report, "check");
+    }
     let Some(addr) = node.need(report, "addr", vip_addr) else {
         placed.complete = false;
         return None;

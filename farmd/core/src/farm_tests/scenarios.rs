@@ -335,3 +335,33 @@ fn weights_are_followed() {
     sim.check_covered().unwrap();
     assert_eq!(sim.counts()[1], 0);
 }
+
+#[test]
+fn modules_that_start_at_the_same_moment_agree_before_anything_is_accepted() {
+    for seed in 0..20 {
+        let mut sim = Sim::new(3, 1, seed);
+        sim.longest_overlap = Some(Duration::ZERO);
+        for node in 0..3 {
+            sim.act(Action::Restart(node));
+        }
+        sim.run(ms(1000)).unwrap();
+        for node in 0..3 {
+            sim.act(Action::Start(node));
+            sim.act(Action::Ready(node, true));
+        }
+        sim.run(sim.detection() + ms(150)).unwrap();
+        sim.check_covered().unwrap();
+    }
+}
+
+#[test]
+fn a_module_that_starts_beside_others_waits_for_nothing() {
+    let mut sim = Sim::started(3, 16);
+    sim.act(Action::Stop(0));
+    sim.run(ms(100)).unwrap();
+    assert_eq!(sim.nodes[0].local.state, crate::api::ModuleState::Stop);
+    sim.act(Action::Start(0));
+    sim.act(Action::Ready(0, true));
+    sim.run(ms(50)).unwrap();
+    sim.check_covered().unwrap();
+}

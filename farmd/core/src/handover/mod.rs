@@ -17,6 +17,7 @@
 //! promise of every active member of the view; a promise is made only after all that the map takes away is closed, and after it nothing
 //! of an older epoch is ever opened. A node outside the view that talks both ways with somebody in it blocks that one's promise until it says that
 //! it has nothing open (`committed` 0) or falls silent for the detection time, by which time its own lease has closed it.
+//! "Closed" always means that the data plane has confirmed it: neither a promise nor "nothing committed" nor "fenced" is told before.
 
 use std::collections::BTreeMap;
 

@@ -1,1 +1,331 @@
+use super::*;
+use crate::config::cluster;
 
+const ME: u64 = 1_000_000;
+
+fn id(i: usize) -> NodeId {
+    NodeId::new(i).unwrap()
+}
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn set(nodes: &[usize]) -> NodeSet {
+    nodes.iter().map(|i| id(*i)).collect()
+}
+
+/// Three nodes on the first of `lans` lans; the third one is on no other.
+fn config(lans: usize) -> ClusterConfig {
+    let lan = |l: usize| {
+        let nodes =
+            (0..if l == 0 { 3 } else { 2 }).map(|n| format!("<node name=\"s{n}\" addr=\"198.18.{l}.{}\"/>", n + 1));
+        format!("<lan name=\"l{l}\">{}</lan>", nodes.collect::<String>())
+    };
+    let text = format!(
+        "<cluster><lans>{}</lans></cluster>",
+        (0..lans).map(lan).collect::<String>()
+    );
+    cluster::parse("cluster.xml", &text).unwrap().0
+}
+
+/// Node 0, started at 0.
+fn membership(config: &ClusterConfig) -> Membership {
+    Membership::new(config, id(0), Incarnation(ME), Duration::ZERO)
+}
+
+/// A heartbeat of a settled node that hears node 0 and all the others.
+fn heartbeat(config: &ClusterConfig, sender: usize, incarnation: u64, seq: u64) -> Heartbeat {
+    let hears = (0..3)
+        .filter(|n| *n != sender)
+        .map(|n| (id(n), if n == 0 { ME as u32 } else { 7 }));
+    Heartbeat {
+        sender: id(sender),
+        lan: 0,
+        fenced: false,
+        leaving: false,
+        joining: false,
+        incarnation: Incarnation(incarnation),
+        seq,
+        cluster_digest: config.digest,
+        hears: hears.collect(),
+        excludes: NodeSet::EMPTY,
+        modules: Vec::new(),
+        requesters: Vec::new(),
+    }
+}
+
+fn events(membership: &mut Membership) -> Vec<Event> {
+    std::iter::from_fn(|| membership.poll_event()).collect()
+}
+
+/// Both peers heard until `until`, a heartbeat each 50 ms with numbers from 1.
+fn hear_all(membership: &mut Membership, config: &ClusterConfig, until: Duration) {
+    let mut seq = 0;
+    let mut now = Duration::ZERO;
+    while now <= until {
+        seq += 1;
+        for peer in [1, 2] {
+            membership
+                .handle_heartbeat(now, 0, &heartbeat(config, peer, 7, seq))
+                .unwrap();
+        }
+        membership.handle_timeout(now);
+        now += ms(50);
+    }
+}
+
+#[test]
+fn a_replay_is_refused_in_any_order() {
+    let config = config(1);
+    let mut m = membership(&config);
+    for seq in [1, 2, 5] {
+        assert_eq!(m.handle_heartbeat(ms(seq), 0, &heartbeat(&config, 1, 7, seq)), Ok(()));
+    }
+    for seq in [5, 4, 1, 0] {
+        assert_eq!(
+            m.handle_heartbeat(ms(10), 0, &heartbeat(&config, 1, 7, seq)),
+            Err(Refusal::Replay),
+            "number {seq}"
+        );
+    }
+    assert_eq!(
+        m.peer(id(1)).unwrap().heard_at(),
+        Some(ms(5)),
+        "what is refused proves nothing"
+    );
+    assert_eq!(m.handle_heartbeat(ms(11), 0, &heartbeat(&config, 1, 7, 6)), Ok(()));
+}
+
+#[test]
+fn an_old_incarnation_is_refused_and_a_new_one_starts_to_count_anew() {
+    let config = config(1);
+    let mut m = membership(&config);
+    m.handle_heartbeat(ms(1), 0, &heartbeat(&config, 1, 7, 100)).unwrap();
+    assert_eq!(
+        m.handle_heartbeat(ms(2), 0, &heartbeat(&config, 1, 6, 101)),
+        Err(Refusal::Replay)
+    );
+    events(&mut m);
+    m.handle_heartbeat(ms(3), 0, &heartbeat(&config, 1, 8, 1)).unwrap();
+    assert!(events(&mut m).contains(&Event::PeerAlive {
+        peer: id(1),
+        restarted: true
+    }));
+    assert_eq!(m.peer(id(1)).unwrap().incarnation(), Incarnation(8));
+    assert_eq!(
+        m.handle_heartbeat(ms(4), 0, &heartbeat(&config, 1, 7, 102)),
+        Err(Refusal::Replay)
+    );
+    assert_eq!(m.hears(ms(4)), [(id(1), 8)]);
+}
+
+#[test]
+fn a_first_start_is_no_restart() {
+    let config = config(1);
+    let mut m = membership(&config);
+    m.handle_heartbeat(ms(1), 0, &heartbeat(&config, 1, 7, 1)).unwrap();
+    assert!(events(&mut m).contains(&Event::PeerAlive {
+        peer: id(1),
+        restarted: false
+    }));
+}
+
+#[test]
+fn strangers_and_impostors_are_refused() {
+    let config = config(2);
+    let mut m = membership(&config);
+    assert_eq!(
+        m.handle_heartbeat(ms(1), 0, &heartbeat(&config, 0, 7, 1)),
+        Err(Refusal::OwnName)
+    );
+    let stranger = Heartbeat {
+        sender: id(9),
+        ..heartbeat(&config, 1, 7, 1)
+    };
+    assert_eq!(m.handle_heartbeat(ms(1), 0, &stranger), Err(Refusal::UnknownSender));
+    assert_eq!(
+        m.handle_heartbeat(ms(1), 1, &heartbeat(&config, 2, 7, 1)),
+        Err(Refusal::UnknownSender),
+        "not on that lan"
+    );
+    assert_eq!(
+        m.handle_heartbeat(ms(1), 7, &heartbeat(&config, 1, 7, 1)),
+        Err(Refusal::UnknownSender),
+        "no such lan"
+    );
+    assert_eq!(m.handle_heartbeat(ms(1), 0, &heartbeat(&config, 2, 7, 1)), Ok(()));
+}
+
+#[test]
+fn a_peer_that_hears_another_incarnation_of_this_node_does_not_hear_it() {
+    let config = config(1);
+    let mut m = membership(&config);
+    let stale = Heartbeat {
+        hears: vec![(id(0), 41)],
+        ..heartbeat(&config, 1, 7, 1)
+    };
+    m.handle_heartbeat(ms(1), 0, &stale).unwrap();
+    assert!(!m.peer(id(1)).unwrap().hears_us());
+    assert_eq!(m.peer_state(ms(1), id(1)), Some(PeerState::Suspect));
+    assert!(events(&mut m).is_empty());
+}
+
+#[test]
+fn a_goodbye_is_believed_at_once() {
+    let config = config(1);
+    let mut m = membership(&config);
+    hear_all(&mut m, &config, ms(500));
+    assert_eq!(m.view(), set(&[0, 1, 2]));
+    events(&mut m);
+    let goodbye = Heartbeat {
+        leaving: true,
+        ..heartbeat(&config, 2, 7, 100)
+    };
+    m.handle_heartbeat(ms(501), 0, &goodbye).unwrap();
+    assert_eq!(m.view(), set(&[0, 1]));
+    assert!(events(&mut m).contains(&Event::PeerDown {
+        peer: id(2),
+        why: "it has left".to_owned()
+    }));
+    assert_eq!(m.peer_state(ms(501), id(2)), Some(PeerState::Down));
+}
+
+#[test]
+fn silence_is_judged_after_the_detection_time_and_not_before() {
+    let config = config(1);
+    let mut m = membership(&config);
+    hear_all(&mut m, &config, ms(500));
+    events(&mut m);
+    m.handle_heartbeat(ms(520), 0, &heartbeat(&config, 1, 7, 100)).unwrap();
+    assert_eq!(m.poll_timeout(), Some(ms(750)), "250 ms after node 2 was last heard");
+    assert_eq!(
+        m.peer_state(ms(626), id(2)),
+        Some(PeerState::Suspect),
+        "more than half of it is over"
+    );
+    m.handle_timeout(ms(749));
+    assert_eq!(m.view(), set(&[0, 1, 2]));
+    m.handle_timeout(ms(750));
+    assert_eq!(m.view(), set(&[0, 1]));
+    let down = Event::PeerDown {
+        peer: id(2),
+        why: "no heartbeat for 250 ms".to_owned(),
+    };
+    assert_eq!(
+        events(&mut m),
+        [
+            down,
+            Event::ViewChanged {
+                old: set(&[0, 1, 2]),
+                new: set(&[0, 1])
+            }
+        ]
+    );
+}
+
+#[test]
+fn joining_lasts_a_detection_time_and_a_pulse_and_again_after_a_pause() {
+    let config = config(1);
+    let mut m = membership(&config);
+    assert_eq!(m.poll_timeout(), Some(ms(300)));
+    m.handle_timeout(ms(299));
+    assert!(m.joining());
+    m.handle_timeout(ms(300));
+    assert!(!m.joining());
+    assert_eq!(events(&mut m), [Event::Joined]);
+    m.handle_heartbeat(ms(990), 0, &heartbeat(&config, 1, 7, 1)).unwrap();
+    m.handle_pause(ms(1000));
+    assert!(m.joining());
+    assert_eq!(
+        m.heard(ms(1000)),
+        NodeSet::EMPTY,
+        "what was heard before the pause is void"
+    );
+    assert_eq!(
+        m.handle_heartbeat(ms(1001), 0, &heartbeat(&config, 1, 7, 1)),
+        Err(Refusal::Replay),
+        "but still known"
+    );
+    m.handle_timeout(ms(1300));
+    assert!(!m.joining());
+}
+
+#[test]
+fn a_node_that_is_joining_steps_out_for_nobody() {
+    let config = config(1);
+    let mut m = membership(&config);
+    let deaf = |seq| Heartbeat {
+        hears: vec![(id(2), 7)],
+        ..heartbeat(&config, 1, 7, seq)
+    };
+    m.handle_heartbeat(ms(10), 0, &deaf(1)).unwrap();
+    assert_eq!(m.fenced(), None);
+    let mut seq = 1;
+    for t in (60..=310).step_by(50) {
+        seq += 1;
+        m.handle_heartbeat(ms(t), 0, &deaf(seq)).unwrap();
+    }
+    let why = m.fenced().expect("joined, and a peer it hears does not hear it");
+    assert_eq!(why, "1 of the nodes it hears do not hear it");
+    assert_eq!(m.view(), NodeSet::EMPTY);
+    m.handle_heartbeat(ms(320), 0, &heartbeat(&config, 1, 7, 50)).unwrap();
+    assert_eq!(m.fenced(), None);
+    assert!(m.view().contains(id(1)));
+}
+
+#[test]
+fn a_node_of_another_cluster_is_not_heard() {
+    let config = config(1);
+    let mut m = membership(&config);
+    hear_all(&mut m, &config, ms(500));
+    let other = Heartbeat {
+        cluster_digest: config.digest ^ 1,
+        ..heartbeat(&config, 2, 7, 100)
+    };
+    m.handle_heartbeat(ms(510), 0, &other).unwrap();
+    assert_eq!(m.view(), set(&[0, 1]));
+    assert_eq!(m.heard(ms(510)), set(&[1]));
+    assert_eq!(m.peer(id(2)).unwrap().why(ms(510)), "its cluster.xml differs");
+    m.handle_heartbeat(ms(520), 0, &heartbeat(&config, 2, 7, 101)).unwrap();
+    assert_eq!(m.view(), set(&[0, 1, 2]));
+}
+
+#[test]
+fn the_same_heartbeat_counts_once_on_each_lan_and_a_slower_lan_undoes_nothing() {
+    let config = config(2);
+    let mut m = membership(&config);
+    m.handle_heartbeat(ms(1), 0, &heartbeat(&config, 1, 7, 1)).unwrap();
+    assert_eq!(
+        m.handle_heartbeat(ms(2), 1, &heartbeat(&config, 1, 7, 1)),
+        Ok(()),
+        "its copy on the other lan"
+    );
+    assert_eq!(
+        m.handle_heartbeat(ms(3), 1, &heartbeat(&config, 1, 7, 1)),
+        Err(Refusal::Replay)
+    );
+    let fenced = Heartbeat {
+        fenced: true,
+        ..heartbeat(&config, 1, 7, 3)
+    };
+    m.handle_heartbeat(ms(4), 0, &fenced).unwrap();
+    m.handle_heartbeat(ms(5), 1, &heartbeat(&config, 1, 7, 2)).unwrap();
+    assert!(m.peer(id(1)).unwrap().fenced(), "number 2 is older news than number 3");
+}
+
+#[test]
+fn of_two_lans_losing_one_loses_no_node() {
+    let config = config(2);
+    for lost in 0..2 {
+        let mut m = membership(&config);
+        for seq in 1..=40 {
+            let now = ms(seq * 50);
+            for lan in (0..2).filter(|lan| *lan != lost || seq < 20) {
+                m.handle_heartbeat(now, lan, &heartbeat(&config, 1, 7, seq)).unwrap();
+            }
+            m.handle_timeout(now);
+            assert!(seq < 2 || m.view().contains(id(1)), "lan {lost} at {now:?}");
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! [`Lease`] it drops every VIP frame, so that a daemon that hangs takes nothing others have taken over.
 
 pub mod arp;
+pub mod connections;
 pub mod raw;
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@
 //! the decision accepts is written to the TAP that carries the VIP, with its `virtio_net_hdr`, so that unfinished checksums and merged segments stay what they
 //! are. Replies leave by the kernel's ordinary route.
 //!
-//! A new plan takes effect between two frames: the thread looks up this host's connections once (a `sock_diag` dump), swaps the plan and goes on; frames
+//! A new plan takes effect between two frames: the thread looks up this host's connections once (its sockets, and tracked connections that stand for sockets in containers), swaps the plan and goes on; frames
 //! wait in the ring meanwhile. Connection requests for buckets that are changing hands are kept and judged again by the next plan; what is another's by then is sent on to it. The connections found are the flow table for guarded and draining buckets; connections opened later in a guarded bucket are
 //! added as their first packet is accepted.
 
@@ -21,19 +21,19 @@ use std::time::{Duration, Instant};
 
 use farm_core::balance::decide::{Decision, Verdict, decide};
 use farm_core::balance::filter;
-use farm_core::balance::flow::{FlowKey, TCP};
+use farm_core::balance::flow::FlowKey;
 use farm_core::balance::fragment::FragmentTable;
 use farm_core::balance::plan::{BucketState, Plan};
-use farm_core::config::{Affinity, L2Mode, Protocol};
-use farm_core::id::{Bucket, NodeSet};
+use farm_core::config::L2Mode;
+use farm_core::id::NodeSet;
 use farm_core::wire::heartbeat::Requester;
 use farm_core::wire::packet::Packet;
 use farm_sys::event_fd::EventFd;
 use farm_sys::packet_socket::{BpfInsn, PacketRing};
-use farm_sys::sock_diag::{SockDiag, TcpSocket};
 use tracing::{debug, warn};
 
 use super::arp::Responder;
+use super::connections::{Connections, place};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
 use crate::event::{Event, EventSender};
 
@@ -76,7 +76,7 @@ impl RawPlane {
             inbox,
             wake: Arc::clone(&wake),
             events,
-            sock_diag: SockDiag::open()?,
+            connections: Connections::open()?,
             responder: Responder::new(Arc::clone(&counters)),
             core: Core {
                 plan,
@@ -149,7 +149,7 @@ struct Worker {
     inbox: mpsc::Receiver<Command>,
     wake: Arc<EventFd>,
     events: EventSender,
-    sock_diag: SockDiag,
+    connections: Connections,
     responder: Responder,
     core: Core,
     interfaces: Vec<Interface>,
@@ -267,21 +267,13 @@ impl Worker {
     /// Looks up this host's connections and tells the owner loop what it holds.
     fn count_connections(&mut self) {
         let plan = &self.core.plan;
-        let locals: Vec<IpAddr> = plan.vips.iter().map(|v| v.addr).collect();
-        let sockets = if locals.is_empty() {
-            Vec::new()
-        } else {
-            self.sock_diag.tcp_sockets(&locals).unwrap_or_else(|error| {
-                warn!(%error, "connections could not be listed; those in guarded and draining buckets may stall");
-                Vec::new()
-            })
-        };
+        let vips: Vec<IpAddr> = plan.vips.iter().map(|v| v.addr).collect();
         let mut held = vec![std::collections::BTreeSet::new(); plan.groups.len()];
         let mut connections = vec![0; plan.groups.len()];
         self.core.flows.clear();
         let mut watched = false;
-        for socket in &sockets {
-            let Some((group, bucket, flow)) = place(plan, socket) else {
+        for connection in self.connections.list(&vips) {
+            let Some((group, bucket, flow)) = place(plan, connection) else {
                 continue;
             };
             match plan.groups[group].states[bucket.index()] {
@@ -336,32 +328,6 @@ fn join_virtual_macs(plan: &Plan, interface: &mut Interface) {
             }
         }
     }
-}
-
-/// Group, bucket and flow of a connection of this host, if a rule covers it.
-fn place(plan: &Plan, socket: &TcpSocket) -> Option<(usize, Bucket, FlowKey)> {
-    let vip = plan.vip(socket.local.ip())?;
-    let rule = vip.rule(Protocol::Tcp, socket.local.port())?;
-    let (client, port) = (socket.remote.ip(), socket.remote.port());
-    let bucket = match rule.affinity {
-        Affinity::ClientIp => farm_core::balance::hash::bucket_of_addr(plan.seed, client),
-        Affinity::ClientPort => farm_core::balance::hash::bucket_of_port(plan.seed, client, port),
-        Affinity::ClientNet => farm_core::balance::hash::bucket_of_net(plan.seed, client),
-        // Not allowed for TCP.
-        Affinity::IpId => return None,
-    };
-    // A connection of this host to its own VIP never came over the wire.
-    if plan.vip(client).is_some() {
-        return None;
-    }
-    let flow = FlowKey {
-        protocol: TCP,
-        vip: vip.addr,
-        vip_port: socket.local.port(),
-        client,
-        client_port: port,
-    };
-    Some((rule.group, bucket, flow))
 }
 
 impl Core {

@@ -9,6 +9,7 @@
 mod lab;
 
 mod arp_socket;
+mod conntrack;
 mod interface;
 mod netlink;
 mod netns;

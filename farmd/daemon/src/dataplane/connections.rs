@@ -1,0 +1,196 @@
+//! Which connections to the VIPs this host holds, as the kernel's own tables tell.
+//!
+//! Owns the two questions to the kernel: for sockets here, and for tracked connections that stand for the sockets of services in
+//! other network namespaces (containers). It keeps no answer and decides nothing. The raw data plane's thread asks at each change
+//! of the plan and while buckets are guarded or held.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use farm_core::balance::flow::{FlowKey, TCP};
+use farm_core::balance::hash;
+use farm_core::balance::plan::Plan;
+use farm_core::config::{Affinity, Protocol};
+use farm_core::id::Bucket;
+use farm_sys::conntrack::Conntrack;
+use farm_sys::sock_diag::SockDiag;
+use tracing::{debug, warn};
+
+/// One connection of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// The end that the client speaks to.
+    pub vip: SocketAddr,
+    /// The client's end.
+    pub client: SocketAddr,
+}
+
+/// The questions to the kernel, about the network namespace of the thread that opened them.
+#[derive(Debug)]
+pub struct Connections {
+    sockets: SockDiag,
+    /// `None` where it cannot be asked.
+    conntrack: Option<Conntrack>,
+    /// The failure to list tracked connections is in the log.
+    failure_told: bool,
+}
+
+impl Connections {
+    /// Opens both channels. Without connection tracking only sockets count.
+    ///
+    /// # Errors
+    /// What the kernel says if sockets cannot be asked for.
+    pub fn open() -> io::Result<Self> {
+        let sockets = SockDiag::open()?;
+        let conntrack = match Conntrack::open() {
+            Ok(conntrack) if conntrack.supported() => Some(conntrack),
+            Ok(_) => {
+                debug!("the kernel has no connection tracking: services in containers are not seen");
+                None
+            }
+            Err(error) => {
+                debug!(%error, "connection tracking cannot be asked: services in containers are not seen");
+                None
+            }
+        };
+        Ok(Self {
+            sockets,
+            conntrack,
+            failure_told: false,
+        })
+    }
+
+    /// The connections to `vips` at this moment; what cannot be asked for is missing from it, and the log says so.
+    pub fn list(&mut self, vips: &[IpAddr]) -> Vec<Connection> {
+        if vips.is_empty() {
+            return Vec::new();
+        }
+        let sockets = self.sockets.tcp_sockets(vips).unwrap_or_else(|error| {
+            warn!(%error, "connections could not be listed; those in guarded and draining buckets may stall");
+            Vec::new()
+        });
+        let flows = match self.conntrack.as_mut().map(|conntrack| conntrack.tcp_flows(vips)) {
+            Some(Ok(flows)) => flows,
+            Some(Err(error)) => {
+                if !std::mem::replace(&mut self.failure_told, true) {
+                    debug!(%error, "tracked connections could not be listed; those of services in containers may stall");
+                }
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        let sockets = sockets.into_iter().map(|socket| Connection {
+            vip: socket.local,
+            client: socket.remote,
+        });
+        let flows = flows.into_iter().map(|flow| Connection {
+            vip: flow.vip,
+            client: flow.client,
+        });
+        sockets.chain(flows).collect()
+    }
+}
+
+/// Group (index in the plan), bucket and flow of a connection of this host, if a rule covers it.
+pub fn place(plan: &Plan, connection: Connection) -> Option<(usize, Bucket, FlowKey)> {
+    let Connection { vip: local, client } = connection;
+    let vip = plan.vip(local.ip())?;
+    let rule = vip.rule(Protocol::Tcp, local.port())?;
+    let bucket = match rule.affinity {
+        Affinity::ClientIp => hash::bucket_of_addr(plan.seed, client.ip()),
+        Affinity::ClientPort => hash::bucket_of_port(plan.seed, client.ip(), client.port()),
+        Affinity::ClientNet => hash::bucket_of_net(plan.seed, client.ip()),
+        // Not allowed for TCP.
+        Affinity::IpId => return None,
+    };
+    // A connection of this host to its own VIP never came over the wire.
+    if plan.vip(client.ip()).is_some() {
+        return None;
+    }
+    let flow = FlowKey {
+        protocol: TCP,
+        vip: vip.addr,
+        vip_port: local.port(),
+        client: client.ip(),
+        client_port: client.port(),
+    };
+    Some((rule.group, bucket, flow))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use farm_core::balance::hash::Seed;
+    use farm_core::balance::plan::{GroupPlan, RulePlan, VipPlan};
+    use farm_core::config::L2Mode;
+    use farm_core::id::{MacAddr, NodeId};
+
+    use super::*;
+
+    const VIP: &str = "198.18.0.99:80";
+    const CLIENT: &str = "198.18.0.2:40000";
+
+    fn plan(affinity: Affinity) -> Plan {
+        let rule = |port, group| RulePlan {
+            protocol: Protocol::Tcp,
+            first_port: port,
+            last_port: port,
+            affinity,
+            group,
+        };
+        Plan {
+            version: 1,
+            this: NodeId::new(1).unwrap(),
+            seed: Seed::default(),
+            vips: vec![VipPlan {
+                addr: VIP.parse::<SocketAddr>().unwrap().ip(),
+                interface: 1,
+                own_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+                mode: L2Mode::Directed,
+                entry_group: 0,
+                rules: vec![rule(443, 0), rule(80, 1)],
+                peers: BTreeMap::new(),
+                arp_reroute: None,
+            }],
+            groups: ["web/secure", "web/plain"]
+                .map(|name| GroupPlan::closed(name.into()))
+                .into(),
+        }
+    }
+
+    fn connection(vip: &str, client: &str) -> Connection {
+        Connection {
+            vip: vip.parse().unwrap(),
+            client: client.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_connection_is_placed_by_its_rule_and_its_client() {
+        let plan_by_address = plan(Affinity::ClientIp);
+        let (group, bucket, flow) = place(&plan_by_address, connection(VIP, CLIENT)).unwrap();
+        let client: SocketAddr = CLIENT.parse().unwrap();
+        assert_eq!((group, flow.vip_port), (1, 80));
+        assert_eq!((flow.client, flow.client_port), (client.ip(), client.port()));
+        assert_eq!(bucket, hash::bucket_of_addr(plan_by_address.seed, client.ip()));
+        let plan_by_port = plan(Affinity::ClientPort);
+        let (_, bucket, _) = place(&plan_by_port, connection(VIP, CLIENT)).unwrap();
+        assert_eq!(
+            bucket,
+            hash::bucket_of_port(plan_by_port.seed, client.ip(), client.port())
+        );
+    }
+
+    #[test]
+    fn what_no_rule_covers_or_never_came_over_the_wire_has_no_place() {
+        let plan = plan(Affinity::ClientIp);
+        for (vip, client) in [
+            ("198.18.0.99:8080", CLIENT),
+            ("198.18.0.98:80", CLIENT),
+            (VIP, "198.18.0.99:40000"),
+        ] {
+            assert_eq!(place(&plan, connection(vip, client)), None, "{client} to {vip}");
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! Traffic that is not one small segment: fragments, merged segments, ICMP errors; and what must not pass, or not leave the host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use farm_lab::client::Batch;
+use farm_lab::http::Failure;
+use farm_lab::process::run_limited;
+use farm_lab::wire::Watcher;
+use farm_lab::{Client, Group, Lab, LabConfig, MODULE, Mode, Node, VIP};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
+
+use crate::common::shell_ok;
+
+const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
+const BULK: SocketAddrV4 = SocketAddrV4::new(VIP, 8080);
+const BY_ADDR: SocketAddrV4 = SocketAddrV4::new(VIP, 5000);
+const BY_PORT: SocketAddrV4 = SocketAddrV4::new(VIP, 5001);
+const MIB: usize = 1024 * 1024;
+
+fn farm(mode: Mode) -> Lab {
+    let tcp = Group {
+        rules: vec![("tcp", "80".to_owned(), "on_addr"), ("tcp", "8080".to_owned(), "on_addr")],
+        ..Group::tcp("web", 0, "on_addr")
+    };
+    let udp = Group {
+        rules: vec![("udp", "5000".to_owned(), "on_addr"), ("udp", "5001".to_owned(), "on_port")],
+        ..Group::tcp("voice", 0, "on_addr")
+    };
+    Lab::serve(LabConfig {
+        routed: true,
+        client_addrs: 40,
+        groups: vec![tcp, udp],
+        ..LabConfig::with_mode(mode)
+    })
+    .expect("the farm comes up")
+}
+
+/// `length` bytes that only `seed` gives and that repeat nowhere.
+fn pattern(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// Services of a node that end when dropped.
+struct Service {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Answers each datagram to `at` with the node's name and the datagram.
+fn udp_echo(node: &Node, at: SocketAddrV4) -> Service {
+    let socket = node.space().run(|| UdpSocket::bind(at)).expect("the VIP is there");
+    socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a limit");
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stopped, name) = (Arc::clone(&stop), node.name().to_owned());
+    let thread = std::thread::spawn(move || {
+        let mut buffer = vec![0; 65_536];
+        while !stopped.load(Ordering::Relaxed) {
+            if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                let answer = [name.as_bytes(), b" ", &buffer[..length]].concat();
+                let _ = socket.send_to(&answer, from);
+            }
+        }
+    });
+    Service {
+        stop,
+        threads: vec![thread],
+    }
+}
+
+/// Sends `text` once and returns the names of the nodes that sent it back.
+fn udp_ask(client: &Client, source: Ipv4Addr, to: SocketAddrV4, text: &[u8]) -> Vec<String> {
+    let socket = client.space().run(|| UdpSocket::bind((source, 0))).expect("a socket");
+    socket.send_to(text, to).expect("it is sent");
+    socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a limit");
+    let mut answers = Vec::new();
+    let mut buffer = vec![0; 65_536];
+    while let Ok(length) = socket.recv(&mut buffer) {
+        let at = buffer.iter().position(|byte| *byte == b' ').expect("a name in front");
+        assert!(buffer[at + 1..length] == *text, "{source}: not what was sent came back");
+        answers.push(String::from_utf8_lossy(&buffer[..at]).into_owned());
+        // After the first answer only a second one, by another node, is waited for.
+        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("a limit");
+    }
+    answers
+}
+
+/// Takes and gives bytes on `at`: a line `up SEED N` and N bytes, answered by `NODE ok`; a line `down SEED N`, answered
+/// by the line `NODE` and N bytes.
+fn bulk(node: &Node, at: SocketAddrV4) -> Service {
+    let listener = node.space().run(|| TcpListener::bind(at)).expect("the VIP is there");
+    listener.set_nonblocking(true).expect("a mode");
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stopped, name) = (Arc::clone(&stop), node.name().to_owned());
+    let thread = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    let name = name.clone();
+                    // It ends with its client.
+                    std::thread::spawn(move || serve_bulk(&name, &stream));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    });
+    Service {
+        stop,
+        threads: vec![thread],
+    }
+}
+
+fn serve_bulk(name: &str, stream: &TcpStream) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let mut reader = BufReader::new(stream);
+    let mut writer = stream;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        let expected = pattern(number(1), number(2) as usize);
+        if words.first() == Some(&"up") {
+            let mut got = vec![0; expected.len()];
+            reader.read_exact(&mut got)?;
+            let wrong = got.iter().zip(&expected).position(|(a, b)| a != b);
+            let said = wrong.map_or_else(|| "ok".to_owned(), |at| format!("byte {at} is wrong"));
+            writer.write_all(format!("{name} {said}\n").as_bytes())?;
+        } else {
+            writer.write_all(format!("{name}\n").as_bytes())?;
+            writer.write_all(&expected)?;
+        }
+    }
+}
+
+/// What one client does on one connection, in order.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Send as many bytes.
+    Up(usize),
+    /// Fetch as many bytes.
+    Down(usize),
+}
+
+/// Runs the steps on one connection; between the first and the others `pause` is called once by the caller's `between`.
+async fn transfer(source: Ipv4Addr, steps: &[Step], between: &tokio::sync::Barrier) -> Result<String, String> {
+    let text = |what: &str, e: io::Error| format!("{source}: {what}: {e}");
+    let socket = TcpSocket::new_v4().map_err(|e| text("socket", e))?;
+    socket.bind((source, 0).into()).map_err(|e| text("bind", e))?;
+    let connected = tokio::time::timeout(Duration::from_secs(5), socket.connect(BULK.into())).await;
+    // All meet at the barrier, also those that failed.
+    let mut stream = match connected {
+        Ok(Ok(stream)) => Some(tokio::io::BufReader::new(stream)),
+        _ => None,
+    };
+    let mut node = Err(format!("{source}: no connection: {connected:?}"));
+    drop(connected);
+    for (index, step) in steps.iter().enumerate() {
+        if index > 0 {
+            between.wait().await;
+            between.wait().await;
+        }
+        let Some(open) = stream.as_mut() else { continue };
+        let seed = u64::from(u32::from(source)) + index as u64;
+        let done = tokio::time::timeout(Duration::from_secs(20), one_step(open, *step, seed)).await;
+        match done {
+            Ok(Ok(name)) if node.as_ref().map_or(true, |before| *before == name) => node = Ok(name),
+            other => {
+                node = Err(format!("{source}: {step:?} as step {index}: {other:?}"));
+                stream = None;
+            }
+        }
+    }
+    node
+}
+
+async fn one_step(
+    stream: &mut tokio::io::BufReader<tokio::net::TcpStream>,
+    step: Step,
+    seed: u64,
+) -> Result<String, String> {
+    let text = |e: io::Error| e.to_string();
+    let mut line = String::new();
+    match step {
+        Step::Up(length) => {
+            stream.write_all(format!("up {seed} {length}\n").as_bytes()).await.map_err(text)?;
+            stream.write_all(&pattern(seed, length)).await.map_err(text)?;
+            stream.read_line(&mut line).await.map_err(text)?;
+            match line.trim().split_once(' ') {
+                Some((node, "ok")) => Ok(node.to_owned()),
+                _ => Err(line),
+            }
+        }
+        Step::Down(length) => {
+            stream.write_all(format!("down {seed} {length}\n").as_bytes()).await.map_err(text)?;
+            stream.read_line(&mut line).await.map_err(text)?;
+            let mut got = vec![0; length];
+            stream.read_exact(&mut got).await.map_err(text)?;
+            let wrong = got.iter().zip(pattern(seed, length)).position(|(a, b)| *a != b);
+            wrong.map_or_else(|| Ok(line.trim().to_owned()), |at| Err(format!("byte {at} is wrong")))
+        }
+    }
+}
+
+/// The same steps from each source at once; `change` is called between two steps, when no byte is under way. Returns who served.
+fn transfers(client: &Client, sources: &[Ipv4Addr], steps: &[Step], change: impl FnOnce()) -> BTreeSet<String> {
+    let (sources, steps) = (sources.to_vec(), Arc::<[Step]>::from(steps));
+    let (meet, pauses) = (Arc::new(tokio::sync::Barrier::new(sources.len() + 1)), steps.len() - 1);
+    let (paused, wait_paused) = std::sync::mpsc::channel();
+    let (go_on, mut wait_go_on) = tokio::sync::mpsc::unbounded_channel::<()>();
+    let running = client
+        .start(async move || {
+            let mut tasks = tokio::task::JoinSet::new();
+            for source in sources {
+                let (steps, meet) = (Arc::clone(&steps), Arc::clone(&meet));
+                tasks.spawn(async move { transfer(source, &steps, &meet).await });
+            }
+            for _ in 0..pauses {
+                meet.wait().await;
+                let _ = paused.send(());
+                let _ = wait_go_on.recv().await;
+                meet.wait().await;
+            }
+            tasks.join_all().await
+        })
+        .expect("the client runs");
+    let mut change = Some(change);
+    for _ in 0..pauses {
+        wait_paused.recv().expect("the transfers pause");
+        if let Some(change) = change.take() {
+            change();
+        }
+        go_on.send(()).expect("the client waits");
+    }
+    let ended = running.wait().expect("the client ends");
+    let wrong: Vec<_> = ended.iter().filter_map(|one| one.as_ref().err()).collect();
+    assert!(wrong.is_empty(), "{} of {}: {wrong:#?}", wrong.len(), ended.len());
+    ended.into_iter().flatten().collect()
+}
+
+fn echo_of_4000_bytes(mode: Mode) {
+    let lab = farm(mode);
+    let mut wrong = Vec::new();
+    for source in &lab.client.addrs()[..12] {
+        let mut ping = lab.client.space().command("ping");
+        let (source, vip) = (source.to_string(), VIP.to_string());
+        ping.args(["-c", "2", "-i", "0.05", "-W", "1", "-s", "4000", "-I", &source, &vip]);
+        let pinged = run_limited(ping, Duration::from_secs(10)).expect("ping runs");
+        if !pinged.ok() || !pinged.stdout.contains(" 0% packet loss") || pinged.stdout.contains("DUP!") {
+            wrong.push(pinged.stdout);
+        }
+    }
+    assert!(wrong.is_empty(), "{} of 12 clients: {}", wrong.len(), wrong[0]);
+}
+
+#[test]
+fn a_fragmented_echo_request_is_answered_once_in_directed_mode() {
+    echo_of_4000_bytes(Mode::Directed);
+}
+
+#[test]
+fn a_fragmented_echo_request_is_answered_once_in_invisible_mode() {
+    echo_of_4000_bytes(Mode::Invisible);
+}
+
+fn datagrams_of_4000_bytes(mode: Mode) {
+    let lab = farm(mode);
+    let services: Vec<Service> = lab
+        .nodes
+        .iter()
+        .flat_map(|node| [udp_echo(node, BY_ADDR), udp_echo(node, BY_PORT)])
+        .collect();
+    let far = lab.far.as_ref().expect("the lab is routed");
+    for to in [BY_ADDR, BY_PORT] {
+        let mut served = BTreeMap::<String, usize>::new();
+        for (client, sources) in [(&lab.client, 30), (far, 10)] {
+            for source in &client.addrs()[..sources] {
+                let text = pattern(u64::from(u32::from(*source)), 4000);
+                let answers = udp_ask(client, *source, to, &text);
+                assert_eq!(answers.len(), 1, "{mode:?} {source} to {to}: {answers:?}");
+                *served.entry(answers[0].clone()).or_default() += 1;
+            }
+        }
+        assert_eq!(served.len(), 3, "{to}: {served:?}");
+    }
+    drop(services);
+}
+
+#[test]
+fn fragmented_datagrams_are_answered_once_in_directed_mode() {
+    datagrams_of_4000_bytes(Mode::Directed);
+}
+
+#[test]
+fn fragmented_datagrams_are_answered_once_in_invisible_mode() {
+    datagrams_of_4000_bytes(Mode::Invisible);
+}
+
+/// Uploads in merged segments; and downloads by a client behind a link whose MTU shrinks under its connections: the
+/// router's "fragmentation needed" must reach the server that has the connection.
+fn bulk_transfers(mode: Mode) {
+    let lab = farm(mode);
+    let services: Vec<Service> = lab.nodes.iter().map(|node| bulk(node, BULK)).collect();
+    let near = &lab.client.addrs()[..12];
+    let servers = transfers(&lab.client, near, &[Step::Up(MIB), Step::Down(MIB)], || ());
+    assert_eq!(servers.len(), 3, "{servers:?}");
+    transfers(&lab.client, &near[..1], &[Step::Up(16 * MIB)], || ());
+
+    let (far, router) = (
+        lab.far.as_ref().expect("the lab is routed"),
+        lab.router.as_ref().expect("the lab is routed"),
+    );
+    let steps = [Step::Up(MIB / 4), Step::Down(MIB), Step::Down(MIB)];
+    let servers = transfers(far, &far.addrs()[..16], &steps, || {
+        router.ip(&["link set eth1 mtu 1000"]).expect("a smaller MTU");
+    });
+    assert_eq!(servers.len(), 3, "{servers:?}");
+    // And for connections that begin on the small link.
+    transfers(far, &far.addrs()[16..32], &[Step::Down(MIB)], || ());
+    let learned: usize = lab
+        .nodes
+        .iter()
+        .map(|node| shell_ok(node, "ip -o route show cache").matches("mtu 1000").count())
+        .sum();
+    assert!(learned >= 32, "the servers learned of {learned} clients, 32 are behind the link");
+    drop(services);
+}
+
+#[test]
+fn uploads_and_a_shrinking_path_keep_every_byte_in_directed_mode() {
+    bulk_transfers(Mode::Directed);
+}
+
+#[test]
+fn uploads_and_a_shrinking_path_keep_every_byte_in_invisible_mode() {
+    bulk_transfers(Mode::Invisible);
+}
+
+/// A counter of a node's daemon.
+fn counter(node: &Node, name: &str) -> u64 {
+    let mut socket = UnixStream::connect(node.dirs().run.join("farmd.sock")).expect("farmd answers");
+    socket
+        .write_all(b"GET /v1/metrics HTTP/1.1\r\nHost: farmd\r\nConnection: close\r\n\r\n")
+        .expect("a request");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("an answer");
+    let (from, to) = (answer.find('{').expect("JSON"), answer.rfind('}').expect("JSON"));
+    let counters: BTreeMap<String, u64> = serde_json::from_str(&answer[from..=to]).expect("JSON");
+    *counters.get(name).unwrap_or_else(|| panic!("no {name} in {counters:?}"))
+}
+
+#[test]
+fn traffic_to_a_port_without_a_rule_is_dropped_in_silence_and_counted() {
+    let lab = farm(Mode::Directed);
+    // Something listens there on every node: it must not be reached.
+    let listeners: Vec<TcpListener> = lab
+        .nodes
+        .iter()
+        .map(|node| node.space().run(|| TcpListener::bind("0.0.0.0:81")).expect("a free port"))
+        .collect();
+    let dropped = || lab.nodes.iter().map(|node| counter(node, "frames_no_rule")).sum::<u64>();
+    let before = dropped();
+    let watcher = Watcher::start(&lab).expect("the wire can be watched");
+    let to = SocketAddrV4::new(VIP, 81);
+    let report = lab.client.batch(Batch {
+        limit: Duration::from_millis(500),
+        ..Batch::new(to, 16)
+    });
+    let failures = report.expect("a batch").failures();
+    assert_eq!(failures.get(&Failure::ConnectTimeout), Some(&16), "{failures:?}");
+    // The same port of another protocol, and a protocol without ports.
+    for source in &lab.client.addrs()[..4] {
+        let udp = SocketAddrV4::new(VIP, 80);
+        let socket = lab.client.space().run(|| UdpSocket::bind((*source, 0))).expect("a socket");
+        socket.connect(udp).expect("a destination");
+        socket.send(b"who").expect("it is sent");
+        socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a limit");
+        let answer = socket.recv(&mut [0; 16]);
+        let kind = answer.expect_err("nobody answers").kind();
+        assert!(matches!(kind, io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{kind:?}");
+    }
+    let evidence = watcher.stop().expect("the watcher ends");
+    evidence.check_single_owner().expect("not a word on the wire");
+    assert!(evidence.syn_acks.is_empty(), "{:?}", evidence.syn_acks);
+    assert!(dropped() - before >= 20, "{} frames were counted", dropped() - before);
+    drop(listeners);
+}
+
+/// One request from a process of the node itself; the name of who answered.
+fn ask_locally(node: &Node) -> io::Result<String> {
+    let stream = node
+        .space()
+        .run(|| TcpStream::connect_timeout(&WEB.into(), Duration::from_secs(2)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    (&stream).write_all(b"GET /who HTTP/1.1\r\nHost: farm\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    (&stream).read_to_string(&mut answer)?;
+    let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
+    let who: BTreeMap<String, String> = serde_json::from_str(body)?;
+    Ok(who.get("node").cloned().unwrap_or_default())
+}
+
+#[test]
+fn a_process_on_a_node_reaches_its_own_service_and_without_it_the_others() {
+    for mode in [Mode::Directed, Mode::Invisible] {
+        let lab = farm(mode);
+        for node in &lab.nodes {
+            for _ in 0..5 {
+                let who = ask_locally(node).unwrap_or_else(|e| panic!("{mode:?} {}: {e}", node.name()));
+                assert_eq!(who, node.name(), "{mode:?}");
+            }
+        }
+        // A node whose module is stopped is a client like any other, whichever node is its entry or has its bucket.
+        for node in &lab.nodes {
+            node.farm_ok(&["stop", MODULE]).expect("it stops");
+            let who = ask_locally(node).unwrap_or_else(|e| panic!("{mode:?}: {} as a client: {e}", node.name()));
+            assert_ne!(who, node.name(), "{mode:?}");
+            node.farm_ok(&["start", MODULE]).expect("it starts");
+        }
+    }
+}
