@@ -101,13 +101,7 @@ pub fn wait_state(node: &Node, module: &str, state: ModuleState, limit: Duration
     wait_until(limit, &what, || {
         (own_row(node, module).state == Some(state)).then_some(())
     })
-    .unwrap_or_else(|e| {
-        panic!(
-            "{e}: {:?}\n{}",
-            own_row(node, module),
-            log_of(node, module)
-        )
-    });
+    .unwrap_or_else(|e| panic!("{e}: {:?}\n{}", own_row(node, module), log_of(node, module)));
 }
 
 /// The last lines of a module's log.

@@ -44,7 +44,11 @@ fn serving(config: LabConfig) -> (Lab, String) {
     for node in &lab.nodes {
         crate::common::install(&lab, node, &|_, module| module);
     }
-    same(&before, &host(node), "a daemon without a started module touches nothing");
+    same(
+        &before,
+        &host(node),
+        "a daemon without a started module touches nothing",
+    );
     start(&lab, MODULE);
     let during = host(node);
     assert_ne!(before, during);
@@ -83,7 +87,9 @@ fn a_stop_and_the_daemons_end_leave_the_host_as_it_was_in_invisible_mode() {
 #[test]
 fn what_a_killed_daemon_left_is_undone_by_cleanup_and_by_the_next_start() {
     let (lab, before) = serving(farm_of(2));
-    let [first, second] = &lab.nodes[..] else { panic!("two nodes") };
+    let [first, second] = &lab.nodes[..] else {
+        panic!("two nodes")
+    };
     let refused = first.farm(&["cleanup"]).expect("farm runs");
     assert_eq!(refused.code, Some(i32::from(exit::REFUSED)), "{refused:?}");
     mentions(&host(first), &["table netdev farm_eth0"]);
@@ -99,7 +105,9 @@ fn what_a_killed_daemon_left_is_undone_by_cleanup_and_by_the_next_start() {
     let said = first.farm_ok(&["cleanup"]).expect("cleanup works without a daemon");
     mentions(&said, &["farm_eth0"]);
     same(&before, &host(first), "after farm cleanup");
-    first.farm_ok(&["cleanup"]).expect("a second time there is nothing to do");
+    first
+        .farm_ok(&["cleanup"])
+        .expect("a second time there is nothing to do");
 
     // The other node has its own link: what is compared is that nothing of the farm is left.
     mentions(&host(second), &["table netdev farm_eth0"]);
@@ -127,7 +135,9 @@ fn what_a_killed_daemon_left_is_undone_by_cleanup_and_by_the_next_start() {
 #[test]
 fn settings_of_the_administrator_win_over_what_farmd_would_restore() {
     let lab = configured(farm_of(2), |_, module| module);
-    let [first, second] = &lab.nodes[..] else { panic!("two nodes") };
+    let [first, second] = &lab.nodes[..] else {
+        panic!("two nodes")
+    };
     let announce = "net.ipv4.conf.eth0.arp_announce";
     let read = |node: &Node| shell_ok(node, "cat /proc/sys/net/ipv4/conf/eth0/arp_announce");
     first.space().sysctl(announce, "2").expect("a sysctl");

@@ -20,7 +20,8 @@ use crate::common::{
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
 /// Writes each run's name, arguments and environment to `SAFEUSERVAR/trace`.
-const TRACE: &str = "#!/bin/sh\n{ echo \"run ${0##*/} $*\"; echo \"cwd $(pwd)\"; env | sed 's/^/env /'; } >>\"$SAFEUSERVAR/trace\"\n";
+const TRACE: &str =
+    "#!/bin/sh\n{ echo \"run ${0##*/} $*\"; echo \"cwd $(pwd)\"; env | sed 's/^/env /'; } >>\"$SAFEUSERVAR/trace\"\n";
 
 /// A module whose scripts only write a trace.
 fn traced(mut module: ModuleText) -> ModuleText {
@@ -93,7 +94,11 @@ fn scripts_get_their_arguments_and_environment_in_the_order_of_a_life() {
         ]
     );
     let (_, vars) = &runs[1];
-    let var = |name: &str| vars.get(name).map(String::as_str).unwrap_or_else(|| panic!("no {name} in {vars:?}"));
+    let var = |name: &str| {
+        vars.get(name)
+            .map(String::as_str)
+            .unwrap_or_else(|| panic!("no {name} in {vars:?}"))
+    };
     assert_eq!(var("SERVICES"), "a, \"b\"");
     assert_eq!(var("SAFEMODULE"), MODULE, "a <var> cannot hide it");
     assert_eq!(var("FARM_NODE"), "node1");
@@ -125,7 +130,10 @@ fn a_checker_that_always_fails_stops_the_module_at_maxloop() {
     let node = &lab.nodes[0];
     let started = |since: usize| {
         let runs = runs(node);
-        names(&runs)[since..].iter().filter(|run| run.starts_with("start_both")).count()
+        names(&runs)[since..]
+            .iter()
+            .filter(|run| run.starts_with("start_both"))
+            .count()
     };
     let failed = node.farm(&["start", MODULE]).expect("farm runs");
     assert_eq!(failed.code, Some(i32::from(exit::FAILED)), "{failed:?}");
@@ -140,7 +148,10 @@ fn a_checker_that_always_fails_stops_the_module_at_maxloop() {
     let log = log_of(node, MODULE);
     mentions(&log, &["Action stop called by maxloop"]);
     mentions(&own_row(node, MODULE).why, &["maxloop"]);
-    assert!(!shell_ok(node, "ip -o -4 addr").contains(&VIP.to_string()), "the VIP has left");
+    assert!(
+        !shell_ok(node, "ip -o -4 addr").contains(&VIP.to_string()),
+        "the VIP has left"
+    );
 
     // A command of the administrator resets the count: again one start and one restart.
     let before = runs(node).len();
@@ -173,7 +184,9 @@ fn the_words_of_safekit_work_inside_scripts() {
     let resources = module_of(node, MODULE).resources;
     assert_eq!(resources.get("custom.licence").map(String::as_str), Some("up"));
     assert_eq!(resources.get("custom.note").map(String::as_str), Some("some text"));
-    let got = node.farm_ok(&["-m", MODULE, "get", "-r", "custom.licence"]).expect("it is set");
+    let got = node
+        .farm_ok(&["-m", MODULE, "get", "-r", "custom.licence"])
+        .expect("it is set");
     assert_eq!(got.trim(), "up");
 
     fs::write(user_var(node).join("give-up"), "").expect("a file");
@@ -227,10 +240,17 @@ fn a_hung_stop_script_is_ended_and_the_forced_pass_follows() {
     let runs = runs(node);
     assert_eq!(
         names(&runs)[2..],
-        ["stop_both UP WAIT stop", "stop_both force WAIT STOP stop", "poststop WAIT STOP stop"]
+        [
+            "stop_both UP WAIT stop",
+            "stop_both force WAIT STOP stop",
+            "poststop WAIT STOP stop"
+        ]
     );
     mentions(&log_of(node, MODULE), &["Script stop_both failed"]);
-    let left = shell_ok(node, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep 7655[.]25' || :");
+    let left = shell_ok(
+        node,
+        "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'sleep 7655[.]25' || :",
+    );
     assert_eq!(left.trim(), "0", "its child is still there");
 }
 
@@ -238,10 +258,16 @@ fn a_hung_stop_script_is_ended_and_the_forced_pass_follows() {
 fn boot_on_starts_with_the_daemon_and_auto_as_it_was() {
     let lab = configured(farm_of(2), |node, mut module| {
         let boot = if node.name() == "node1" { "on" } else { "auto" };
-        module.userconfig = changed(&module.userconfig, "mode=\"farm\"", &format!("mode=\"farm\" boot=\"{boot}\""));
+        module.userconfig = changed(
+            &module.userconfig,
+            "mode=\"farm\"",
+            &format!("mode=\"farm\" boot=\"{boot}\""),
+        );
         module
     });
-    let [on, auto] = &lab.nodes[..] else { panic!("two nodes") };
+    let [on, auto] = &lab.nodes[..] else {
+        panic!("two nodes")
+    };
     let again = |node: &Node| {
         assert_eq!(node.stop_farmd().expect("farmd ends"), Some(0), "{}", node.log_tail(20));
         node.start_farmd().expect("farmd starts");
@@ -249,9 +275,17 @@ fn boot_on_starts_with_the_daemon_and_auto_as_it_was() {
     };
     again(on);
     again(auto);
-    lab.wait_ready(MODULE, &[on], Duration::from_secs(20)).expect("boot=on serves");
-    mentions(&log_of(on, MODULE), &["Action start called at boot", "Action start called by boot"]);
-    assert_eq!(own_row(auto, MODULE).state, Some(ModuleState::Stop), "auto was never started");
+    lab.wait_ready(MODULE, &[on], Duration::from_secs(20))
+        .expect("boot=on serves");
+    mentions(
+        &log_of(on, MODULE),
+        &["Action start called at boot", "Action start called by boot"],
+    );
+    assert_eq!(
+        own_row(auto, MODULE).state,
+        Some(ModuleState::Stop),
+        "auto was never started"
+    );
 
     auto.farm_ok(&["start", MODULE]).expect("it starts");
     again(auto);
@@ -260,7 +294,11 @@ fn boot_on_starts_with_the_daemon_and_auto_as_it_was() {
     auto.farm_ok(&["stop", MODULE]).expect("it stops");
     again(auto);
     std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(own_row(auto, MODULE).state, Some(ModuleState::Stop), "it was stopped by hand");
+    assert_eq!(
+        own_row(auto, MODULE).state,
+        Some(ModuleState::Stop),
+        "it was stopped by hand"
+    );
 }
 
 /// An idle connection: connected, answered once, then silent.
@@ -291,20 +329,27 @@ fn watch_idle(lab: &Lab, sources: Vec<Ipv4Addr>, limit: Duration, act: impl FnOn
                 streams.push((body.split(' ').next().unwrap_or_default().to_owned(), stream));
             }
             let _ = opened.send(());
-            let begin = wait_begun.wait_for(Option::is_some).await.expect("a start").expect("set");
+            let begin = wait_begun
+                .wait_for(Option::is_some)
+                .await
+                .expect("a start")
+                .expect("set");
             let mut watched = tokio::task::JoinSet::new();
             for (node, mut stream) in streams {
                 watched.spawn(async move {
                     let mut more = [0; 64];
                     let left = (begin + limit).saturating_duration_since(Instant::now());
-                    let ended = tokio::time::timeout(left, stream.read(&mut more)).await.ok().map(|read| {
-                        let how = match read {
-                            Ok(0) => "closed".to_owned(),
-                            Ok(more) => format!("{more} bytes"),
-                            Err(error) => format!("{:?}", error.kind()),
-                        };
-                        (begin.elapsed(), how)
-                    });
+                    let ended = tokio::time::timeout(left, stream.read(&mut more))
+                        .await
+                        .ok()
+                        .map(|read| {
+                            let how = match read {
+                                Ok(0) => "closed".to_owned(),
+                                Ok(more) => format!("{more} bytes"),
+                                Err(error) => format!("{:?}", error.kind()),
+                            };
+                            (begin.elapsed(), how)
+                        });
                     Idle { node, ended }
                 });
             }
@@ -337,7 +382,10 @@ fn clients_of_a_service_that_does_not_stop_are_reset_at_once() {
         assert!(*after < Duration::from_secs(1), "reset after {after:?}");
     }
     assert!(there.iter().all(|idle| idle.ended.is_none()), "the other node's go on");
-    mentions(&shell_ok(node, "ps -e -o comm= 2>/dev/null || cat /proc/[0-9]*/comm"), &["nginx"]);
+    mentions(
+        &shell_ok(node, "ps -e -o comm= 2>/dev/null || cat /proc/[0-9]*/comm"),
+        &["nginx"],
+    );
 }
 
 #[test]
@@ -388,7 +436,10 @@ fn two_modules_serve_side_by_side_and_one_stops_alone() {
     assert_eq!(silent.expect("a batch").answered(), 0);
     for node in &lab.nodes {
         let addrs = shell_ok(node, "ip -o -4 addr");
-        assert!(addrs.contains("198.18.0.20/") && !addrs.contains("198.18.0.21/"), "{addrs}");
+        assert!(
+            addrs.contains("198.18.0.20/") && !addrs.contains("198.18.0.21/"),
+            "{addrs}"
+        );
     }
     // And on one node only: the rest of it is served by the other node.
     lab.nodes[0].farm_ok(&["stop", MODULE]).expect("it stops");

@@ -192,7 +192,10 @@ fn apache_farm_is_accepted_and_says_when_apache_is_missing() {
         .expect("it is installed");
     node.farm_ok(&["config", "apache_farm"]).expect("it is accepted");
     // A machine that has Apache plays one that has not.
-    shell_ok(node, "[ ! -e /usr/sbin/apache2 ] || mount --bind /dev/null /usr/sbin/apache2");
+    shell_ok(
+        node,
+        "[ ! -e /usr/sbin/apache2 ] || mount --bind /dev/null /usr/sbin/apache2",
+    );
     let failed = node.farm(&["start", "apache_farm"]).expect("farm runs");
     assert_eq!(failed.code, Some(i32::from(exit::FAILED)), "{failed:?}");
     mentions(&format!("{}{}", failed.stdout, failed.stderr), &["start_both"]);

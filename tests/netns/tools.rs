@@ -40,7 +40,7 @@ fn snapshot(lab: &Lab, node: &Node, name: &str) -> BTreeMap<String, Vec<u8>> {
         let mut entry = zip.by_index(index).expect("an entry");
         let mut content = Vec::new();
         entry.read_to_end(&mut content).expect("its content");
-        entries.insert(entry.name().to_owned(), content);
+        entries.insert(entry.name().expect("a name").into_owned(), content);
     }
     entries
 }
@@ -49,7 +49,10 @@ fn has(entries: &BTreeMap<String, Vec<u8>>, parts: &[&str]) {
     for part in parts {
         let found = entries.get(&format!("snapshot/{part}"));
         let names: Vec<&String> = entries.keys().collect();
-        assert!(found.is_some_and(|content| !content.is_empty()), "{part} is not in {names:?}");
+        assert!(
+            found.is_some_and(|content| !content.is_empty()),
+            "{part} is not in {names:?}"
+        );
     }
 }
 
@@ -61,7 +64,10 @@ fn holds_no_secret(entries: &BTreeMap<String, Vec<u8>>) {
     for (name, content) in entries {
         let text = String::from_utf8_lossy(content).to_lowercase();
         assert!(!text.contains(KEY), "the key is in {name}");
-        assert!(!content.windows(key.len()).any(|part| part == key), "the key is in {name}");
+        assert!(
+            !content.windows(key.len()).any(|part| part == key),
+            "the key is in {name}"
+        );
         assert!(!text.contains(PASSWORD), "the password is in {name}");
         assert!(!name.ends_with(".key"), "{name}");
     }
@@ -85,14 +91,27 @@ fn a_snapshot_holds_what_support_needs_and_no_secret() {
     has(&running, &parts);
     has(
         &running,
-        &["daemon/cluster.json", "daemon/metrics.json", "daemon/plan.json", "daemon/status.json"],
+        &[
+            "daemon/cluster.json",
+            "daemon/metrics.json",
+            "daemon/plan.json",
+            "daemon/status.json",
+        ],
     );
     let outputs = running.keys().filter(|name| name.ends_with(".ulog")).count();
     assert!(outputs >= 1, "the output of scripts: {:?}", running.keys());
-    assert!(running.keys().any(|name| name.contains("system/")), "{:?}", running.keys());
+    assert!(
+        running.keys().any(|name| name.contains("system/")),
+        "{:?}",
+        running.keys()
+    );
     holds_no_secret(&running);
     let again = node.farm(&["snapshot", &lab.base().join("running.zip").display().to_string()]);
-    assert_ne!(again.expect("farm runs").code, Some(0), "a file is not overwritten unasked");
+    assert_ne!(
+        again.expect("farm runs").code,
+        Some(0),
+        "a file is not overwritten unasked"
+    );
 
     node.signal_farmd("KILL").expect("farmd is killed");
     node.wait_farmd_end(Duration::from_secs(5)).expect("farmd is gone");
@@ -116,7 +135,10 @@ fn the_log_is_shown_and_followed() {
     }
     for line in log.lines() {
         let fields: Vec<&str> = line.splitn(4, '|').map(str::trim).collect();
-        assert!(fields.len() == 4 && fields[0].len() > 18 && "CEUSI".contains(fields[2]), "{line}");
+        assert!(
+            fields.len() == 4 && fields[0].len() > 18 && "CEUSI".contains(fields[2]),
+            "{line}"
+        );
     }
     let last = node.farm_ok(&["log", MODULE, "-n", "1"]).expect("a log");
     assert_eq!(last.lines().count(), 1);
@@ -132,11 +154,16 @@ fn the_log_is_shown_and_followed() {
     let followed = std::thread::scope(|scope| {
         let followed = scope.spawn(|| follow("2.5"));
         std::thread::sleep(Duration::from_millis(1000));
-        node.farm_ok(&["-m", MODULE, "printi", "a line of just now"]).expect("a line");
+        node.farm_ok(&["-m", MODULE, "printi", "a line of just now"])
+            .expect("a line");
         followed.join().expect("it is followed")
     });
     assert_eq!(followed.code, Some(124), "it follows until it is ended: {followed:?}");
-    let seen = followed.stdout.lines().filter(|line| line.ends_with("a line of just now")).count();
+    let seen = followed
+        .stdout
+        .lines()
+        .filter(|line| line.ends_with("a line of just now"))
+        .count();
     assert_eq!(seen, 1, "{}", followed.stdout);
     mentions(&followed.stdout, &["Local state UP Ready"]);
 
@@ -148,11 +175,19 @@ fn the_log_is_shown_and_followed() {
 #[test]
 fn the_exit_code_of_status_tells_how_the_farm_is() {
     let lab = farm(2);
-    let [first, second] = &lab.nodes[..] else { panic!("two nodes") };
+    let [first, second] = &lab.nodes[..] else {
+        panic!("two nodes")
+    };
     let codes = |expected: u8| {
         for args in [vec!["status"], vec!["status", MODULE], vec!["--json", "status"]] {
             let shown = first.farm(&args).expect("farm runs");
-            assert_eq!(shown.code, Some(i32::from(expected)), "{args:?}: {}{}", shown.stdout, shown.stderr);
+            assert_eq!(
+                shown.code,
+                Some(i32::from(expected)),
+                "{args:?}: {}{}",
+                shown.stdout,
+                shown.stderr
+            );
         }
     };
     codes(exit::STOPPED);
@@ -186,7 +221,12 @@ fn a_wrong_configuration_is_told_by_its_place_and_changes_nothing() {
     let lab = farm(1);
     let node = &lab.nodes[0];
     let file = node.dirs().etc.join("modules").join(MODULE).join("conf/userconfig.xml");
-    let active = node.dirs().var.join("modules").join(MODULE).join("active/conf/userconfig.xml");
+    let active = node
+        .dirs()
+        .var
+        .join("modules")
+        .join(MODULE)
+        .join("active/conf/userconfig.xml");
     let right = fs::read_to_string(&file).expect("it is installed");
     let accepted = fs::read_to_string(&active).expect("it is configured");
     // Two mistakes, so that both are told at once.
@@ -194,7 +234,11 @@ fn a_wrong_configuration_is_told_by_its_place_and_changes_nothing() {
     let wrong = changed(&wrong, "interval=\"1s\"", "interval=\"soon\"");
     fs::write(&file, &wrong).expect("it can be edited");
     let place = |text: &str| {
-        let (index, line) = wrong.lines().enumerate().find(|(_, line)| line.contains(text)).expect("it is there");
+        let (index, line) = wrong
+            .lines()
+            .enumerate()
+            .find(|(_, line)| line.contains(text))
+            .expect("it is there");
         let element = line.find('<').expect("an element") + 1;
         (index + 1, element, line.find(text).expect("it is there") + 1)
     };
@@ -226,5 +270,8 @@ fn a_wrong_configuration_is_told_by_its_place_and_changes_nothing() {
     assert_eq!(fs::read_to_string(&active).expect("the active copy is there"), accepted);
     node.farm_ok(&["stop", MODULE]).expect("it stops");
     node.farm_ok(&["config", MODULE]).expect("the new file is right");
-    mentions(&fs::read_to_string(&active).expect("the active copy is there"), &["on_port"]);
+    mentions(
+        &fs::read_to_string(&active).expect("the active copy is there"),
+        &["on_port"],
+    );
 }

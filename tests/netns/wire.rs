@@ -27,11 +27,17 @@ const MIB: usize = 1024 * 1024;
 
 fn farm(mode: Mode) -> Lab {
     let tcp = Group {
-        rules: vec![("tcp", "80".to_owned(), "on_addr"), ("tcp", "8080".to_owned(), "on_addr")],
+        rules: vec![
+            ("tcp", "80".to_owned(), "on_addr"),
+            ("tcp", "8080".to_owned(), "on_addr"),
+        ],
         ..Group::tcp("web", 0, "on_addr")
     };
     let udp = Group {
-        rules: vec![("udp", "5000".to_owned(), "on_addr"), ("udp", "5001".to_owned(), "on_port")],
+        rules: vec![
+            ("udp", "5000".to_owned(), "on_addr"),
+            ("udp", "5001".to_owned(), "on_port"),
+        ],
         ..Group::tcp("voice", 0, "on_addr")
     };
     Lab::serve(LabConfig {
@@ -75,7 +81,9 @@ impl Drop for Service {
 /// Answers each datagram to `at` with the node's name and the datagram.
 fn udp_echo(node: &Node, at: SocketAddrV4) -> Service {
     let socket = node.space().run(|| UdpSocket::bind(at)).expect("the VIP is there");
-    socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a limit");
+    socket
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .expect("a limit");
     let stop = Arc::new(AtomicBool::new(false));
     let (stopped, name) = (Arc::clone(&stop), node.name().to_owned());
     let thread = std::thread::spawn(move || {
@@ -105,7 +113,9 @@ fn udp_ask(client: &Client, source: Ipv4Addr, to: SocketAddrV4, text: &[u8]) -> 
         assert!(buffer[at + 1..length] == *text, "{source}: not what was sent came back");
         answers.push(String::from_utf8_lossy(&buffer[..at]).into_owned());
         // After the first answer only a second one, by another node, is waited for.
-        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("a limit");
+        socket
+            .set_read_timeout(Some(Duration::from_millis(20)))
+            .expect("a limit");
     }
     answers
 }
@@ -170,19 +180,17 @@ enum Step {
     Down(usize),
 }
 
-/// Runs the steps on one connection; between the first and the others `pause` is called once by the caller's `between`.
+/// Runs the steps on one connection and returns the node that served it; before each step but the first it meets the others twice.
 async fn transfer(source: Ipv4Addr, steps: &[Step], between: &tokio::sync::Barrier) -> Result<String, String> {
     let text = |what: &str, e: io::Error| format!("{source}: {what}: {e}");
     let socket = TcpSocket::new_v4().map_err(|e| text("socket", e))?;
     socket.bind((source, 0).into()).map_err(|e| text("bind", e))?;
     let connected = tokio::time::timeout(Duration::from_secs(5), socket.connect(BULK.into())).await;
     // All meet at the barrier, also those that failed.
-    let mut stream = match connected {
-        Ok(Ok(stream)) => Some(tokio::io::BufReader::new(stream)),
-        _ => None,
+    let (mut stream, mut node) = match connected {
+        Ok(Ok(stream)) => (Some(tokio::io::BufReader::new(stream)), Err(String::new())),
+        other => (None, Err(format!("{source}: no connection: {other:?}"))),
     };
-    let mut node = Err(format!("{source}: no connection: {connected:?}"));
-    drop(connected);
     for (index, step) in steps.iter().enumerate() {
         if index > 0 {
             between.wait().await;
@@ -211,7 +219,10 @@ async fn one_step(
     let mut line = String::new();
     match step {
         Step::Up(length) => {
-            stream.write_all(format!("up {seed} {length}\n").as_bytes()).await.map_err(text)?;
+            stream
+                .write_all(format!("up {seed} {length}\n").as_bytes())
+                .await
+                .map_err(text)?;
             stream.write_all(&pattern(seed, length)).await.map_err(text)?;
             stream.read_line(&mut line).await.map_err(text)?;
             match line.trim().split_once(' ') {
@@ -220,7 +231,10 @@ async fn one_step(
             }
         }
         Step::Down(length) => {
-            stream.write_all(format!("down {seed} {length}\n").as_bytes()).await.map_err(text)?;
+            stream
+                .write_all(format!("down {seed} {length}\n").as_bytes())
+                .await
+                .map_err(text)?;
             stream.read_line(&mut line).await.map_err(text)?;
             let mut got = vec![0; length];
             stream.read_exact(&mut got).await.map_err(text)?;
@@ -350,7 +364,10 @@ fn bulk_transfers(mode: Mode) {
         .iter()
         .map(|node| shell_ok(node, "ip -o route show cache").matches("mtu 1000").count())
         .sum();
-    assert!(learned >= 32, "the servers learned of {learned} clients, 32 are behind the link");
+    assert!(
+        learned >= 32,
+        "the servers learned of {learned} clients, 32 are behind the link"
+    );
     drop(services);
 }
 
@@ -374,7 +391,9 @@ fn counter(node: &Node, name: &str) -> u64 {
     socket.read_to_string(&mut answer).expect("an answer");
     let (from, to) = (answer.find('{').expect("JSON"), answer.rfind('}').expect("JSON"));
     let counters: BTreeMap<String, u64> = serde_json::from_str(&answer[from..=to]).expect("JSON");
-    *counters.get(name).unwrap_or_else(|| panic!("no {name} in {counters:?}"))
+    *counters
+        .get(name)
+        .unwrap_or_else(|| panic!("no {name} in {counters:?}"))
 }
 
 #[test]
@@ -384,9 +403,18 @@ fn traffic_to_a_port_without_a_rule_is_dropped_in_silence_and_counted() {
     let listeners: Vec<TcpListener> = lab
         .nodes
         .iter()
-        .map(|node| node.space().run(|| TcpListener::bind("0.0.0.0:81")).expect("a free port"))
+        .map(|node| {
+            node.space()
+                .run(|| TcpListener::bind("0.0.0.0:81"))
+                .expect("a free port")
+        })
         .collect();
-    let dropped = || lab.nodes.iter().map(|node| counter(node, "frames_no_rule")).sum::<u64>();
+    let dropped = || {
+        lab.nodes
+            .iter()
+            .map(|node| counter(node, "frames_no_rule"))
+            .sum::<u64>()
+    };
     let before = dropped();
     let watcher = Watcher::start(&lab).expect("the wire can be watched");
     let to = SocketAddrV4::new(VIP, 81);
@@ -399,13 +427,22 @@ fn traffic_to_a_port_without_a_rule_is_dropped_in_silence_and_counted() {
     // The same port of another protocol, and a protocol without ports.
     for source in &lab.client.addrs()[..4] {
         let udp = SocketAddrV4::new(VIP, 80);
-        let socket = lab.client.space().run(|| UdpSocket::bind((*source, 0))).expect("a socket");
+        let socket = lab
+            .client
+            .space()
+            .run(|| UdpSocket::bind((*source, 0)))
+            .expect("a socket");
         socket.connect(udp).expect("a destination");
         socket.send(b"who").expect("it is sent");
-        socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a limit");
+        socket
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .expect("a limit");
         let answer = socket.recv(&mut [0; 16]);
         let kind = answer.expect_err("nobody answers").kind();
-        assert!(matches!(kind, io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{kind:?}");
+        assert!(
+            matches!(kind, io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+            "{kind:?}"
+        );
     }
     let evidence = watcher.stop().expect("the watcher ends");
     evidence.check_single_owner().expect("not a word on the wire");

@@ -19,6 +19,11 @@ use crate::requesters::Requesters;
 use crate::wire::auth::ClusterKey;
 use crate::wire::heartbeat::{BucketSet, Heartbeat, MAX_REQUESTERS, ModuleReport, ParseError, Requester};
 
+/// Most bucket maps in one heartbeat: with the rest of a full report they fit into the largest UDP datagram.
+const MAX_MAPS: usize = 4;
+/// When the maps follow that found no place.
+const MAPS_FOLLOW: Duration = Duration::from_millis(1);
+
 /// What the daemon says of one of its modules.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LocalModule {
@@ -122,6 +127,8 @@ pub struct Farm {
     requesters: Requesters,
     seq: u64,
     next_heartbeat: Duration,
+    /// Position, among all groups, of the one whose map is sent first.
+    map_turn: usize,
     leaving: bool,
     plan_version: u64,
     /// A pause closed everything; lifted by the next turn.
@@ -155,6 +162,7 @@ impl Farm {
             requesters: Requesters::default(),
             seq: 0,
             next_heartbeat: now,
+            map_turn: 0,
             leaving: false,
             plan_version: 0,
             paused: false,
@@ -393,8 +401,8 @@ impl Farm {
                 .for_each(|g| g.planned(version));
         }
         if now >= self.next_heartbeat {
-            self.send(now);
-            self.next_heartbeat = now + self.interval;
+            let more = self.send(now);
+            self.next_heartbeat = now + if more { MAPS_FOLLOW } else { self.interval };
         }
     }
 
@@ -521,8 +529,62 @@ impl Farm {
         (reference, coordinator)
     }
 
-    fn send(&mut self, now: Duration) {
-        let modules = self.modules.iter().map(|(name, module)| {
+    /// Sends the node's state to all peers; true if some maps found no place and should follow soon.
+    fn send(&mut self, now: Duration) -> bool {
+        let mut maps = 0;
+        let mut left_out = false;
+        let mut modules: Vec<ModuleReport> = self.report_modules();
+        // Groups whose maps found no place last time come first now.
+        let groups: usize = modules.iter().map(|m| m.groups.len()).sum();
+        let turn = self.map_turn;
+        let mut last = turn;
+        for step in 0..groups {
+            let index = (turn + step) % groups;
+            let group = modules.iter_mut().flat_map(|m| &mut m.groups).nth(index);
+            let Some(group) = group.filter(|g| g.map.is_some()) else {
+                continue;
+            };
+            if maps < MAX_MAPS {
+                maps += 1;
+                last = index + 1;
+            } else {
+                group.map = None;
+                left_out = true;
+            }
+        }
+        self.map_turn = last.checked_rem(groups).unwrap_or(0);
+        let mut heartbeat = Heartbeat {
+            sender: self.this,
+            lan: 0,
+            // "Accepts nothing" is true only once the data plane has closed too.
+            fenced: self.membership.fenced().is_some() && self.modules.keys().all(|name| self.is_released(name)),
+            leaving: self.leaving,
+            joining: self.membership.joining(),
+            incarnation: self.incarnation,
+            seq: 0,
+            cluster_digest: self.digest,
+            hears: self.membership.hears(now),
+            excludes: self.membership.excluded(),
+            modules,
+            requesters: Vec::new(),
+        };
+        heartbeat.requesters = self.requesters.next(MAX_REQUESTERS);
+        self.seq += 1;
+        heartbeat.seq = self.seq;
+        for (lan, to) in self.lans.iter().enumerate().filter(|(_, to)| !to.is_empty()) {
+            heartbeat.lan = lan as u8;
+            self.transmits.push_back(Transmit {
+                lan,
+                to: *to,
+                payload: heartbeat.emit(&self.key),
+            });
+        }
+        left_out
+    }
+
+    /// What to say of each module.
+    fn report_modules(&self) -> Vec<ModuleReport> {
+        let reports = self.modules.iter().map(|(name, module)| {
             let groups = module.groups.iter().enumerate().map(|(i, group)| {
                 let ready = module.local.ready && module.kept_out.is_none() && self.membership.fenced().is_none();
                 let weight = if ready { module.local.weights[i] } else { 0 };
@@ -539,32 +601,7 @@ impl Farm {
                 groups: groups.collect(),
             }
         });
-        let mut heartbeat = Heartbeat {
-            sender: self.this,
-            lan: 0,
-            // "Accepts nothing" is true only once the data plane has closed too.
-            fenced: self.membership.fenced().is_some() && self.modules.keys().all(|name| self.is_released(name)),
-            leaving: self.leaving,
-            joining: self.membership.joining(),
-            incarnation: self.incarnation,
-            seq: 0,
-            cluster_digest: self.digest,
-            hears: self.membership.hears(now),
-            excludes: self.membership.excluded(),
-            modules: modules.collect(),
-            requesters: Vec::new(),
-        };
-        heartbeat.requesters = self.requesters.next(MAX_REQUESTERS);
-        self.seq += 1;
-        heartbeat.seq = self.seq;
-        for (lan, to) in self.lans.iter().enumerate().filter(|(_, to)| !to.is_empty()) {
-            heartbeat.lan = lan as u8;
-            self.transmits.push_back(Transmit {
-                lan,
-                to: *to,
-                payload: heartbeat.emit(&self.key),
-            });
-        }
+        reports.collect()
     }
 
     /// True if a member lacks this group's committed map and this node is the lowest that has it.

@@ -4,6 +4,8 @@
 mod faults;
 #[path = "farm_tests/plane.rs"]
 mod plane;
+#[path = "farm_tests/promises.rs"]
+mod promises;
 #[path = "farm_tests/scenarios.rs"]
 mod scenarios;
 #[path = "farm_tests/sim.rs"]

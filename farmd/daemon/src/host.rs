@@ -125,6 +125,11 @@ impl HostState {
     }
 }
 
+/// True if a farmd carries virtual addresses in this network namespace now: the device lives only with its process.
+pub fn is_in_use() -> bool {
+    interface::index(DEVICE).is_ok()
+}
+
 /// Undoes what an earlier run has left in this network namespace. Returns what was done and what failed.
 pub fn clean_up(var: &Path) -> (Vec<String>, Vec<String>) {
     let (mut state, mut problems) = match HostState::load(var) {

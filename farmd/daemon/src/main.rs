@@ -78,6 +78,13 @@ fn main() -> ExitCode {
 }
 
 fn clean_up(folders: &Folders) -> ExitCode {
+    if farmd::host::is_in_use() {
+        eprintln!(
+            "farmd: {} is there: a farmd is running in this network namespace; stop it first",
+            farmd::host::DEVICE
+        );
+        return ExitCode::from(Exit::Unavailable as u8);
+    }
     let (done, problems) = farmd::host::clean_up(&folders.var);
     if done.is_empty() && problems.is_empty() {
         println!("nothing to undo");

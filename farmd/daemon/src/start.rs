@@ -113,6 +113,15 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     };
     let sockets = bind(&cluster, this)?;
     let socket_path = folders.run.join("farmd.sock");
+    if host::is_in_use() {
+        return Err(fail(
+            Exit::Unavailable,
+            format!(
+                "{} is there: another farmd carries virtual addresses in this network namespace",
+                host::DEVICE
+            ),
+        ));
+    }
     let (done, problems) = host::clean_up(&folders.var);
     done.iter()
         .for_each(|step| info!("left over from an earlier run: {step}"));
@@ -358,6 +367,14 @@ fn load_modules(
     let entries = store::list(&folders.etc, &folders.var).map_err(|e| fail(Exit::Io, e.to_string()))?;
     let mut modules = Vec::new();
     for entry in entries.into_iter().filter(|e| e.configured) {
+        if modules.len() == config::MAX_MODULES {
+            warnings.push(format!(
+                "module {} and those after it are not loaded: {} modules are the limit",
+                entry.name,
+                config::MAX_MODULES
+            ));
+            break;
+        }
         match store::load_active(&folders.var, &entry.name, Some(cluster)) {
             Ok(Some(config)) => {
                 let start = match config.service.boot {

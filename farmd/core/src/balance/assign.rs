@@ -1,8 +1,8 @@
 //! Deals buckets to nodes: exact shares, and under that the fewest moves.
 //!
 //! [`assign`] is a pure function of (previous map, weights). Shares are exact by the largest remainder: each node gets
-//! `floor(4096·w/W)` buckets and the rest go to the largest remainders, ties first to the node that owns most
-//! already (that spares a move), then to the lowest id. A bucket moves only if its owner is gone or over its share, so the number of
+//! `floor(4096·w/W)` buckets and the rest go to the largest remainders, ties first to a node that owns more
+//! than its floor already (that spares a move), then to the lowest id. A bucket moves only if its owner is gone or over its share, so the number of
 //! moves is the least possible: orphans plus surplus.
 
 use std::collections::BTreeMap;
@@ -81,7 +81,7 @@ impl BucketMap {
     }
 }
 
-/// Exact shares for `weights` by the largest remainder; ties go to who has more in `have`, then to the lowest id.
+/// Exact shares for `weights` by the largest remainder; ties go to who has more than the floor in `have`, then to the lowest id.
 fn shares(weights: &BTreeMap<NodeId, u16>, have: &BTreeMap<NodeId, u32>) -> BTreeMap<NodeId, u32> {
     let total: u64 = weights.values().map(|&w| u64::from(w)).sum();
     if total == 0 {
@@ -92,8 +92,12 @@ fn shares(weights: &BTreeMap<NodeId, u16>, have: &BTreeMap<NodeId, u32>) -> BTre
     for (&node, &weight) in weights.iter().filter(|(_, w)| **w > 0) {
         let product = BUCKETS as u64 * u64::from(weight);
         shares.insert(node, (product / total) as u32);
-        let owned = have.get(&node).copied().unwrap_or(0);
-        rest.push((std::cmp::Reverse(product % total), std::cmp::Reverse(owned), node));
+        let has_one_more = u64::from(have.get(&node).copied().unwrap_or(0)) > product / total;
+        rest.push((
+            std::cmp::Reverse(product % total),
+            std::cmp::Reverse(has_one_more),
+            node,
+        ));
     }
     rest.sort();
     let missing = BUCKETS as u32 - shares.values().sum::<u32>();
@@ -174,6 +178,15 @@ mod tests {
         let map = assign(&BucketMap::default(), &weights);
         assert_eq!(map.counts(), BTreeMap::from([(node(0), 3072), (node(2), 1024)]));
         assert_eq!(assign(&map, &BTreeMap::new()), BucketMap::default());
+    }
+
+    #[test]
+    fn a_tie_of_remainders_does_not_move_a_bucket_to_the_larger_node() {
+        // 545 and 937 leave the same remainder of 4096·w / 7168.
+        let weights = [166, 439, 595, 545, 328, 772, 343, 324, 341, 286, 937, 397, 808, 887];
+        let weights = weights.iter().enumerate().map(|(i, w)| (node(i), *w)).collect();
+        let map = assign(&BucketMap::default(), &weights);
+        assert_eq!(assign(&map, &weights), map);
     }
 
     fn weights() -> impl Strategy<Value = BTreeMap<NodeId, u16>> {

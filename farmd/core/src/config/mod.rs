@@ -29,6 +29,13 @@ use std::time::Duration;
 
 use crate::id::{MacAddr, NodeId};
 
+/// Most modules that one node carries; so many fit into a heartbeat.
+pub const MAX_MODULES: usize = 32;
+/// Most groups of one module, and of all modules of a node together twice as many; so many fit into a heartbeat.
+pub const MAX_GROUPS: usize = 32;
+/// Most `<interface>`s of one module.
+pub const MAX_INTERFACES: usize = 32;
+
 /// `cluster.xml`: who the nodes are and how they talk.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ClusterConfig {

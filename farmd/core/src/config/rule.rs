@@ -70,6 +70,14 @@ pub(super) fn groups(
         }
         groups.push(group(report, &node, name.unwrap_or(""), placed, cluster, &mut ranked));
     }
+    if groups.len() > super::MAX_GROUPS {
+        let wrong = Wrong::new(format!(
+            "{} groups, at most {} are possible",
+            groups.len(),
+            super::MAX_GROUPS
+        ));
+        list.element_error(report, wrong.hint("rules for several ports may share one group"));
+    }
     overlaps(report, ranked);
     if !report.has_errors() && groups.iter().all(|group| group.rules.is_empty()) {
         let wrong = Wrong::new("no group has a rule for tcp or udp: all traffic to the virtual addresses is dropped");

@@ -63,6 +63,17 @@ pub(super) fn decode(report: &mut Report<'_>, child: &Child<'_>, cluster: Option
             let node = child.open(report, &["name", "check", "arpreroute", "arpinterval", "arpelapse"]);
             interfaces.push(interface(report, &node, &mut names, &mut placed, cluster));
         }
+        if interfaces.len() > super::MAX_INTERFACES {
+            let wrong = Wrong::new(format!(
+                "{} interfaces, at most {} are possible",
+                interfaces.len(),
+                super::MAX_INTERFACES
+            ));
+            list.element_error(
+                report,
+                wrong.hint("one `<interface>` may carry any number of virtual addresses"),
+            );
+        }
     }
     let groups = match parts.one(report, "loadbalancing_list") {
         Some(list) => rule::groups(report, list, &placed, cluster),

@@ -47,8 +47,7 @@ const VERSION: u8 = 1;
 /// Longest text in a report, in bytes; longer ones are cut.
 const MAX_TEXT: usize = 160;
 /// Most modules, groups of a module, and requesters in a datagram.
-const MAX_MODULES: usize = 32;
-const MAX_GROUPS: usize = 32;
+use crate::config::{MAX_GROUPS, MAX_MODULES};
 /// Most requesters that one heartbeat carries.
 pub const MAX_REQUESTERS: usize = 8;
 
@@ -632,6 +631,30 @@ mod tests {
             read.modules[0].why.clone_from(&sent.modules[0].why);
             assert_eq!(read, sent);
         }
+    }
+
+    #[test]
+    fn the_fullest_heartbeat_fits_into_a_udp_datagram() {
+        // Every limit at once: all nodes, modules and groups, every group holding connections, four maps that do not shrink.
+        let mut heartbeat = sample(64, false);
+        let owners: Vec<u8> = (0..BUCKETS).map(|i| (i % 64) as u8).collect();
+        let map = BucketMap::from_bytes(owners.into_boxed_slice().try_into().unwrap()).unwrap();
+        let map = MapReport { epoch: Epoch(9), view: NodeSet::from_bits(u64::MAX), map };
+        let group = GroupReport { held: (0..BUCKETS).collect(), ..heartbeat.modules[0].groups[0].clone() };
+        let module = ModuleReport {
+            name: "a".repeat(32).parse().unwrap(),
+            macs: vec![MacAddr::BROADCAST; crate::config::MAX_INTERFACES],
+            groups: vec![group; 2],
+            ..heartbeat.modules[0].clone()
+        };
+        heartbeat.modules = vec![module; MAX_MODULES];
+        for group in heartbeat.modules.iter_mut().flat_map(|m| &mut m.groups).take(4) {
+            group.map = Some(map.clone());
+        }
+        heartbeat.requesters = vec![heartbeat.requesters[0]; MAX_REQUESTERS];
+        let datagram = heartbeat.emit(&key());
+        assert!(datagram.len() <= 65_507, "{} bytes", datagram.len());
+        assert_eq!(Heartbeat::parse(&key(), &datagram).unwrap().modules.len(), MAX_MODULES);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Commands from the control socket.
 
 use farm_core::api::{CommandRequest, ModuleState, Reply, exit};
-use farm_core::config::ModuleConfig;
+use farm_core::config::{MAX_GROUPS, MAX_MODULES, ModuleConfig};
 use farm_core::id::ModuleName;
 use farm_core::module::state::ModuleEvent;
 use tokio::sync::mpsc::UnboundedSender;
@@ -161,6 +161,9 @@ impl Node {
         if let Some(vip) = config.vip.as_ref().and_then(|v| self.vip_in_use(&module, v)) {
             return fail(replies, exit::REFUSED, vip);
         }
+        if let Some(error) = self.too_many(&module, &config) {
+            return fail(replies, exit::REFUSED, error);
+        }
         for warning in &warnings {
             self.journal.write(&module, "config", 'E', warning);
             let _ = replies.send(Reply::Progress { text: warning.clone() });
@@ -171,6 +174,25 @@ impl Node {
             .audit("config", &format!("config {module}"), Ok("accepted"));
         self.adopt(module, *config);
         let _ = replies.send(Reply::Done { text });
+    }
+
+    /// A sentence if a heartbeat would not hold this module beside the others.
+    fn too_many(&self, module: &ModuleName, config: &ModuleConfig) -> Option<String> {
+        let groups = |config: &ModuleConfig| config.vip.as_ref().map_or(0, |v| v.groups.len());
+        let others = self.modules.iter().filter(|(name, _)| *name != module);
+        let (modules, others) = others.fold((1, 0), |(n, sum), (_, m)| (n + 1, sum + groups(&m.config)));
+        if modules > MAX_MODULES {
+            return Some(format!(
+                "this node has {MAX_MODULES} modules already, which is the limit"
+            ));
+        }
+        let all = others + groups(config);
+        (all > 2 * MAX_GROUPS).then(|| {
+            format!(
+                "the modules of this node would have {all} groups together, at most {} are possible",
+                2 * MAX_GROUPS
+            )
+        })
     }
 
     /// A sentence if another module has one of these VIPs.
