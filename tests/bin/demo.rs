@@ -14,7 +14,7 @@ use farm_lab::probe::{Gap, ProbeConfig, ProbeReport, Prober};
 use farm_lab::{Lab, LabConfig, Mode, Node, VIP};
 use serde::Serialize;
 
-use crate::screen::{Screen, picture};
+use crate::screen::{Screen, picture_of};
 use crate::stop;
 use crate::up::hints;
 
@@ -84,12 +84,7 @@ fn show(screen: &mut Screen, nodes: usize, mode: Mode, outcome: &mut Outcome, fa
         nodes,
         ..LabConfig::with_mode(mode)
     })?;
-    let names: Vec<(String, String)> = lab
-        .nodes
-        .iter()
-        .map(|n| (n.name().to_owned(), n.addr().to_string()))
-        .collect();
-    screen.quote(&picture(&names, &format!("http://{VIP}/")));
+    screen.quote(&picture_of(&lab));
     stop::check()?;
 
     screen.step("Start the farm");

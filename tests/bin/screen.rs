@@ -4,6 +4,8 @@
 
 use std::io::{IsTerminal, Write};
 
+use farm_lab::{Lab, VIP};
+
 /// Columns of a full bar.
 const BAR: usize = 40;
 
@@ -104,8 +106,17 @@ impl Screen {
     }
 }
 
-/// The farm as a picture.
-pub fn picture(nodes: &[(String, String)], vip: &str) -> String {
+/// The farm of `lab` as a picture.
+pub fn picture_of(lab: &Lab) -> String {
+    let nodes: Vec<(String, String)> = lab
+        .nodes
+        .iter()
+        .map(|n| (n.name().to_owned(), n.addr().to_string()))
+        .collect();
+    picture(&nodes, &format!("http://{VIP}/"))
+}
+
+fn picture(nodes: &[(String, String)], vip: &str) -> String {
     let mut text = String::new();
     let middle = nodes.len() / 2;
     for (index, (name, addr)) in nodes.iter().enumerate() {

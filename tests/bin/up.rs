@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use farm_lab::{Lab, LabConfig, Mode, VIP, binaries};
 
-use crate::screen::{Screen, picture};
+use crate::screen::{Screen, picture_of};
 use crate::stop;
 
 /// Builds the farm and waits.
@@ -17,12 +17,7 @@ pub fn run(nodes: usize, mode: Mode, routed: bool) -> Result<bool> {
         routed,
         ..LabConfig::with_mode(mode)
     })?;
-    let names: Vec<(String, String)> = lab
-        .nodes
-        .iter()
-        .map(|n| (n.name().to_owned(), n.addr().to_string()))
-        .collect();
-    screen.quote(&picture(&names, &format!("http://{VIP}/")));
+    screen.quote(&picture_of(&lab));
     println!("\nIt runs until Ctrl-C. In another terminal:");
     screen.quote(&hints(&lab)?);
     while stop::sleep(Duration::from_secs(3600)).is_ok() {}

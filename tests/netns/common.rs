@@ -1,6 +1,7 @@
 //! What several of these tests need: a farm whose module is configured and not started, looks into a node, and plain words.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,9 +9,37 @@ use farm_core::api::{ModuleState, ModuleStatus, NodeModuleStatus};
 use farm_lab::process::{Finished, run_limited};
 use farm_lab::{Lab, LabConfig, MODULE, ModuleText, Node, wait_until};
 
+/// A lab whose nodes lose power all at once at its end: one after the other each would cost the kernel a second or two.
+pub struct Farm(Lab);
+
+impl From<Lab> for Farm {
+    fn from(lab: Lab) -> Self {
+        Self(lab)
+    }
+}
+
+impl Deref for Farm {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.0
+    }
+}
+
+impl Drop for Farm {
+    fn drop(&mut self) {
+        std::thread::scope(|scope| {
+            for node in &self.0.nodes {
+                // What fails here is done again, and reported, by the lab's own end.
+                scope.spawn(|| drop(node.power_off()));
+            }
+        });
+    }
+}
+
 /// A farm whose daemons run and whose module, changed by `change`, is installed and configured, not started.
-pub fn configured(config: LabConfig, change: impl Fn(&Node, ModuleText) -> ModuleText) -> Lab {
-    let lab = Lab::new(config).expect("a lab can be built");
+pub fn configured(config: LabConfig, change: impl Fn(&Node, ModuleText) -> ModuleText) -> Farm {
+    let lab = Farm(Lab::new(config).expect("a lab can be built"));
     lab.start_daemons().expect("the daemons start");
     for node in &lab.nodes {
         install(&lab, node, &change);

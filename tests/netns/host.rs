@@ -5,7 +5,7 @@ use std::time::Duration;
 use farm_core::api::{ModuleState, exit};
 use farm_lab::{Lab, LabConfig, MODULE, Mode, ModuleText, Node, VIP, wait_until};
 
-use crate::common::{changed, configured, farm_of, mentions, on_all, own_row, shell_ok, start};
+use crate::common::{Farm, changed, configured, farm_of, install, mentions, on_all, own_row, shell_ok, start};
 
 /// Everything of the host that a farm may touch, as text, one fact per line.
 fn host(node: &Node) -> String {
@@ -31,8 +31,8 @@ fn same(before: &str, now: &str, when: &str) {
 }
 
 /// The first node's host before any farmd, and the farm serving.
-fn serving(config: LabConfig) -> (Lab, String) {
-    let lab = Lab::new(config).expect("a lab can be built");
+fn serving(config: LabConfig) -> (Farm, String) {
+    let lab = Farm::from(Lab::new(config).expect("a lab can be built"));
     let node = &lab.nodes[0];
     wait_until(Duration::from_secs(5), "the link's own addresses", || {
         let addrs = shell_ok(node, "ip -6 -o addr show dev eth0");
@@ -42,7 +42,7 @@ fn serving(config: LabConfig) -> (Lab, String) {
     let before = host(node);
     lab.start_daemons().expect("the daemons start");
     for node in &lab.nodes {
-        crate::common::install(&lab, node, &|_, module| module);
+        install(&lab, node, &|_, module| module);
     }
     same(
         &before,
@@ -98,9 +98,13 @@ fn what_a_killed_daemon_left_is_undone_by_cleanup_and_by_the_next_start() {
         node.signal_farmd("KILL").expect("farmd is killed");
         node.wait_farmd_end(Duration::from_secs(5)).expect("farmd is gone");
     }
-    let left = host(first);
-    mentions(&left, &["table netdev farm_eth0"]);
-    assert!(!left.contains("farm0:"), "the device goes with the process:\n{left}");
+    for node in [first, second] {
+        wait_until(Duration::from_secs(2), "the device to go with the process", || {
+            (!host(node).contains("farm0:")).then_some(())
+        })
+        .expect("the kernel removes it");
+    }
+    mentions(&host(first), &["table netdev farm_eth0"]);
 
     let said = first.farm_ok(&["cleanup"]).expect("cleanup works without a daemon");
     mentions(&said, &["farm_eth0"]);
@@ -164,18 +168,15 @@ fn refused(lab: &Lab, words: &[&str]) {
 }
 
 #[test]
-fn a_virtual_address_that_is_an_ordinary_one_is_refused() {
-    let lab = configured(farm_of(2), |_, module| module);
-    lab.nodes[0]
-        .space()
-        .ip(&[format!("address add {VIP}/16 dev eth0")])
-        .expect("an address");
+fn an_ordinary_address_and_a_missing_interface_are_refused_before_anything_is_touched() {
+    let lab = configured(farm_of(1), |_, module| module);
+    let node = &lab.nodes[0];
+    let ordinary = |verb: &str| node.space().ip(&[format!("address {verb} {VIP}/16 dev eth0")]);
+    ordinary("add").expect("an address");
     refused(&lab, &["198.18.0.20 is an ordinary address of eth0"]);
-}
+    ordinary("del").expect("it was there");
 
-#[test]
-fn an_interface_that_is_not_there_is_refused() {
-    let lab = configured(farm_of(2), |_, module| {
+    install(&lab, node, &|_, module| {
         let userconfig = changed(&module.userconfig, "<interface>", "<interface name=\"eth7\">");
         ModuleText { userconfig, ..module }
     });

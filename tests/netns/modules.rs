@@ -12,13 +12,13 @@ use farm_lab::http::Connection;
 use farm_lab::module::{nginx_conf, repository, set_macro, write_file};
 use farm_lab::{Lab, Node, VIP};
 
-use crate::common::{farm_of, mentions, on_all, own_row, processes, shell_ok, start};
+use crate::common::{Farm, farm_of, mentions, on_all, own_row, processes, shell_ok, start};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
-/// Three nodes whose daemons run, without any module.
-fn farm() -> Lab {
-    let lab = Lab::new(farm_of(3)).expect("a lab can be built");
+/// Nodes whose daemons run, without any module.
+fn farm(nodes: usize) -> Farm {
+    let lab = Farm::from(Lab::new(farm_of(nodes)).expect("a lab can be built"));
     lab.start_daemons().expect("the daemons start");
     lab
 }
@@ -79,7 +79,7 @@ fn own_nginx(node: &Node, more: &str) -> String {
 
 #[test]
 fn iis_farm_starts_serves_and_stops_the_services_it_is_given() {
-    let lab = farm();
+    let lab = farm(3);
     let before = all_processes(&lab);
     for (node, more) in lab.nodes.iter().zip(["", " -g 'daemon off;'", ""]) {
         node.farm_ok(&["module", "install", &shipped("iis_farm")])
@@ -104,7 +104,7 @@ fn iis_farm_starts_serves_and_stops_the_services_it_is_given() {
 
 #[test]
 fn iis_farm_names_the_service_that_cannot_start() {
-    let lab = farm();
+    let lab = farm(1);
     let node = &lab.nodes[0];
     node.farm_ok(&["module", "install", &shipped("iis_farm")])
         .expect("it is installed");
@@ -123,7 +123,7 @@ fn iis_farm_names_the_service_that_cannot_start() {
 
 #[test]
 fn nginx_farm_travels_as_a_safe_file_and_serves_its_own_site() {
-    let lab = farm();
+    let lab = farm(3);
     let before = all_processes(&lab);
     let first = &lab.nodes[0];
     first
@@ -170,7 +170,7 @@ fn nginx_farm_travels_as_a_safe_file_and_serves_its_own_site() {
 
 #[test]
 fn demo_serves_from_all_nodes_and_stops() {
-    let lab = farm();
+    let lab = farm(3);
     let before = all_processes(&lab);
     for node in &lab.nodes {
         node.farm_ok(&["module", "install", &shipped("demo")])
@@ -184,7 +184,7 @@ fn demo_serves_from_all_nodes_and_stops() {
 
 #[test]
 fn apache_farm_is_accepted_and_says_when_apache_is_missing() {
-    let lab = farm();
+    let lab = farm(1);
     let node = &lab.nodes[0];
     let file = format!("{}/conf/userconfig.xml", shipped("apache_farm"));
     node.farm_ok(&["confcheck", &file]).expect("it is right");

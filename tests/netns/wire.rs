@@ -17,7 +17,7 @@ use farm_lab::{Client, Group, Lab, LabConfig, MODULE, Mode, Node, VIP};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
-use crate::common::shell_ok;
+use crate::common::{Farm, shell_ok};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const BULK: SocketAddrV4 = SocketAddrV4::new(VIP, 8080);
@@ -25,13 +25,10 @@ const BY_ADDR: SocketAddrV4 = SocketAddrV4::new(VIP, 5000);
 const BY_PORT: SocketAddrV4 = SocketAddrV4::new(VIP, 5001);
 const MIB: usize = 1024 * 1024;
 
-fn farm(mode: Mode) -> Lab {
+fn farm(mode: Mode, filter: &'static str) -> Farm {
     let tcp = Group {
-        rules: vec![
-            ("tcp", "80".to_owned(), "on_addr"),
-            ("tcp", "8080".to_owned(), "on_addr"),
-        ],
-        ..Group::tcp("web", 0, "on_addr")
+        rules: vec![("tcp", "80".to_owned(), filter), ("tcp", "8080".to_owned(), filter)],
+        ..Group::tcp("web", 0, filter)
     };
     let udp = Group {
         rules: vec![
@@ -40,13 +37,14 @@ fn farm(mode: Mode) -> Lab {
         ],
         ..Group::tcp("voice", 0, "on_addr")
     };
-    Lab::serve(LabConfig {
+    let lab = Lab::serve(LabConfig {
         routed: true,
         client_addrs: 40,
         groups: vec![tcp, udp],
         ..LabConfig::with_mode(mode)
     })
-    .expect("the farm comes up")
+    .expect("the farm comes up");
+    Farm::from(lab)
 }
 
 /// `length` bytes that only `seed` gives and that repeat nowhere.
@@ -280,13 +278,13 @@ fn transfers(client: &Client, sources: &[Ipv4Addr], steps: &[Step], change: impl
     ended.into_iter().flatten().collect()
 }
 
-fn echo_of_4000_bytes(mode: Mode) {
-    let lab = farm(mode);
+/// Each client's echo request of 4000 bytes is answered once.
+fn echo_of_4000_bytes(lab: &Lab) {
     let mut wrong = Vec::new();
     for source in &lab.client.addrs()[..12] {
         let mut ping = lab.client.space().command("ping");
         let (source, vip) = (source.to_string(), VIP.to_string());
-        ping.args(["-c", "2", "-i", "0.05", "-W", "1", "-s", "4000", "-I", &source, &vip]);
+        ping.args(["-c", "2", "-i", "0.02", "-W", "1", "-s", "4000", "-I", &source, &vip]);
         let pinged = run_limited(ping, Duration::from_secs(10)).expect("ping runs");
         if !pinged.ok() || !pinged.stdout.contains(" 0% packet loss") || pinged.stdout.contains("DUP!") {
             wrong.push(pinged.stdout);
@@ -295,18 +293,8 @@ fn echo_of_4000_bytes(mode: Mode) {
     assert!(wrong.is_empty(), "{} of 12 clients: {}", wrong.len(), wrong[0]);
 }
 
-#[test]
-fn a_fragmented_echo_request_is_answered_once_in_directed_mode() {
-    echo_of_4000_bytes(Mode::Directed);
-}
-
-#[test]
-fn a_fragmented_echo_request_is_answered_once_in_invisible_mode() {
-    echo_of_4000_bytes(Mode::Invisible);
-}
-
-fn datagrams_of_4000_bytes(mode: Mode) {
-    let lab = farm(mode);
+/// Each client's datagram of 4000 bytes is answered once, and whole.
+fn datagrams_of_4000_bytes(lab: &Lab) {
     let services: Vec<Service> = lab
         .nodes
         .iter()
@@ -315,11 +303,11 @@ fn datagrams_of_4000_bytes(mode: Mode) {
     let far = lab.far.as_ref().expect("the lab is routed");
     for to in [BY_ADDR, BY_PORT] {
         let mut served = BTreeMap::<String, usize>::new();
-        for (client, sources) in [(&lab.client, 30), (far, 10)] {
+        for (client, sources) in [(&lab.client, 20), (far, 10)] {
             for source in &client.addrs()[..sources] {
                 let text = pattern(u64::from(u32::from(*source)), 4000);
                 let answers = udp_ask(client, *source, to, &text);
-                assert_eq!(answers.len(), 1, "{mode:?} {source} to {to}: {answers:?}");
+                assert_eq!(answers.len(), 1, "{source} to {to}: {answers:?}");
                 *served.entry(answers[0].clone()).or_default() += 1;
             }
         }
@@ -328,20 +316,26 @@ fn datagrams_of_4000_bytes(mode: Mode) {
     drop(services);
 }
 
-#[test]
-fn fragmented_datagrams_are_answered_once_in_directed_mode() {
-    datagrams_of_4000_bytes(Mode::Directed);
+fn fragments(mode: Mode) {
+    let lab = farm(mode, "on_addr");
+    datagrams_of_4000_bytes(&lab);
+    echo_of_4000_bytes(&lab);
 }
 
 #[test]
-fn fragmented_datagrams_are_answered_once_in_invisible_mode() {
-    datagrams_of_4000_bytes(Mode::Invisible);
+fn fragmented_datagrams_and_echoes_are_answered_once_in_directed_mode() {
+    fragments(Mode::Directed);
+}
+
+#[test]
+fn fragmented_datagrams_and_echoes_are_answered_once_in_invisible_mode() {
+    fragments(Mode::Invisible);
 }
 
 /// Uploads in merged segments; and downloads by a client behind a link whose MTU shrinks under its connections: the
 /// router's "fragmentation needed" must reach the server that has the connection.
 fn bulk_transfers(mode: Mode) {
-    let lab = farm(mode);
+    let lab = farm(mode, "on_addr");
     let services: Vec<Service> = lab.nodes.iter().map(|node| bulk(node, BULK)).collect();
     let near = &lab.client.addrs()[..12];
     let servers = transfers(&lab.client, near, &[Step::Up(MIB), Step::Down(MIB)], || ());
@@ -398,7 +392,7 @@ fn counter(node: &Node, name: &str) -> u64 {
 
 #[test]
 fn traffic_to_a_port_without_a_rule_is_dropped_in_silence_and_counted() {
-    let lab = farm(Mode::Directed);
+    let lab = farm(Mode::Directed, "on_addr");
     // Something listens there on every node: it must not be reached.
     let listeners: Vec<TcpListener> = lab
         .nodes
@@ -455,7 +449,7 @@ fn traffic_to_a_port_without_a_rule_is_dropped_in_silence_and_counted() {
 fn ask_locally(node: &Node) -> io::Result<String> {
     let stream = node
         .space()
-        .run(|| TcpStream::connect_timeout(&WEB.into(), Duration::from_secs(2)))?;
+        .run(|| TcpStream::connect_timeout(&WEB.into(), Duration::from_millis(800)))?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
     (&stream).write_all(b"GET /who HTTP/1.1\r\nHost: farm\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
@@ -465,22 +459,34 @@ fn ask_locally(node: &Node) -> io::Result<String> {
     Ok(who.get("node").cloned().unwrap_or_default())
 }
 
-#[test]
-fn a_process_on_a_node_reaches_its_own_service_and_without_it_the_others() {
-    for mode in [Mode::Directed, Mode::Invisible] {
-        let lab = farm(mode);
-        for node in &lab.nodes {
-            for _ in 0..5 {
-                let who = ask_locally(node).unwrap_or_else(|e| panic!("{mode:?} {}: {e}", node.name()));
-                assert_eq!(who, node.name(), "{mode:?}");
-            }
-        }
-        // A node whose module is stopped is a client like any other, whichever node is its entry or has its bucket.
-        for node in &lab.nodes {
-            node.farm_ok(&["stop", MODULE]).expect("it stops");
-            let who = ask_locally(node).unwrap_or_else(|e| panic!("{mode:?}: {} as a client: {e}", node.name()));
-            assert_ne!(who, node.name(), "{mode:?}");
-            node.farm_ok(&["start", MODULE]).expect("it starts");
+/// A process of a node uses the service by its virtual address like everybody else.
+fn local_processes(mode: Mode) {
+    let lab = farm(mode, "on_port");
+    for node in &lab.nodes {
+        for _ in 0..5 {
+            let who = ask_locally(node).unwrap_or_else(|e| panic!("{}: {e}", node.name()));
+            assert_eq!(who, node.name(), "its own service is the nearest");
         }
     }
+    // A node whose module is stopped is a client like any other: its connections are dealt to the others, whichever is its entry.
+    let [stopped, others @ ..] = &lab.nodes[..] else {
+        panic!("three nodes")
+    };
+    stopped.farm_ok(&["stop", MODULE]).expect("it stops");
+    let asked: Vec<io::Result<String>> = (0..16).map(|_| ask_locally(stopped)).collect();
+    let failed = asked.iter().filter(|one| one.is_err()).count();
+    assert_eq!(failed, 0, "of 16 connections of a stopped node: {asked:?}");
+    let served: BTreeSet<String> = asked.into_iter().flatten().collect();
+    let expected: BTreeSet<String> = others.iter().map(|node| node.name().to_owned()).collect();
+    assert_eq!(served, expected);
+}
+
+#[test]
+fn a_process_on_a_node_reaches_the_service_in_directed_mode() {
+    local_processes(Mode::Directed);
+}
+
+#[test]
+fn a_process_on_a_node_reaches_the_service_in_invisible_mode() {
+    local_processes(Mode::Invisible);
 }

@@ -74,7 +74,7 @@ pub enum Verb {
     Start(CommandArgs),
     /// Stop a module on this node; its connections end in peace, its share goes to the others
     Stop(CommandArgs),
-    /// Stop and start the application; the module and its share stay
+    /// Stop and start the application; the module stays, the others have its share meanwhile
     Restart(CommandArgs),
     /// Stop and start the module
     Stopstart(CommandArgs),

@@ -1,4 +1,4 @@
-//! The words that only modules' scripts use, and those of the model product that have no meaning here.
+//! The words that only modules' scripts use, and those of SafeKit's command that have no meaning here.
 
 use std::ffi::OsString;
 
@@ -34,7 +34,7 @@ pub fn set(context: &Context, args: &SetArgs) -> Result<u8, Failure> {
     finish(context, &module, "set", Vec::new(), reply, false)
 }
 
-/// Words of the model product that a module or an administrator may bring along, and why they do nothing here.
+/// Words of SafeKit's command that a module or an administrator may bring along, and what to use instead.
 const NOT_HERE: [(&str, &str); 26] = [
     (
         "-E",
@@ -43,7 +43,7 @@ const NOT_HERE: [(&str, &str); 26] = [
     ("-G", "copy cluster.xml and cluster.key to each node"),
     ("-H", "run the command on each node; `farm status` shows them all"),
     ("-p", "the folders are --etc, --var and --run"),
-    ("-r", "special commands of the model product have no counterpart"),
+    ("-r", "SafeKit's special commands have no counterpart"),
     (
         "boot",
         "the `boot` attribute of <service> says what starts with the daemon",
@@ -73,7 +73,7 @@ const NOT_HERE: [(&str, &str); 26] = [
     ("update", "use `farm config AM`"),
 ];
 
-/// A clearer text than "unknown word" if the first word after the program is one of the model product's.
+/// A clearer text than "unknown word" if the first word after the program is one of SafeKit's.
 pub fn explain(words: &[OsString]) -> Option<String> {
     let word = words.get(1)?.to_str()?;
     let (_, instead) = NOT_HERE.iter().find(|(name, _)| *name == word)?;

@@ -1,9 +1,11 @@
-//! One node's whole part in the farm: membership, and for each module and group the hand-over, behind one sans-IO surface.
+//! One node's whole part in the farm: membership, and for each module and group the hand-over, behind one
+//! sans-IO surface.
 //!
-//! Inputs: [`Farm::handle_datagram`], [`Farm::handle_timeout`], [`Farm::handle_applied`], [`Farm::handle_pause`], [`Farm::set_module`],
-//! [`Farm::remove_module`], [`Farm::learn_requester`]. After any of them drain [`Farm::poll_transmit`] and [`Farm::poll_event`], look at
-//! [`Farm::plan_version`], and ask [`Farm::poll_timeout`] when to come back. The owner loop of the daemon, the simulator and the model checker all
-//! drive this same object.
+//! Inputs: [`Farm::handle_datagram`], [`Farm::handle_timeout`], [`Farm::handle_applied`],
+//! [`Farm::handle_pause`], [`Farm::set_module`], [`Farm::remove_module`], [`Farm::learn_requester`]. After
+//! any of them drain [`Farm::poll_transmit`] and [`Farm::poll_event`], look at [`Farm::plan_version`], and
+//! ask [`Farm::poll_timeout`] when to come back. The owner loop of the daemon, the simulator and the model
+//! checker all drive this same object.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -105,8 +107,9 @@ struct Module {
     local: LocalModule,
     groups: Vec<Handover>,
     kept_out: Option<String>,
-    /// A module that leaves STOP takes part at once, but proposes nothing before this: the others may have left STOP at the same moment, and neither
-    /// would wait for the promise of one that it takes to be stopped.
+    /// A module that leaves STOP takes part at once, but proposes nothing before this: the others may have
+    /// left STOP at the same moment, and neither would wait for the promise of one that it takes to be
+    /// stopped.
     join_until: Duration,
     joining: bool,
 }
@@ -198,8 +201,8 @@ impl Farm {
         self.turn(now);
     }
 
-    /// The data plane works with plan `version`; `held` are, per module and group, the buckets in which this host has connections, and
-    /// how many connections lie in buckets it does not own.
+    /// The data plane works with plan `version`; `held` are, per module and group, the buckets in which this
+    /// host has connections, and how many connections lie in buckets it does not own.
     pub fn handle_applied(
         &mut self,
         now: Duration,
@@ -220,7 +223,8 @@ impl Farm {
         self.turn(now);
     }
 
-    /// This node did not run for so long that others may have taken over: everything is closed and has to be given anew.
+    /// This node did not run for so long that others may have taken over: everything is closed and has to be
+    /// given anew.
     pub fn handle_pause(&mut self, now: Duration) {
         self.membership.handle_pause(now);
         self.next_heartbeat = now;
@@ -278,7 +282,8 @@ impl Farm {
         }
     }
 
-    /// Somebody asked for a VIP's Ethernet address; goes round in heartbeats so that nodes that start later know it too.
+    /// Somebody asked for a VIP's Ethernet address; goes round in heartbeats so that nodes that start later
+    /// know it too.
     pub fn learn_requester(&mut self, requester: Requester) {
         self.requesters.learn(requester);
     }
@@ -308,7 +313,8 @@ impl Farm {
             .fold(self.next_heartbeat, Duration::min)
     }
 
-    /// Number of the plan that [`Self::group_plan`] now describes; it rises whenever a bucket's state differs.
+    /// Number of the plan that [`Self::group_plan`] now describes; it rises whenever a bucket's state
+    /// differs.
     pub fn plan_version(&self) -> u64 {
         self.plan_version
     }
@@ -329,7 +335,8 @@ impl Farm {
             .is_none_or(|m| m.groups.iter().all(Handover::is_released))
     }
 
-    /// True once buckets this node gave up are open elsewhere, or nobody is there to open them: the committed map gives it nothing.
+    /// True once buckets this node gave up are open elsewhere, or nobody is there to open them: the committed
+    /// map gives it nothing.
     pub fn is_handed_over(&self, module: &ModuleName) -> bool {
         self.modules.get(module).is_none_or(|m| {
             m.groups.iter().all(|g| {
@@ -493,8 +500,8 @@ impl Farm {
 
     /// Whose configuration counts for `module` in this view, and who proposes maps.
     ///
-    /// The configuration that counts is that of the member with the newest committed map: a newcomer never displaces those that serve. If nobody serves
-    /// yet it is that of the lowest active member.
+    /// The configuration that counts is that of the member with the newest committed map: a newcomer never
+    /// displaces those that serve. If nobody serves yet it is that of the lowest active member.
     fn electorate(&self, name: &ModuleName) -> (Option<(NodeId, u64)>, Option<NodeId>) {
         let view = self.membership.view();
         let mut active: Vec<(NodeId, u64, Epoch, bool)> = self

@@ -1,4 +1,5 @@
-//! The whole core under a simulated network: seeded faults, and the promises of DESIGN section 7 checked after every event.
+//! The whole core under a simulated network: seeded faults, and the promises of `farmd/docs/ARCHITECTURE.md`,
+//! "Life of a failover", checked after every event.
 
 #[path = "farm_tests/faults.rs"]
 mod faults;

@@ -1,11 +1,13 @@
 //! What the owner loop wants done, and the one task that does it.
 //!
-//! The owner loop never blocks on the host: it queues an [`Effect`], and the answer comes back as an [`Event`]. Effects are carried out in the order they were queued, so that
-//! connections are reset before their address goes away.
+//! The owner loop never blocks on the host: it queues an [`Effect`], and the answer comes back as an
+//! [`Event`]. Effects are carried out in the order they were queued, so that connections are reset before
+//! their address goes away.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use farm_core::api::Reply;
 use farm_core::config::{ClusterConfig, ModuleConfig};
@@ -19,6 +21,9 @@ use crate::host::Host;
 use crate::journal::Journal;
 use crate::script::{Folders, ScriptHandle, ScriptRequest, ScriptRunner};
 use crate::store;
+
+/// How often service interfaces are looked at: a lost link moves the share in well under a second.
+const LINK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// One thing to do.
 #[derive(Debug)]
@@ -103,7 +108,19 @@ impl Executor {
     pub async fn run(mut self, mut effects: UnboundedReceiver<Effect>) {
         let mut scripts: BTreeMap<ModuleName, ScriptHandle> = BTreeMap::new();
         let mut checkers: BTreeMap<ModuleName, CheckerSet> = BTreeMap::new();
-        while let Some(effect) = effects.recv().await {
+        let mut links = tokio::time::interval(LINK_INTERVAL);
+        links.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            let effect = tokio::select! {
+                effect = effects.recv() => effect,
+                _ = links.tick() => {
+                    for (module, problem) in self.host.check_links() {
+                        self.events.send(Event::Link { module, problem });
+                    }
+                    continue;
+                }
+            };
+            let Some(effect) = effect else { return };
             match effect {
                 Effect::RunScript { request, config } => self.run_script(&mut scripts, request, &config),
                 Effect::KillScript(module) => {
@@ -170,7 +187,8 @@ impl Executor {
         config: &ModuleConfig,
     ) {
         let Some(user) = &config.user else {
-            // The machine asks for scripts only if there is <user>; answering keeps it going if that ever changes.
+            // The machine asks for scripts only if there is <user>; answering keeps it going if that ever
+            // changes.
             let outcome = farm_core::module::state::ScriptOutcome::Missing;
             self.events.send(Event::ScriptExited {
                 module: request.module,

@@ -46,6 +46,13 @@ pub enum Event {
         /// Where each VIP is, or why not.
         result: Result<Vec<crate::host::HostVip>, String>,
     },
+    /// A service interface of the module has gone down, or is back.
+    Link {
+        /// Whose interface.
+        module: ModuleName,
+        /// Why the module cannot be reached; `None` if it can.
+        problem: Option<String>,
+    },
     /// The host no longer carries the module's VIPs.
     VipGone {
         /// Whose VIPs.

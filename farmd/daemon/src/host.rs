@@ -17,6 +17,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use farm_core::config::{L2Mode, VipConfig};
 use farm_core::id::{MacAddr, ModuleName};
@@ -27,6 +28,7 @@ use farm_sys::packet_socket::PacketRing;
 use farm_sys::tap::Tap;
 use farm_sys::{nft, sysctl};
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 use tracing::info;
 
 use crate::dataplane::raw::RING_SLOTS;
@@ -36,6 +38,10 @@ use crate::dataplane::{self, DataPlane, LocalDevice};
 pub const DEVICE: &str = "farm0";
 /// First part of the names of our nf_tables tables.
 const TABLE_PREFIX: &str = "farm_";
+/// How long the data plane may take to let go of the TAP; the kernel takes a second on a busy machine.
+const DEVICE_GONE_LIMIT: Duration = Duration::from_secs(10);
+/// How often that is looked for.
+const DEVICE_GONE_POLL: Duration = Duration::from_millis(2);
 /// File in VAR that says what must be undone.
 const STATE_FILE: &str = "host-state.json";
 
@@ -159,6 +165,8 @@ struct Placed {
     mac: MacAddr,
     addrs: Vec<IpAddr>,
     mode: L2Mode,
+    /// `<interface check>`: the module leaves the farm while the interface is down.
+    check: bool,
 }
 
 /// See the module doc.
@@ -169,6 +177,8 @@ pub struct Host {
     state: HostState,
     placed: Vec<Placed>,
     device: Option<u32>,
+    /// What was last said of each module's interfaces.
+    links: BTreeMap<ModuleName, Option<String>>,
 }
 
 impl Host {
@@ -182,6 +192,7 @@ impl Host {
             state: HostState::default(),
             placed: Vec::new(),
             device: None,
+            links: BTreeMap::new(),
         })
     }
 
@@ -228,9 +239,40 @@ impl Host {
         if self.placed.is_empty() {
             // The device goes away with its last descriptor, which the data plane holds.
             self.plane.set_tap(None);
-            self.device = None;
+            if let Some(device) = self.device.take() {
+                problems.extend(device_gone(device).await.err());
+            }
         }
         problems
+    }
+
+    /// Modules whose service interfaces have gone down or come back since the last call, with the problem if there is one.
+    pub fn check_links(&mut self) -> Vec<(ModuleName, Option<String>)> {
+        if self.placed.is_empty() {
+            self.links.clear();
+            return Vec::new();
+        }
+        let all = interface::interfaces();
+        let problem = |placed: &Placed| {
+            let (name, index) = (&placed.interface.name, placed.interface.index);
+            match all.iter().find(|i| i.index == index) {
+                Some(now) if now.up => None,
+                Some(_) => Some(format!("interface {name} is down")),
+                None => Some(format!(
+                    "interface {name} has vanished; if it comes back: farm stopstart {}",
+                    placed.module
+                )),
+            }
+        };
+        let mut now: BTreeMap<ModuleName, Option<String>> = BTreeMap::new();
+        for placed in self.placed.iter().filter(|p| p.check) {
+            let said = now.entry(placed.module.clone()).or_default();
+            *said = said.take().or_else(|| problem(placed));
+        }
+        let before = std::mem::replace(&mut self.links, now.clone());
+        now.into_iter()
+            .filter(|(module, said)| before.get(module).unwrap_or(&None) != said)
+            .collect()
     }
 
     /// Finds the interface of each VIP and refuses what cannot work, before anything is touched.
@@ -283,6 +325,7 @@ impl Host {
                     mac: MacAddr(mac),
                     addrs: virtual_interface.addrs.iter().map(|a| a.addr).collect(),
                     mode: virtual_interface.mode,
+                    check: wanted.check,
                 });
             }
         }
@@ -429,6 +472,18 @@ impl Host {
             format!("nf_tables table netdev {table} (the kernel must leave the VIP's frames to farmd): {error}")
         })
     }
+}
+
+/// Waits until the data plane's thread has let go of the TAP: a start that follows at once makes it anew.
+async fn device_gone(index: u32) -> Result<(), String> {
+    let deadline = Instant::now() + DEVICE_GONE_LIMIT;
+    while interface::index(DEVICE).is_ok_and(|now| now == index) {
+        if Instant::now() >= deadline {
+            return Err(format!("{DEVICE} is still there after {DEVICE_GONE_LIMIT:?}"));
+        }
+        sleep(DEVICE_GONE_POLL).await;
+    }
+    Ok(())
 }
 
 /// Host routes only: the VIP is never on-link by itself.

@@ -1,8 +1,9 @@
 //! The owner loop: the one thread that has the farm's state.
 //!
-//! It polls the heartbeat sockets and the event queue, feeds [`Farm`] and the module machines, and turns what they want into datagrams, plans and
-//! [`Effect`]s. It never waits for the host, a script or a disk, and runs at real-time priority where that is allowed, so that
-//! heartbeats leave on time whatever else the machine does. Nothing else changes the farm's state.
+//! It polls the heartbeat sockets and the event queue, feeds [`Farm`] and the module machines, and turns what
+//! they want into datagrams, plans and [`Effect`]s. It never waits for the host, a script or a disk, and runs
+//! at real-time priority where that is allowed, so that heartbeats leave on time whatever else the machine
+//! does. Nothing else changes the farm's state.
 
 mod command;
 mod module;
@@ -41,6 +42,9 @@ const REALTIME_PRIORITY: u8 = 20;
 const DATAGRAM_BUDGET: usize = 512;
 /// Largest datagram: 32 modules with full maps fit in the largest UDP payload.
 const DATAGRAM_MAX: usize = 65_535;
+/// How long the data plane may take for a plan. It takes milliseconds; one that hangs would hold up every
+/// hand-over of the farm.
+const PLANE_LIMIT: Duration = Duration::from_secs(2);
 /// Time between two log lines about datagrams from the same address that are not authentic.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -114,6 +118,8 @@ pub struct Node {
     last_turn: Duration,
     /// Nothing may be accepted before the data plane works with this plan.
     fenced_until: Option<u64>,
+    /// Since when the data plane has not confirmed the newest plan.
+    unconfirmed_since: Option<Duration>,
     ending: bool,
     left: Option<Duration>,
 }
@@ -155,6 +161,7 @@ impl Node {
             pauses: 0,
             last_turn: Duration::ZERO,
             fenced_until: None,
+            unconfirmed_since: None,
             ending: false,
             left: None,
         };
@@ -213,7 +220,8 @@ impl Node {
         }
     }
 
-    /// After a pause longer than the lease others may own what this node had: it starts over with nothing open.
+    /// After a pause longer than the lease others may own what this node had: it starts over with nothing
+    /// open.
     fn notice_pause(&mut self) {
         let now = self.now();
         let gap = now.saturating_sub(self.last_turn);
@@ -222,6 +230,7 @@ impl Node {
             return;
         }
         self.pauses += 1;
+        self.unconfirmed_since = None;
         let text = format!(
             "This node did not run for {} ms; it has closed everything and joins again",
             gap.as_millis()
@@ -313,9 +322,11 @@ impl Node {
                 self.tell(&module, ModuleEvent::Checked { resource, up, detail });
             }
             Event::VipReady { module, result } => self.handle_vip_ready(&module, result),
+            Event::Link { module, problem } => self.handle_link(&module, problem),
             Event::VipGone { module, problems } => {
                 if let Some(local) = self.modules.get_mut(&module) {
                     local.vips.clear();
+                    local.link_problem = None;
                 }
                 self.published.touch();
                 self.tell(&module, ModuleEvent::VipGone(problems));
@@ -354,6 +365,9 @@ impl Node {
         if self.fenced_until.is_some_and(|fenced| fenced <= version) {
             self.fenced_until = None;
         }
+        if version == self.published.version() {
+            self.unconfirmed_since = None;
+        }
         let Some((farm_version, groups)) = self.published.applied(version) else {
             return;
         };
@@ -378,6 +392,17 @@ impl Node {
     fn handle_timeouts(&mut self) {
         let now = self.now();
         self.farm.handle_timeout(now);
+        if self.unconfirmed_since.is_some_and(|since| now >= since + PLANE_LIMIT) {
+            // Ended, this node is taken over within the detection time; alive, it would block the others.
+            let text = format!(
+                "The data plane has not taken a plan for {} s; farmd ends so that the others take over",
+                PLANE_LIMIT.as_secs()
+            );
+            tracing::error!("{text}");
+            self.log_to_active('C', "farmd", &text);
+            self.journal.flush(Duration::from_millis(200));
+            std::process::exit(crate::start::Exit::Failed as i32);
+        }
         let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
         for name in names {
             let Some(module) = self.modules.get_mut(&name) else {

@@ -120,6 +120,13 @@ pub fn write_zip<T>(
     })
 }
 
+/// What is in `folder`, by name.
+pub fn sorted_entries(folder: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    let mut entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    Ok(entries)
+}
+
 /// Adds the files below `folder` as (name in the zip, path), in order of their names.
 fn collect(folder: &Path, inner: &str, files: &mut Vec<(String, PathBuf)>) -> Result<(), PackError> {
     let unread = |source| PackError::Io {
@@ -127,11 +134,7 @@ fn collect(folder: &Path, inner: &str, files: &mut Vec<(String, PathBuf)>) -> Re
         path: folder.to_owned(),
         source,
     };
-    let mut entries = fs::read_dir(folder)
-        .and_then(Iterator::collect::<io::Result<Vec<_>>>)
-        .map_err(unread)?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
+    for entry in sorted_entries(folder).map_err(unread)? {
         let not_plain = || PackError::NotPlain { path: entry.path() };
         let name = entry.file_name().into_string().map_err(|_| not_plain())?;
         let inner = if inner.is_empty() {

@@ -15,6 +15,7 @@ use zip::ZipArchive;
 
 use crate::failure::Failure;
 use crate::module::USERCONFIG;
+use crate::module::pack::sorted_entries;
 
 /// Most files and folders in a module.
 const MAX_ENTRIES: usize = 2_000;
@@ -196,11 +197,7 @@ impl Tree {
             path: folder.to_owned(),
             source,
         };
-        let mut entries = fs::read_dir(folder)
-            .and_then(Iterator::collect::<io::Result<Vec<_>>>)
-            .map_err(unread)?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries {
+        for entry in sorted_entries(folder).map_err(unread)? {
             let name = entry.file_name();
             let name = name.to_str().ok_or_else(|| TreeError::Name {
                 name: name.to_string_lossy().into_owned(),

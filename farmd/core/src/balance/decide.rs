@@ -1,4 +1,4 @@
-//! The verdict on one frame, normative for every data plane (DESIGN section 4).
+//! The verdict on one frame, the same for every data plane: `farmd/docs/ARCHITECTURE.md`, "Buckets and verdicts".
 
 use crate::balance::flow::{FlowKey, TCP, UDP};
 use crate::balance::fragment::FragmentTable;
@@ -15,8 +15,9 @@ pub enum Verdict {
     Accept,
     /// Nowhere.
     Drop,
-    /// Nowhere yet: a connection request for a bucket that this node is about to open, or has just closed for another. Judged again with
-    /// the next plan; if the bucket then is another's, the request is sent on to [`Decision::owner`].
+    /// Nowhere yet: a connection request for a bucket that this node is about to open, or has just closed for
+    /// another. Judged again with the next plan; if the bucket then is another's, the request is sent on to
+    /// [`Decision::owner`].
     Hold,
     /// Not for a VIP: the host's own traffic, not touched.
     Pass,
@@ -136,8 +137,8 @@ enum Kind {
     Loose,
 }
 
-/// Judges `packet`. `has_socket` says if this host has a connection (not a listener) for a flow; it is asked only in guarded and draining
-/// buckets. `fragments` remembers first fragments; `now` ages them.
+/// Judges `packet`. `has_socket` says if this host has a connection (not a listener) for a flow; it is asked only
+/// in guarded and draining buckets. `fragments` remembers first fragments; `now` ages them.
 pub fn decide(
     plan: &Plan,
     packet: &Packet,

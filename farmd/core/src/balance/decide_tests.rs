@@ -51,7 +51,7 @@ fn directed_way() -> Way {
     Way::new(client(1), vip(), OWN_MAC)
 }
 
-/// The table of DESIGN section 4.
+/// The table of `farmd/docs/ARCHITECTURE.md`, "Buckets and verdicts".
 #[test]
 fn each_state_judges_each_kind_as_the_table_says() {
     use BucketState::{Draining, Foreign, Guarded, Own};

@@ -9,7 +9,7 @@ use crate::config::{Affinity, L2Mode, PortRule, Protocol, VipConfig};
 use crate::id::{BUCKETS, Bucket, MacAddr, NodeId, NodeSet};
 use crate::wire::packet::Packet;
 
-/// What a bucket is to this node (DESIGN section 4).
+/// What a bucket is to this node: `farmd/docs/ARCHITECTURE.md`, "Buckets and verdicts".
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum BucketState {
     /// Mine, nobody else has connections in it: everything is accepted, and an unknown connection gets the stack's reset.

@@ -1,6 +1,6 @@
 //! `<check>`: checkers.
 //!
-//! Only TCP checkers that run with the application do something so far; the others are understood, checked and
+//! Only TCP checkers that run with the application do something; the others are understood, checked and
 //! named in a warning. Called by [`super::module`].
 
 use std::collections::BTreeMap;
@@ -110,7 +110,7 @@ fn tcp(report: &mut Report<'_>, node: &Node<'_>) -> Option<TcpCheckerConfig> {
         (Some(_), Some(_)) | (None, _) | (_, None) => {}
     }
     if matches!(when, Some(When::Pre | When::Other)) {
-        let wrong = Wrong::new("this checker has no effect yet: only checkers with when=\"both\" run");
+        let wrong = Wrong::new("this checker has no effect: only checkers with when=\"both\" run");
         node.warning(report, "when", wrong);
     }
     let children = node.children(report, &["to"]);

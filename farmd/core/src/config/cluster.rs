@@ -99,6 +99,9 @@ fn cluster(report: &mut Report<'_>, root: &Element) -> Option<ClusterConfig> {
 fn lan<'d>(report: &mut Report<'_>, node: Node<'d>, known: &mut Known) -> Reading<'d> {
     let name = node.need(report, "name", value::name).unwrap_or("").to_owned();
     let command = node.read(report, "command", value::flag).unwrap_or(false);
+    if command {
+        node.inert(report, "command");
+    }
     if !name.is_empty() {
         let span = node.span("name");
         if let Some(first) = known.lans.get(&name) {

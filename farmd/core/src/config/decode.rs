@@ -109,7 +109,7 @@ impl<'d> Node<'d> {
     /// Warns at the value of `name`, if that is written, that it has no effect.
     pub fn inert(&self, report: &mut Report<'_>, name: &str) {
         if self.has(name) {
-            self.warning(report, name, Wrong::new(format!("`{name}` has no effect yet")));
+            self.warning(report, name, Wrong::new(format!("`{name}` has no effect")));
         }
     }
 

@@ -1,4 +1,4 @@
-//! Parts of `userconfig.xml` that are understood and checked, and have no effect yet.
+//! Parts of `userconfig.xml` that are understood and checked, and have no effect.
 //!
 //! One table per part, so that a slip of the pen in them is found all the same. Each one in use gets a warning.
 //! When a part is built, its table goes away and a decoder takes its place. Called by [`super::module`] and
@@ -192,7 +192,7 @@ pub(super) fn check<'d>(report: &mut Report<'_>, child: &Child<'d>, shape: &'sta
 }
 
 fn no_effect(name: &str) -> Wrong {
-    Wrong::new(format!("`<{name}>` has no effect yet"))
+    Wrong::new(format!("`<{name}>` has no effect"))
 }
 
 /// Recursion is as deep as the tables are.

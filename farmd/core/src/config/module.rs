@@ -241,7 +241,7 @@ fn farm(
     }
     const PARTITION: [(&str, bool); 3] = [("serve", false), ("majority", true), ("witness", true)];
     if node.read(report, "partition", value::word(&PARTITION)) == Some(true) {
-        let wrong = Wrong::new("`partition` has no effect yet: both sides of a partition serve");
+        let wrong = Wrong::new("`partition` has no effect: both sides of a partition serve");
         node.warning(report, "partition", wrong);
     }
     if node.read(report, "witness", value::host_addr).is_some() {

@@ -39,7 +39,7 @@ pub(super) fn decode(report: &mut Report<'_>, child: &Child<'_>, cluster: Option
     let node = child.open(report, &["tcpreset", "scriptcontrol", "drain"]);
     let tcp_reset = node.read(report, "tcpreset", value::flag).unwrap_or(true);
     if node.read(report, "scriptcontrol", value::flag) == Some(true) {
-        let wrong = Wrong::new("`scriptcontrol` has no effect yet: traffic opens when `start_both` has succeeded");
+        let wrong = Wrong::new("`scriptcontrol` has no effect: traffic opens when `start_both` has succeeded");
         node.warning(report, "scriptcontrol", wrong);
     }
     if node.duration(report, "drain", Unit::Second, 0..=86_400).is_some() {
@@ -105,10 +105,6 @@ fn interface(
         }
     }
     let check = node.read(report, "check", value::flag).unwrap_or(true);
-    // Only where it is asked for in words: the default must not warn about every file.
-    if check {
-        node.inert(report, "check");
-    }
     let reroute = node.read(report, "arpreroute", value::flag).unwrap_or(false);
     let interval = node.duration(report, "arpinterval", Unit::Second, 1..=3600);
     let elapse = node.duration(report, "arpelapse", Unit::Second, 1..=86_400);
@@ -212,7 +208,7 @@ fn virtual_addr(
         return None;
     };
     if addr.is_ipv6() {
-        let wrong = Wrong::new("IPv6 virtual addresses are not served yet");
+        let wrong = Wrong::new("IPv6 virtual addresses are not served");
         node.error(report, "addr", wrong.hint("an IPv4 address is expected"));
     }
     if let Some(first) = placed.vips.iter().find(|vip| vip.addr == addr) {

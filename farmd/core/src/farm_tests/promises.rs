@@ -1,5 +1,5 @@
-//! The promises of DESIGN section 7 as checks on a simulated farm: exclusion and continuity after every event, coverage and exact
-//! shares once faults have stopped.
+//! The promises of `farmd/docs/ARCHITECTURE.md`, "Life of a failover", as checks on a simulated farm: exclusion and
+//! continuity after every event, coverage and exact shares once faults have stopped.
 
 use std::time::Duration;
 

@@ -1,8 +1,9 @@
 //! Moves the buckets of one group between live nodes: propose, release, commit.
 //!
-//! Owns this node's part in one group: the committed map, the buckets it has *open* (accepts new flows of), what it has
-//! *promised*, and the buckets in which it still *holds* connections. It never talks: [`Handover::advance`] reads the latest reports of the peers and says what
-//! changed; the reports travel in heartbeats, at once when something changed. Called by [`crate::farm::Farm`] only.
+//! Owns this node's part in one group: the committed map, the buckets it has *open* (accepts new flows of),
+//! what it has *promised*, and the buckets in which it still *holds* connections. It never talks:
+//! [`Handover::advance`] reads the latest reports of the peers and says what changed; the reports travel in
+//! heartbeats, at once when something changed. Called by [`crate::farm::Farm`] only.
 //!
 //! ```text
 //!   coordinator                         every member (the coordinator too)
@@ -13,11 +14,13 @@
 //!   have promised: committed = epoch ─► committed = epoch: open what the map gives
 //! ```
 //!
-//! Why two nodes that hear each other never have one bucket open: a bucket is opened only with a commit; a commit needs the
-//! promise of every active member of the view; a promise is made only after all that the map takes away is closed, and after it nothing
-//! of an older epoch is ever opened. A node outside the view that talks both ways with somebody in it blocks that one's promise until it says that
-//! it has nothing open (`committed` 0) or falls silent for the detection time, by which time its own lease has closed it.
-//! "Closed" always means that the data plane has confirmed it: neither a promise nor "nothing committed" nor "fenced" is told before.
+//! Why two nodes that hear each other never have one bucket open: a bucket is opened only with a commit; a
+//! commit needs the promise of every active member of the view; a promise is made only after all that the map
+//! takes away is closed, and after it nothing of an older epoch is ever opened. A node outside the view that
+//! talks both ways with somebody in it blocks that one's promise until it says that it has nothing open
+//! (`committed` 0) or falls silent for the detection time, by which time its own lease has closed it.
+//! "Closed" always means that the data plane has confirmed it: neither a promise nor "nothing committed" nor
+//! "fenced" is told before.
 
 use std::collections::BTreeMap;
 
@@ -126,7 +129,8 @@ pub struct Handover {
     held: BucketSet,
     held_connections: u32,
     pending: Option<Pending>,
-    /// The data plane may still have open what is closed here, until it works with this plan; `Some(None)` until the plan has its number.
+    /// The data plane may still have open what is closed here, until it works with this plan; `Some(None)`
+    /// until the plan has its number.
     closing: Option<Option<u64>>,
     shut: bool,
     /// What each peer holds, and from it who holds each bucket.
@@ -159,7 +163,8 @@ impl Handover {
         }
     }
 
-    /// Draws all conclusions from what is around. Idempotent: a second call with the same surroundings changes nothing.
+    /// Draws all conclusions from what is around. Idempotent: a second call with the same surroundings
+    /// changes nothing.
     pub fn advance(&mut self, around: &Surroundings<'_>) -> Outcome {
         let mut outcome = Outcome::default();
         let reports = around.peers.values().map(|p| p.report);
@@ -191,15 +196,16 @@ impl Handover {
         outcome
     }
 
-    /// The plan with the released buckets has number `version`; called after an `advance` with `plan_changed`.
+    /// The plan with the released buckets has number `version`; called after an `advance` with
+    /// `plan_changed`.
     pub fn planned(&mut self, version: u64) {
         if let Some(awaited @ None) = &mut self.closing {
             *awaited = Some(version);
         }
     }
 
-    /// The data plane works with plan `version`, and this host has connections in `held`, of which some are in buckets that are not open. Returns true
-    /// if `advance` should run.
+    /// The data plane works with plan `version`, and this host has connections in `held`, of which some are
+    /// in buckets that are not open. Returns true if `advance` should run.
     pub fn handle_applied(&mut self, version: u64, held: BucketSet, connections: u32) -> bool {
         if self.closing.is_some_and(|plan| plan.is_none_or(|plan| plan > version)) {
             // This plan still had open what has been closed since; what it found is out of date.
@@ -247,7 +253,8 @@ impl Handover {
         self.committed
     }
 
-    /// What to tell the others. `with_map`: a peer lacks the committed map and this node is the one to send it.
+    /// What to tell the others. `with_map`: a peer lacks the committed map and this node is the one to send
+    /// it.
     pub fn report(&self, weight: u16, with_map: bool) -> GroupReport {
         let proposal = self
             .pending
@@ -329,7 +336,8 @@ impl Handover {
         outcome.send |= outcome.plan_changed || forget;
     }
 
-    /// What was promised last is not kept to: the number that is told instead is nobody's proposal, and every later proposal is above it.
+    /// What was promised last is not kept to: the number that is told instead is nobody's proposal, and every
+    /// later proposal is above it.
     fn withdraw_promise(&mut self) {
         if self.promised > Epoch::default() {
             self.promised = self.highest.max(self.promised).next(self.this);

@@ -1,13 +1,15 @@
 //! Who is alive, as far as this node can tell, and who forms the view.
 //!
-//! Owns one [`Peer`] per configured node. It is told of every authentic heartbeat and of the passing of time, and answers with the
-//! [`Membership::view`], whether this node must step out ([`Membership::fenced`]), and [`Event`]s for the log. It knows nothing of buckets. Called by
-//! [`crate::farm::Farm`] only.
+//! Owns one [`Peer`] per configured node. It is told of every authentic heartbeat and of the passing of time,
+//! and answers with the [`Membership::view`], whether this node must step out ([`Membership::fenced`]), and
+//! [`Event`]s for the log. It knows nothing of buckets. Called by [`crate::farm::Farm`] only.
 //!
-//! A peer is **down** when nothing of it was heard on any lan for the detection time. The **view** is a set of nodes that all hear each other, computed
-//! by every node from the rows ("whom I hear") in the heartbeats: as long as two candidates do not hear each other, the one that fewest others hear is
-//! left out (ties: the higher id). A node that finds itself left out has been told that others cannot hear it: it steps out.
-//! A node that has just started is *joining* for one detection time: it serves nothing, and its missing ears count against nobody.
+//! A peer is **down** when nothing of it was heard on any lan for the detection time. The **view** is a set
+//! of nodes that all hear each other, computed by every node from the rows ("whom I hear") in the heartbeats:
+//! as long as two candidates do not hear each other, the one that fewest others hear is left out (ties: the
+//! higher id). A node that finds itself left out has been told that others cannot hear it: it steps out. A
+//! node that has just started is *joining* for the detection time and one pulse: it serves nothing, and its
+//! missing ears count against nobody.
 
 pub mod peer;
 pub mod view;
@@ -138,7 +140,8 @@ impl Membership {
         self.update(now);
     }
 
-    /// This node did not run for so long that others may have gone on without it: it joins anew, and what it remembers of whom it heard is void.
+    /// This node did not run for so long that others may have gone on without it: it joins anew, and what it
+    /// remembers of whom it heard is void.
     pub fn handle_pause(&mut self, now: Duration) {
         self.joining = true;
         self.join_until = now + self.join_time;
@@ -146,7 +149,8 @@ impl Membership {
         self.update(now);
     }
 
-    /// When [`Self::handle_timeout`] has something to do without a heartbeat. May change after every `handle_*`.
+    /// When [`Self::handle_timeout`] has something to do without a heartbeat. May change after every
+    /// `handle_*`.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let peers = self.peers.values().filter_map(|p| p.silent_at(self.detection_time));
         peers.chain(self.joining.then_some(self.join_until)).min()

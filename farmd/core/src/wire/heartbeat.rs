@@ -639,8 +639,15 @@ mod tests {
         let mut heartbeat = sample(64, false);
         let owners: Vec<u8> = (0..BUCKETS).map(|i| (i % 64) as u8).collect();
         let map = BucketMap::from_bytes(owners.into_boxed_slice().try_into().unwrap()).unwrap();
-        let map = MapReport { epoch: Epoch(9), view: NodeSet::from_bits(u64::MAX), map };
-        let group = GroupReport { held: (0..BUCKETS).collect(), ..heartbeat.modules[0].groups[0].clone() };
+        let map = MapReport {
+            epoch: Epoch(9),
+            view: NodeSet::from_bits(u64::MAX),
+            map,
+        };
+        let group = GroupReport {
+            held: (0..BUCKETS).collect(),
+            ..heartbeat.modules[0].groups[0].clone()
+        };
         let module = ModuleReport {
             name: "a".repeat(32).parse().unwrap(),
             macs: vec![MacAddr::BROADCAST; crate::config::MAX_INTERFACES],

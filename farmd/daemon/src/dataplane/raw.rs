@@ -1,12 +1,16 @@
 //! The raw data plane: AF_PACKET ring in, TAP out, one thread.
 //!
-//! The kernel's own receive path never sees VIP frames (an nf_tables rule drops them after the ring has got its copy); what
-//! the decision accepts is written to the TAP that carries the VIP, with its `virtio_net_hdr`, so that unfinished checksums and merged segments stay what they
-//! are. Replies leave by the kernel's ordinary route.
+//! The kernel's own receive path never sees VIP frames (an nf_tables rule drops them after the ring has got
+//! its copy); what the decision accepts is written to the TAP that carries the VIP, with its
+//! `virtio_net_hdr`, so that unfinished checksums and merged segments stay what they are. Replies leave by
+//! the kernel's ordinary route.
 //!
-//! A new plan takes effect between two frames: the thread looks up this host's connections once (its sockets, and tracked connections that stand for sockets in containers), swaps the plan and goes on; frames
-//! wait in the ring meanwhile. Connection requests for buckets that are changing hands are kept and judged again by the next plan; what is another's by then is sent on to it. The connections found are the flow table for guarded and draining buckets; connections opened later in a guarded bucket are
-//! added as their first packet is accepted.
+//! A new plan takes effect between two frames: the thread looks up this host's connections once (its sockets,
+//! and tracked connections that stand for sockets in containers), swaps the plan and goes on; frames wait in
+//! the ring meanwhile. Connection requests for buckets that are changing hands are kept and judged again by
+//! the next plan; what is another's by then is sent on to it. The connections found are the flow table for
+//! guarded and draining buckets; connections opened later in a guarded bucket are added as their first packet
+//! is accepted.
 
 // Looked up by key only; never iterated.
 #![allow(clippy::disallowed_types)]
@@ -340,8 +344,13 @@ impl Core {
         let result = interface
             .ring
             .recv(BUDGET, |bytes| self.judge(now, leased, bytes, &mut forwards));
-        if let Err(error) = result {
-            debug!(%error, interface = interface.name, "reading the ring failed");
+        match result {
+            Ok(_) => {}
+            // Said once each time; capture goes on by itself when the interface is up again.
+            Err(error) if error.kind() == io::ErrorKind::NetworkDown => {
+                warn!(interface = interface.name, "the service interface went down");
+            }
+            Err(error) => debug!(%error, interface = interface.name, "reading the ring failed"),
         }
         self.counters
             .add(Count::Truncated, interface.ring.truncated() - truncated);
@@ -389,7 +398,8 @@ impl Core {
         self.counters.add(Count::Held, 1);
     }
 
-    /// A new plan may have opened the buckets that kept requests wait for, here or at another member, to which they are then sent on.
+    /// A new plan may have opened the buckets that kept requests wait for, here or at another member, to
+    /// which they are then sent on.
     fn judge_held(&mut self, interfaces: &[Interface]) {
         let now = Instant::now();
         let leased = self.lease.holds(now);

@@ -39,6 +39,8 @@ pub(super) struct LocalModule {
     /// It has closed traffic and waits until no bucket is left here.
     pub(super) leaving: bool,
     pub(super) waiting: Vec<Waiting>,
+    /// A service interface is down: the module has no share until it is back.
+    pub(super) link_problem: Option<String>,
     /// When it starts by itself.
     pub(super) boot_at: Option<Duration>,
 }
@@ -52,6 +54,7 @@ impl LocalModule {
             open: false,
             leaving: false,
             waiting: Vec::new(),
+            link_problem: None,
             boot_at: None,
         }
     }
@@ -147,6 +150,20 @@ impl Node {
         }
     }
 
+    /// A module that clients cannot reach gives its share away, and takes it back with the link.
+    pub(super) fn handle_link(&mut self, name: &ModuleName, problem: Option<String>) {
+        let Some(module) = self.modules.get_mut(name) else {
+            return;
+        };
+        let text = match (&problem, &module.link_problem) {
+            (Some(problem), _) => format!("No share while {problem}"),
+            (None, Some(was)) => format!("No longer: {was}"),
+            (None, None) => return,
+        };
+        module.link_problem = problem;
+        self.journal.write(name, "intfcheck", 'E', &text);
+    }
+
     /// Answers whoever waits for the module.
     fn finish(&mut self, name: &ModuleName, result: &Result<String, String>) {
         let Some(module) = self.modules.get_mut(name) else {
@@ -216,8 +233,11 @@ impl Node {
                 digest: module.config.digest,
                 state: machine.state(),
                 quality: machine.quality(),
-                why: machine.why(),
-                ready: module.open && machine.state() == ModuleState::Up && machine.quality() == Quality::Ready,
+                why: module.link_problem.clone().unwrap_or_else(|| machine.why()),
+                ready: module.open
+                    && module.link_problem.is_none()
+                    && machine.state() == ModuleState::Up
+                    && machine.quality() == Quality::Ready,
                 macs: macs.collect(),
                 weights: groups.map(|g| g.weight(own_name)).collect(),
             };

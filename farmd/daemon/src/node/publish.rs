@@ -119,6 +119,8 @@ impl Node {
             .under_way
             .push_back((self.published.version, farm_version, groups));
         self.published.plan = Arc::clone(&plan);
+        let now = self.now();
+        self.unconfirmed_since.get_or_insert(now);
         self.plane.apply(plan);
         true
     }

@@ -78,7 +78,8 @@ impl Node {
             };
             let (state, quality) = (module.machine.state(), module.machine.quality());
             let open = shares(&|i| self.farm.group(name, i).map_or(0, Handover::held_connections));
-            let why = self.why_here(name, state, quality, module.machine.why(), &open);
+            let machine_why = module.link_problem.clone().unwrap_or_else(|| module.machine.why());
+            let why = self.why_here(name, state, quality, machine_why, &open);
             return NodeModuleStatus {
                 state: Some(state),
                 quality: Some(quality),
