@@ -72,11 +72,22 @@ pub fn start(lab: &Lab, module: &str) {
         .expect("all nodes serve");
 }
 
+/// What a module's log and the newest output of its `start_both` say, for a failure report.
+fn story(node: &Node, module: &str) -> String {
+    let tell = |args: &[&str]| node.farm(args).map(|told| told.stdout).unwrap_or_default();
+    tell(&["log", module, "-n", "40"]) + &tell(&["log", module, "--script", "start_both"])
+}
+
 /// Runs one command of the command line on all nodes at once and insists on success.
 pub fn on_all(lab: &Lab, args: &[&str]) {
     std::thread::scope(|scope| {
         for node in &lab.nodes {
-            scope.spawn(move || node.farm_ok(args).unwrap_or_else(|e| panic!("{}: {e:#}", node.name())));
+            scope.spawn(move || {
+                node.farm_ok(args).unwrap_or_else(|e| {
+                    let module = args.last().copied().unwrap_or_default();
+                    panic!("{}: {e:#}\n{}", node.name(), story(node, module))
+                })
+            });
         }
     });
 }
