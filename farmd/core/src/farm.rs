@@ -39,6 +39,8 @@ pub struct LocalModule {
     pub why: String,
     /// It may take buckets.
     pub ready: bool,
+    /// Its application is being stopped although buckets are still open here: everything is closed at once.
+    pub shut: bool,
     /// Ethernet address of each service interface.
     pub macs: Vec<MacAddr>,
     /// Configured weight of this node in each group.
@@ -177,11 +179,15 @@ impl Farm {
     /// Takes a datagram that came in on `lan`.
     pub fn handle_datagram(&mut self, now: Duration, lan: usize, datagram: &[u8]) -> Result<(), Refused> {
         let heartbeat = Heartbeat::parse(&self.key, datagram).map_err(Refused::Parse)?;
+        // Sequence numbers are per lan; a recording of one lan must not pass for news on another.
+        if usize::from(heartbeat.lan) != lan {
+            return Err(Refused::Membership(membership::Refusal::OtherLan));
+        }
         self.membership
             .handle_heartbeat(now, lan, &heartbeat)
             .map_err(Refused::Membership)?;
         for requester in &heartbeat.requesters {
-            if self.requesters.learn(*requester) {
+            if self.requesters.learn_told(*requester) {
                 self.events.push_back(Event::Learned(*requester));
             }
         }
@@ -444,7 +450,8 @@ impl Farm {
             self.next_heartbeat = now;
         }
         let view = self.membership.view();
-        let shut = self.membership.fenced().is_some() || self.paused || kept_out.is_some() || !active;
+        let shut =
+            self.membership.fenced().is_some() || self.paused || kept_out.is_some() || !active || module.local.shut;
         let reports = &self.reports;
         let membership = &self.membership;
         let Some(module) = self.modules.get_mut(name) else {

@@ -127,6 +127,9 @@ pub struct Incarnation(pub u64);
 pub struct Epoch(pub u64);
 
 impl Epoch {
+    /// Largest counter that is believed: a thousand changes a second reach it in nine thousand years.
+    pub const MAX_COUNTER: u64 = 1 << 48;
+
     /// The first epoch of `coordinator` above `self`.
     pub const fn next(self, coordinator: NodeId) -> Self {
         Self((((self.0 >> 8) + 1) << 8) | coordinator.0 as u64)

@@ -21,20 +21,36 @@ pub struct Requesters {
 }
 
 impl Requesters {
-    /// Notes a requester; true if it is new or has moved to another Ethernet address.
+    /// Notes a requester that was heard here; true if it is new or has moved to another Ethernet address.
     pub fn learn(&mut self, requester: Requester) -> bool {
         let key = (requester.vip, requester.addr);
         match self.macs.insert(key, requester.mac) {
             Some(old) => old != requester.mac,
             None => {
-                self.order.push_back(key);
-                if self.order.len() > CAPACITY
-                    && let Some(oldest) = self.order.pop_front()
-                {
-                    self.macs.remove(&oldest);
-                }
+                self.append(key);
                 true
             }
+        }
+    }
+
+    /// Notes a requester that another node tells of; true if it was not known. What was heard here counts more than what is told: a stale address
+    /// would go round for ever.
+    pub fn learn_told(&mut self, requester: Requester) -> bool {
+        let key = (requester.vip, requester.addr);
+        let new = !self.macs.contains_key(&key);
+        if new {
+            self.macs.insert(key, requester.mac);
+            self.append(key);
+        }
+        new
+    }
+
+    fn append(&mut self, key: (IpAddr, IpAddr)) {
+        self.order.push_back(key);
+        if self.order.len() > CAPACITY
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.macs.remove(&oldest);
         }
     }
 

@@ -15,6 +15,7 @@ use farm_core::id::ModuleName;
 use farm_sys::sock_diag::SockDiag;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
+use crate::admission::Other;
 use crate::checker::CheckerSet;
 use crate::event::{Event, EventSender};
 use crate::host::Host;
@@ -66,6 +67,10 @@ pub enum Effect {
     Configure {
         /// Which.
         module: ModuleName,
+        /// What the other modules of this node have.
+        others: Vec<Other>,
+        /// Who asks.
+        by: String,
         /// Who waits.
         replies: UnboundedSender<Reply>,
     },
@@ -73,6 +78,8 @@ pub enum Effect {
     Deconfigure {
         /// Which.
         module: ModuleName,
+        /// Who asks.
+        by: String,
         /// Who waits.
         replies: UnboundedSender<Reply>,
     },
@@ -146,20 +153,33 @@ impl Executor {
                 }
                 Effect::StopCheckers(module) => drop(checkers.remove(&module)),
                 Effect::ResetConnections { module, vips } => self.reset_connections(&module, &vips),
-                Effect::Configure { module, replies } => {
-                    let result = store::apply(&self.folders.etc, &self.folders.var, &module, Some(&self.cluster));
+                Effect::Configure {
+                    module,
+                    others,
+                    by,
+                    replies,
+                } => {
+                    let result = store::apply(
+                        &self.folders.etc,
+                        &self.folders.var,
+                        &module,
+                        Some(&self.cluster),
+                        &others,
+                    );
                     let result = result.map(|(c, w)| (Box::new(c), w)).map_err(|e| e.to_string());
                     self.events.send(Event::Configured {
+                        by,
                         module,
                         result,
                         replies,
                     });
                 }
-                Effect::Deconfigure { module, replies } => {
+                Effect::Deconfigure { module, by, replies } => {
                     let result = store::deconfig(&self.folders.var, &module)
                         .map(drop)
                         .map_err(|e| e.to_string());
                     self.events.send(Event::Deconfigured {
+                        by,
                         module,
                         result,
                         replies,

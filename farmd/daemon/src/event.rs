@@ -2,7 +2,8 @@
 //!
 //! Edges (scripts, checkers, control socket, data plane, host set-up) hold an [`EventSender`]; only
 //! the owner loop in [`crate::node`] receives. The queue is unbounded because each edge has at most a few
-//! events under way: one per running script, checker, command or applied plan.
+//! events under way: one per running script, checker, command or applied plan, and 64 requesters per turn
+//! of the data plane. The loop takes a bounded number per turn.
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -75,6 +76,8 @@ pub enum Event {
     Configured {
         /// Which module.
         module: ModuleName,
+        /// Who asked.
+        by: String,
         /// The new configuration with its warnings, or every mistake.
         result: Result<(Box<farm_core::config::ModuleConfig>, Vec<String>), String>,
         /// Who waits for it.
@@ -84,6 +87,8 @@ pub enum Event {
     Deconfigured {
         /// Which module.
         module: ModuleName,
+        /// Who asked.
+        by: String,
         /// Why it could not be removed.
         result: Result<(), String>,
         /// Who waits for it.

@@ -3,6 +3,7 @@
 //! [`node`] owns the farm's state and runs on its own thread; [`dataplane`] moves packets on another; everything that may wait (scripts, checkers, host
 //! set-up, the control socket) lives on one tokio runtime and talks to the owner loop by [`event::Event`] and [`effect::Effect`].
 
+pub mod admission;
 pub mod checker;
 pub mod control;
 pub mod dataplane;

@@ -40,6 +40,8 @@ use publish::Published;
 const REALTIME_PRIORITY: u8 = 20;
 /// Datagrams taken from one socket before everything else has its turn.
 const DATAGRAM_BUDGET: usize = 512;
+/// Events taken before everything else has its turn.
+const EVENT_BUDGET: usize = 1024;
 /// Largest datagram: 32 modules with full maps fit in the largest UDP payload.
 const DATAGRAM_MAX: usize = 65_535;
 /// How long the data plane may take for a plan. It takes milliseconds; one that hangs would hold up every
@@ -190,9 +192,7 @@ impl Node {
             self.notice_pause();
             self.receive(&mut buffer);
             if self.wake.drain() {
-                while let Ok(event) = self.events.try_recv() {
-                    self.handle_event(event);
-                }
+                self.receive_events();
             }
             self.handle_timeouts();
             self.finish_turn();
@@ -255,6 +255,10 @@ impl Node {
                 match socket.recv_from(buffer) {
                     Ok((length, from)) => {
                         self.received += 1;
+                        if !self.cluster.lans[lan].nodes.iter().any(|(_, addr)| *addr == from.ip()) {
+                            *self.refused.entry("unknown_address").or_default() += 1;
+                            continue;
+                        }
                         let now = self.now();
                         if let Err(refused) = self.farm.handle_datagram(now, lan, &buffer[..length]) {
                             self.note_refusal(now, from, refused);
@@ -281,9 +285,6 @@ impl Node {
             }
             Refused::Membership(_) => return,
         };
-        if self.strangers.len() >= 256 && !self.strangers.contains_key(&from.ip()) {
-            return;
-        }
         let stranger = self.strangers.entry(from.ip()).or_insert(Stranger {
             count: 0,
             last: now,
@@ -299,6 +300,15 @@ impl Node {
             warn!(from = %from.ip(), count, "heartbeats {text}");
             self.log_to_active('E', "membership", &format!("Heartbeats from {} {text}", from.ip()));
         }
+    }
+
+    fn receive_events(&mut self) {
+        for _ in 0..EVENT_BUDGET {
+            let Ok(event) = self.events.try_recv() else { return };
+            self.handle_event(event);
+        }
+        // There may be more; heartbeats have their turn first.
+        self.wake.notify();
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -339,14 +349,16 @@ impl Node {
             Event::Requester(requester) => self.farm.learn_requester(requester),
             Event::Configured {
                 module,
+                by,
                 result,
                 replies,
-            } => self.handle_configured(module, result, &replies),
+            } => self.handle_configured(module, &by, result, &replies),
             Event::Deconfigured {
                 module,
+                by,
                 result,
                 replies,
-            } => self.handle_deconfigured(&module, result, &replies),
+            } => self.handle_deconfigured(&module, &by, result, &replies),
             Event::Shutdown { by } => self.shut_down(&by),
         }
     }
@@ -365,9 +377,8 @@ impl Node {
         if self.fenced_until.is_some_and(|fenced| fenced <= version) {
             self.fenced_until = None;
         }
-        if version == self.published.version() {
-            self.unconfirmed_since = None;
-        }
+        // Any progress counts: under churn a newer plan is always under way.
+        self.unconfirmed_since = (version < self.published.version()).then_some(now);
         let Some((farm_version, groups)) = self.published.applied(version) else {
             return;
         };
@@ -433,12 +444,7 @@ impl Node {
         let now = self.now();
         self.notice_handed_over();
         self.report_modules(now);
-        // Publishing may say at once that a release is done, and that may open the way for a commit.
-        for _ in 0..4 {
-            if !self.publish() {
-                break;
-            }
-        }
+        self.publish();
         self.log_farm_events();
         if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
             self.farm.leave(now);

@@ -21,6 +21,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::admission::{Other, admit};
 use farm_core::config::diag::Diagnostic;
 use farm_core::config::{self, ClusterConfig, ModuleConfig};
 use farm_core::id::ModuleName;
@@ -110,7 +111,7 @@ pub fn active_dir(var: &Path, module: &ModuleName) -> PathBuf {
     module_dir(var, module).join("active")
 }
 
-/// Checks `ETC/modules/AM` and makes a copy of it the active one. Warnings come as one line each.
+/// Checks `ETC/modules/AM`, also against the `others` of this node, and makes a copy of it the active one. Warnings come as one line each.
 ///
 /// # Errors
 /// Everything that is wrong with it; then the active copy is what it was before.
@@ -119,12 +120,17 @@ pub fn apply(
     var: &Path,
     module: &ModuleName,
     cluster: Option<&ClusterConfig>,
+    others: &[Other],
 ) -> Result<(ModuleConfig, Vec<String>), ApplyError> {
     let source = etc.join("modules").join(module.as_str());
     let config_path = source.join("conf/userconfig.xml");
     let text = read_config(&config_path)?;
     let env = used_environment(&text, std::env::vars_os());
     let (config, warnings) = parse(&config_path, &text, &env, cluster)?;
+    admit(&config, others).map_err(|why| ApplyError::File {
+        path: config_path.clone(),
+        why,
+    })?;
     if config.user.is_some() {
         check_scripts(&source.join("bin"))?;
     }

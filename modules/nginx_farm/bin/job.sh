@@ -64,8 +64,9 @@ job_pids() {
 }
 
 # job_runs NAME: true if the job has a process.
+# A process that goes to the background between the list of processes and the look at them is missed by one look.
 job_runs() {
-    [ -n "$(job_pids "$1")" ]
+    [ -n "$(job_pids "$1")" ] || [ -n "$(job_pids "$1")" ]
 }
 
 # job_mains NAME: those whose parent is not of the job: the master of a server with workers.

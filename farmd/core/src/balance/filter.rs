@@ -74,13 +74,30 @@ pub fn closed() -> Vec<Insn> {
     vec![insn(RET_K, 0)]
 }
 
+/// A filter that passes everything.
+pub fn open() -> Vec<Insn> {
+    vec![insn(RET_K, ALL)]
+}
+
+/// How far a filter looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Detail {
+    /// To the Ethernet address and the VIP.
+    Vips,
+    /// To the bucket, where it can.
+    Buckets,
+}
+
 /// The filter for the VIPs of `plan` on `interface`.
-pub fn build(plan: &Plan, interface: u32) -> Vec<Insn> {
+pub fn build(plan: &Plan, interface: u32, detail: Detail) -> Vec<Insn> {
     let mut program = vec![insn(LD_H_ABS, ETHERTYPE_AT), jump(JEQ_K, 0x0800, 1, 0), insn(RET_K, 0)];
     let vips = plan.vips.iter().filter(|v| v.interface == interface);
     for vip in vips {
         let IpAddr::V4(addr) = vip.addr else { continue };
-        let mut body = body(plan, vip);
+        let mut body = match detail {
+            Detail::Buckets => body(plan, vip),
+            Detail::Vips => vec![insn(RET_K, ALL)],
+        };
         if program.len() + body.len() + 16 * plan.vips.len() > MAX_LEN {
             body = vec![insn(RET_K, ALL)];
         }

@@ -234,7 +234,7 @@ proptest! {
     /// Too much may pass, never too little; the kernel takes every program.
     #[test]
     fn whatever_the_decision_needs_passes_the_filter(plan in plans(), frames in proptest::collection::vec(frames(), 1..40)) {
-        let program = build(&plan, INTERFACE);
+        let program = build(&plan, INTERFACE, Detail::Buckets);
         check(&program);
         for frame in frames {
             let Some((verdict, reason, forwarded)) = judge(&plan, &frame) else { continue };
@@ -248,7 +248,7 @@ proptest! {
                 prop_assert_eq!(run(&program, &frame), 0, "not for a VIP");
             }
         }
-        prop_assert_eq!(run(&build(&plan, INTERFACE + 1), &[0; 64]), 0);
+        prop_assert_eq!(run(&build(&plan, INTERFACE + 1, Detail::Buckets), &[0; 64]), 0);
     }
 
     /// The filter's hash is that of `hash.rs`: whole frames in foreign buckets do not pass, others do.
@@ -260,7 +260,7 @@ proptest! {
         let affinity = if on_port { Affinity::ClientPort } else { Affinity::ClientIp };
         let vip_plan = vip_plan(vip(), L2Mode::Invisible(VIRTUAL_MAC), vec![rule(Protocol::Tcp, 80, 443, affinity, 0)]);
         let plan = Plan { seed: Seed { s0, s1 }, ..plan(vip_plan, vec![group_of([1, 1, 1], &marks)]) };
-        let program = build(&plan, INTERFACE);
+        let program = build(&plan, INTERFACE, Detail::Buckets);
         check(&program);
         let mut seen = [0; 2];
         for (host, port, options) in clients {
@@ -287,7 +287,7 @@ fn frames_that_are_cut_anywhere_end_the_program() {
         vec![rule(Protocol::Tcp, 80, 80, Affinity::ClientPort, 0)],
     );
     let plan = plan(vip_plan, vec![group(BucketState::Own, Some(0))]);
-    let program = build(&plan, INTERFACE);
+    let program = build(&plan, INTERFACE, Detail::Buckets);
     let frame = Way::new(client(1), vip(), VIRTUAL_MAC).tcp(4000, 80, Flags::Syn);
     for length in 0..36 {
         assert_eq!(run(&program, &frame[..length]), 0, "{length} bytes");
@@ -315,7 +315,7 @@ fn the_program_stays_within_the_kernels_limit_with_many_vips_and_the_worst_map()
                 ..one.clone()
             })
             .collect();
-        let program = build(&plan, INTERFACE);
+        let program = build(&plan, INTERFACE, Detail::Buckets);
         check(&program);
         for vip in &plan.vips {
             let frame = Way::new(client(1), vip.addr, OWN_MAC).tcp(1, 80, Flags::Syn);

@@ -181,6 +181,7 @@ impl Sim {
             quality: Quality::NotReady,
             why: String::new(),
             ready: false,
+            shut: false,
             macs: vec![MacAddr([2, 0, 0, 0, 0, 1])],
             weights: vec![1],
         };

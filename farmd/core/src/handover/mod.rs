@@ -217,7 +217,7 @@ impl Handover {
         if self.closing.take().is_some() {
             changed = true;
             if let Some(pending) = &self.pending {
-                self.promised = pending.epoch;
+                self.promised = self.promised.max(pending.epoch);
             }
         }
         changed
@@ -386,6 +386,8 @@ impl Handover {
         }
         self.map = newest.map.clone();
         self.known = newest.epoch;
+        // An older proposal must not come back by a commit seen late.
+        self.pending = self.pending.take().filter(|p| p.epoch > self.known);
         outcome.plan_changed = true;
         outcome.send = true;
     }
@@ -540,7 +542,7 @@ impl Handover {
 
     fn commit_with_others(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
         let Some(pending) = &self.pending else { return };
-        let done = pending.epoch > self.committed
+        let done = pending.epoch > self.committed.max(self.known)
             && self.closing.is_none()
             && self.promised == pending.epoch
             && around.peers.values().any(|p| p.report.committed == pending.epoch);

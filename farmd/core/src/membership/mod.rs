@@ -30,6 +30,8 @@ pub enum Refusal {
     OwnName,
     /// Its sender is not in `cluster.xml`, or not on this lan.
     UnknownSender,
+    /// It was sent on another lan than the one it came in by.
+    OtherLan,
     /// Already seen, or older than what was seen: late, doubled, or a recording.
     Replay,
 }
@@ -40,6 +42,7 @@ impl Refusal {
         match self {
             Self::OwnName => "own_name",
             Self::UnknownSender => "unknown_sender",
+            Self::OtherLan => "other_lan",
             Self::Replay => "replay",
         }
     }

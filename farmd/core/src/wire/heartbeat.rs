@@ -450,6 +450,14 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
+    /// One past the limit would never be topped again by an honest node.
+    fn epoch(&mut self) -> Result<Epoch, ParseError> {
+        let epoch = Epoch(self.u64()?);
+        let proposer = usize::from(epoch.0 as u8);
+        let fits = epoch.counter() < Epoch::MAX_COUNTER && proposer < crate::id::MAX_NODES;
+        fits.then_some(epoch).ok_or(ParseError::Malformed("epoch"))
+    }
+
     fn node(&mut self) -> Result<NodeId, ParseError> {
         NodeId::new(self.u8()?.into()).ok_or(ParseError::Malformed("node"))
     }
@@ -515,8 +523,8 @@ impl<'a> Reader<'a> {
 
     fn group(&mut self) -> Result<GroupReport, ParseError> {
         let weight = self.u16()?;
-        let promised = Epoch(self.u64()?);
-        let committed = Epoch(self.u64()?);
+        let promised = self.epoch()?;
+        let committed = self.epoch()?;
         let flags = self.u8()?;
         let (held, held_connections) = if flags & 1 != 0 {
             (BucketSet(Box::new(self.array()?)), self.u32()?)
@@ -525,7 +533,7 @@ impl<'a> Reader<'a> {
         };
         let map = if flags & 2 != 0 {
             Some(MapReport {
-                epoch: Epoch(self.u64()?),
+                epoch: self.epoch()?,
                 view: NodeSet::from_bits(self.u64()?),
                 map: self.map()?,
             })

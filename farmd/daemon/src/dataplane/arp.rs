@@ -20,6 +20,8 @@ use tracing::{debug, warn};
 
 use super::{Count, Counters, Interface, Lease};
 
+/// Packets taken before the rings have their turn again.
+const BUDGET: usize = 64;
 /// Time between a periodic broadcast, which draws every client to one node, and the replies that send those known back to theirs.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -53,7 +55,7 @@ impl Responder {
 
     /// Learns of a requester that another node has heard.
     pub fn learn(&mut self, requester: Requester) {
-        self.requesters.learn(requester);
+        self.requesters.learn_told(requester);
     }
 
     /// When [`Self::handle_timeout`] has something to do.
@@ -68,7 +70,7 @@ impl Responder {
     /// Reads and answers what has come in; returns requesters not known before.
     pub fn handle_arp(&mut self, plan: &Plan, lease: &Lease, interface: &mut Interface) -> Vec<Requester> {
         let mut learned = Vec::new();
-        loop {
+        for _ in 0..BUDGET {
             let arp = match interface.arp.recv() {
                 Ok(Some(frame)) => Arp::parse(frame),
                 Ok(None) => return learned,
@@ -98,6 +100,7 @@ impl Responder {
                 None => self.counters.add(Count::ArpLeft, 1),
             }
         }
+        learned
     }
 
     /// The Ethernet address to answer with, if this node is to answer.

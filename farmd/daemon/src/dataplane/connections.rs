@@ -14,7 +14,7 @@ use farm_core::config::{Affinity, Protocol};
 use farm_core::id::Bucket;
 use farm_sys::conntrack::Conntrack;
 use farm_sys::sock_diag::SockDiag;
-use tracing::{debug, warn};
+use tracing::debug;
 
 /// One connection of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +31,6 @@ pub struct Connections {
     sockets: SockDiag,
     /// `None` where it cannot be asked.
     conntrack: Option<Conntrack>,
-    /// The failure to list tracked connections is in the log.
-    failure_told: bool,
 }
 
 impl Connections {
@@ -53,32 +51,22 @@ impl Connections {
                 None
             }
         };
-        Ok(Self {
-            sockets,
-            conntrack,
-            failure_told: false,
-        })
+        Ok(Self { sockets, conntrack })
     }
 
-    /// The connections to `vips` at this moment; what cannot be asked for is missing from it, and the log says so.
-    pub fn list(&mut self, vips: &[IpAddr]) -> Vec<Connection> {
+    /// The connections to `vips` at this moment.
+    ///
+    /// # Errors
+    /// If either table cannot be listed whole: taking what is missing for ended would let others reset it.
+    pub fn list(&mut self, vips: &[IpAddr]) -> io::Result<Vec<Connection>> {
         if vips.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let sockets = self.sockets.tcp_sockets(vips).unwrap_or_else(|error| {
-            warn!(%error, "connections could not be listed; those in guarded and draining buckets may stall");
-            Vec::new()
-        });
-        let flows = match self.conntrack.as_mut().map(|conntrack| conntrack.tcp_flows(vips)) {
-            Some(Ok(flows)) => flows,
-            Some(Err(error)) => {
-                if !std::mem::replace(&mut self.failure_told, true) {
-                    debug!(%error, "tracked connections could not be listed; those of services in containers may stall");
-                }
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
+        let sockets = self.sockets.tcp_sockets(vips)?;
+        let flows = self
+            .conntrack
+            .as_mut()
+            .map_or(Ok(Vec::new()), |conntrack| conntrack.tcp_flows(vips))?;
         let sockets = sockets.into_iter().map(|socket| Connection {
             vip: socket.local,
             client: socket.remote,
@@ -87,7 +75,7 @@ impl Connections {
             vip: flow.vip,
             client: flow.client,
         });
-        sockets.chain(flows).collect()
+        Ok(sockets.chain(flows).collect())
     }
 }
 

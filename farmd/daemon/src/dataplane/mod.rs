@@ -32,6 +32,19 @@ pub struct Interface {
     pub joined: std::collections::BTreeSet<[u8; 6]>,
 }
 
+/// A filter of the core in the form the kernel takes.
+pub fn kernel_program(program: &[farm_core::balance::filter::Insn]) -> Vec<farm_sys::packet_socket::BpfInsn> {
+    program
+        .iter()
+        .map(|i| farm_sys::packet_socket::BpfInsn {
+            code: i.code,
+            jt: i.jt,
+            jf: i.jf,
+            k: i.k,
+        })
+        .collect()
+}
+
 /// The packet path.
 pub trait DataPlane: Send + Sync {
     /// Works by `plan` from now on and says so with an event.
@@ -127,10 +140,16 @@ pub enum Count {
     Held,
     /// Kept connection requests given up for newer ones.
     HoldFull,
+    /// Look-ups of this host's connections that failed.
+    ListFailed,
+    /// Socket filters too long for the kernel, replaced by coarser ones.
+    FilterCoarse,
+    /// Socket filters that could not be set at all.
+    FilterFailed,
 }
 
 impl Count {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 19] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -147,6 +166,9 @@ impl Count {
         Self::PlansApplied,
         Self::Held,
         Self::HoldFull,
+        Self::ListFailed,
+        Self::FilterCoarse,
+        Self::FilterFailed,
     ];
 
     const fn name(self) -> &'static str {
@@ -167,6 +189,9 @@ impl Count {
             Self::PlansApplied => "plans_applied",
             Self::Held => "held",
             Self::HoldFull => "hold_full",
+            Self::ListFailed => "list_failed",
+            Self::FilterCoarse => "filter_coarse",
+            Self::FilterFailed => "filter_failed",
         }
     }
 }

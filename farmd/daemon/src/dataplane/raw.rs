@@ -15,7 +15,7 @@
 // Looked up by key only; never iterated.
 #![allow(clippy::disallowed_types)]
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -27,17 +27,17 @@ use farm_core::balance::decide::{Decision, Verdict, decide};
 use farm_core::balance::filter;
 use farm_core::balance::flow::FlowKey;
 use farm_core::balance::fragment::FragmentTable;
-use farm_core::balance::plan::{BucketState, Plan};
+use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_core::config::L2Mode;
 use farm_core::id::NodeSet;
 use farm_core::wire::heartbeat::Requester;
 use farm_core::wire::packet::Packet;
 use farm_sys::event_fd::EventFd;
-use farm_sys::packet_socket::{BpfInsn, PacketRing};
+use farm_sys::packet_socket::PacketRing;
 use tracing::{debug, warn};
 
 use super::arp::Responder;
-use super::connections::{Connections, place};
+use super::connections::{Connection, Connections, place};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
 use crate::event::{Event, EventSender};
 
@@ -47,6 +47,12 @@ pub const RING_SLOTS: u32 = 2048;
 const BUDGET: usize = 256;
 /// How often connections in buckets that are guarded or held are counted anew.
 const RECOUNT: Duration = Duration::from_secs(1);
+/// And that many times the duration of a look-up lie between two, so that many connections do not stop the packets.
+const RECOUNT_REST: u32 = 20;
+/// Most connections remembered; past it they are counted anew, which forgets those that have ended.
+const MAX_FLOWS: usize = 1 << 20;
+/// Time between two log lines about a look-up that fails.
+const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Most connection requests kept for buckets that are about to open; the oldest goes first.
 const HOLD: usize = 1024;
 /// How long: past a second the client has asked again by itself (RFC 6298 section 2.1).
@@ -94,6 +100,9 @@ impl RawPlane {
             },
             interfaces: Vec::new(),
             recount_at: None,
+            found: Found::default(),
+            statistics_at: Instant::now(),
+            failure_told: None,
         };
         let thread = thread::Builder::new()
             .name("dataplane".into())
@@ -158,7 +167,15 @@ struct Worker {
     core: Core,
     interfaces: Vec<Interface>,
     recount_at: Option<Instant>,
+    /// What was last found: held buckets and connections in them, per group.
+    found: Found,
+    statistics_at: Instant,
+    /// When a failing look-up was last in the log.
+    failure_told: Option<Instant>,
 }
+
+/// Held buckets and the connections in them, per group of the plan.
+type Found = (Vec<Vec<u16>>, Vec<u32>);
 
 /// What judging a frame needs; apart from the interfaces, so that a ring can be read while it is used.
 struct Core {
@@ -182,8 +199,9 @@ impl Worker {
             if let Some(tap) = &self.core.tap {
                 fds.push(tap.tap.as_fd());
             }
+            let polled = self.interfaces.len();
             let now = Instant::now();
-            let wakes = [self.recount_at, self.responder.next_at()];
+            let wakes = [self.recount_at, self.responder.next_at(), Some(self.statistics_at)];
             let timeout = wakes
                 .into_iter()
                 .flatten()
@@ -199,10 +217,18 @@ impl Worker {
                 if !self.handle_commands() {
                     return;
                 }
+                if self.interfaces.len() != polled {
+                    continue;
+                }
             }
-            for interface in &mut self.interfaces {
+            for (i, interface) in self.interfaces.iter_mut().enumerate() {
                 let responder = &mut self.responder;
-                self.core.work(interface);
+                if ready & (1 << (1 + i)) != 0 {
+                    self.core.work(interface);
+                }
+                if ready & (1 << (1 + polled + i)) == 0 {
+                    continue;
+                }
                 for requester in responder.handle_arp(&self.core.plan, &self.core.lease, interface) {
                     self.events.send(Event::Requester(requester));
                 }
@@ -225,7 +251,12 @@ impl Worker {
                     self.set_filter(&interface);
                     self.interfaces.push(interface);
                 }
-                Command::Detach(index) => self.interfaces.retain(|i| i.index != index),
+                Command::Detach(index) => {
+                    for interface in self.interfaces.iter().filter(|i| i.index == index) {
+                        self.core.read_statistics(interface);
+                    }
+                    self.interfaces.retain(|i| i.index != index);
+                }
                 Command::Tap(tap) => self.core.tap = tap,
                 Command::Learn(requester) => self.responder.learn(requester),
                 Command::Stop => return false,
@@ -247,24 +278,32 @@ impl Worker {
         for interface in &self.interfaces {
             self.set_filter(interface);
         }
-        self.count_connections();
+        if same_states(&old, &self.core.plan) {
+            // Owners, holders or the map to come have changed: what this host has is as it was.
+            self.report();
+        } else {
+            self.count_connections();
+        }
         self.core.judge_held(&self.interfaces);
         self.responder.handle_plan(&old, &self.core.plan, &mut self.interfaces);
         self.core.counters.add(Count::PlansApplied, 1);
     }
 
+    /// The kernel may refuse a long program (`optmem_max`); a coarser one passes more, never less.
     fn set_filter(&self, interface: &Interface) {
-        let program: Vec<BpfInsn> = filter::build(&self.core.plan, interface.index)
-            .into_iter()
-            .map(|i| BpfInsn {
-                code: i.code,
-                jt: i.jt,
-                jf: i.jf,
-                k: i.k,
-            })
-            .collect();
-        if let Err(error) = interface.ring.set_filter(&program) {
-            warn!(%error, interface = interface.name, "the socket filter could not be set, the old one stays");
+        let plan = &self.core.plan;
+        let fine = filter::build(plan, interface.index, filter::Detail::Buckets);
+        let coarse = || filter::build(plan, interface.index, filter::Detail::Vips);
+        let Err(error) = set_program(interface, &fine).or_else(|_| {
+            self.core.counters.add(Count::FilterCoarse, 1);
+            set_program(interface, &coarse())
+        }) else {
+            return;
+        };
+        self.core.counters.add(Count::FilterFailed, 1);
+        warn!(%error, interface = interface.name, "the socket filter could not be set; passing everything to the daemon instead");
+        if let Err(error) = set_program(interface, &filter::open()) {
+            warn!(%error, interface = interface.name, "not even that: new clients of this node may not be answered; raise net.core.optmem_max");
         }
     }
 
@@ -272,32 +311,45 @@ impl Worker {
     fn count_connections(&mut self) {
         let plan = &self.core.plan;
         let vips: Vec<IpAddr> = plan.vips.iter().map(|v| v.addr).collect();
-        let mut held = vec![std::collections::BTreeSet::new(); plan.groups.len()];
-        let mut connections = vec![0; plan.groups.len()];
-        self.core.flows.clear();
-        let mut watched = false;
-        for connection in self.connections.list(&vips) {
-            let Some((group, bucket, flow)) = place(plan, connection) else {
-                continue;
-            };
-            match plan.groups[group].states[bucket.index()] {
-                BucketState::Own => {}
-                BucketState::Guarded => {
-                    watched = true;
-                    self.core.flows.insert(flow);
-                }
-                BucketState::Draining | BucketState::Foreign => {
-                    watched = true;
-                    self.core.flows.insert(flow);
-                    held[group].insert(bucket.index() as u16);
-                    connections[group] += 1;
+        let start = Instant::now();
+        match self.connections.list(&vips) {
+            Ok(connections) => {
+                self.core.flows.clear();
+                self.found = sort_out(plan, connections, &mut self.core.flows);
+                let pause = RECOUNT.max(start.elapsed() * RECOUNT_REST);
+                self.recount_at = plan
+                    .groups
+                    .iter()
+                    .any(GroupPlan::needs_sockets)
+                    .then(|| Instant::now() + pause);
+            }
+            Err(error) => {
+                // What may be held is held, or peers would reset it.
+                let draining = |g: &GroupPlan| {
+                    let indices = (0u16..)
+                        .zip(g.states.iter())
+                        .filter(|(_, s)| **s == BucketState::Draining);
+                    indices.map(|(i, _)| i).collect()
+                };
+                let held = plan.groups.iter().map(draining).collect();
+                let mut connections = std::mem::take(&mut self.found.1);
+                connections.resize(plan.groups.len(), 0);
+                self.found = (held, connections);
+                self.recount_at = Some(Instant::now() + RECOUNT / 10);
+                self.core.counters.add(Count::ListFailed, 1);
+                if self.failure_told.is_none_or(|at| at.elapsed() > FAILURE_LOG_INTERVAL) {
+                    self.failure_told = Some(Instant::now());
+                    warn!(%error, "this host's connections cannot be listed; buckets that change hands wait for it");
                 }
             }
         }
-        self.recount_at = watched.then(|| Instant::now() + RECOUNT);
-        let held = held.into_iter().map(|set| set.into_iter().collect()).collect();
+        self.report();
+    }
+
+    fn report(&self) {
+        let (held, connections) = self.found.clone();
         self.events.send(Event::PlanApplied {
-            version: plan.version,
+            version: self.core.plan.version,
             held,
             connections,
         });
@@ -305,18 +357,57 @@ impl Worker {
 
     fn handle_timers(&mut self) {
         let now = Instant::now();
-        if self.recount_at.is_some_and(|at| at <= now) {
+        if self.recount_at.is_some_and(|at| at <= now) || self.core.flows.len() > MAX_FLOWS {
             self.count_connections();
+        }
+        if self.statistics_at <= now {
+            self.statistics_at = now + RECOUNT;
             for interface in &self.interfaces {
-                match interface.ring.stats() {
-                    Ok((_, drops)) => self.core.counters.add(Count::RingFull, drops.into()),
-                    Err(error) => debug!(%error, "ring statistics"),
-                }
+                self.core.read_statistics(interface);
             }
         }
         self.responder
             .handle_timeout(now, &self.core.plan, &mut self.interfaces);
     }
+}
+
+fn set_program(interface: &Interface, program: &[filter::Insn]) -> io::Result<()> {
+    interface.ring.set_filter(&super::kernel_program(program))
+}
+
+/// Puts the connections of guarded and closed buckets into `flows`, and says what lies in closed ones.
+fn sort_out(plan: &Plan, connections: Vec<Connection>, flows: &mut HashSet<FlowKey>) -> Found {
+    let mut held = vec![BTreeSet::new(); plan.groups.len()];
+    let mut count = vec![0; plan.groups.len()];
+    for connection in connections {
+        let Some((group, bucket, flow)) = place(plan, connection) else {
+            continue;
+        };
+        match plan.groups[group].states[bucket.index()] {
+            BucketState::Own => {}
+            BucketState::Guarded => {
+                flows.insert(flow);
+            }
+            BucketState::Draining | BucketState::Foreign => {
+                flows.insert(flow);
+                held[group].insert(bucket.index() as u16);
+                count[group] += 1;
+            }
+        }
+    }
+    (held.into_iter().map(|set| set.into_iter().collect()).collect(), count)
+}
+
+/// True if every bucket is to this host what it was, of the same VIPs and rules.
+fn same_states(old: &Plan, new: &Plan) -> bool {
+    let services = |plan: &Plan| plan.vips.iter().map(|v| (v.addr, v.rules.clone())).collect::<Vec<_>>();
+    old.groups.len() == new.groups.len()
+        && old
+            .groups
+            .iter()
+            .zip(&new.groups)
+            .all(|(a, b)| a.name == b.name && a.states == b.states)
+        && services(old) == services(new)
 }
 
 /// Lets the interface receive the virtual MACs of its VIPs.
@@ -335,6 +426,13 @@ fn join_virtual_macs(plan: &Plan, interface: &mut Interface) {
 }
 
 impl Core {
+    fn read_statistics(&self, interface: &Interface) {
+        match interface.ring.stats() {
+            Ok((_, drops)) => self.counters.add(Count::RingFull, drops.into()),
+            Err(error) => debug!(%error, interface = interface.name, "ring statistics"),
+        }
+    }
+
     /// Judges what is in one ring.
     fn work(&mut self, interface: &mut Interface) {
         let mut forwards: Vec<(Vec<u8>, NodeSet)> = Vec::new();

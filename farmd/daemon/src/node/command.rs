@@ -1,13 +1,14 @@
 //! Commands from the control socket.
 
 use farm_core::api::{CommandRequest, ModuleState, Reply, exit};
-use farm_core::config::{MAX_GROUPS, MAX_MODULES, ModuleConfig};
+use farm_core::config::ModuleConfig;
 use farm_core::id::ModuleName;
 use farm_core::module::state::ModuleEvent;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Node;
 use super::module::Waiting;
+use crate::admission::Other;
 use crate::effect::Effect;
 use crate::event::{Command, Verb};
 
@@ -22,17 +23,36 @@ fn fail(replies: &UnboundedSender<Reply>, code: u8, error: impl Into<String>) {
 impl Node {
     pub(super) fn handle_command(&mut self, command: Command) {
         let Command { module, verb, replies } = command;
-        if self.ending {
+        // Scripts still report while their module is being stopped.
+        if self.ending && !matches!(verb, Verb::Print(_) | Verb::Resource(_)) {
             return fail(&replies, exit::REFUSED, "farmd is shutting down");
         }
-        if let Verb::Config(_) = &verb {
+        if self.modules.get(&module).is_some_and(|m| m.busy) && !matches!(verb, Verb::Print(_) | Verb::Resource(_)) {
+            return fail(
+                &replies,
+                exit::REFUSED,
+                format!("the configuration of module {module} is being changed; try again"),
+            );
+        }
+        if let Verb::Config(request) = &verb {
             return match self.modules.get(&module).map(|m| m.machine.state()) {
                 Some(state) if state != ModuleState::Stop => fail(
                     &replies,
                     exit::REFUSED,
                     format!("module {module} is {state}; a configuration is applied in STOP: farm stop {module}"),
                 ),
-                _ => self.queue(Effect::Configure { module, replies }),
+                _ => {
+                    let by = request.by.clone();
+                    let others = self.modules.iter().filter(|(name, _)| **name != module);
+                    let others = others.map(|(name, m)| Other::new(name.clone(), &m.config)).collect();
+                    self.set_busy(&module, true);
+                    self.queue(Effect::Configure {
+                        module,
+                        others,
+                        by,
+                        replies,
+                    });
+                }
             };
         }
         let Some(local) = self.modules.get(&module) else {
@@ -66,8 +86,13 @@ impl Node {
             Verb::ForceStop(r) => (r, "forcestop", ModuleState::Stop, |by, identity| {
                 ModuleEvent::ForceStop { by, identity }
             }),
-            Verb::Deconfig(_) if state == ModuleState::Stop => {
-                return self.queue(Effect::Deconfigure { module, replies });
+            Verb::Deconfig(request) if state == ModuleState::Stop => {
+                self.set_busy(&module, true);
+                return self.queue(Effect::Deconfigure {
+                    module,
+                    by: request.by,
+                    replies,
+                });
             }
             Verb::Deconfig(_) => {
                 return fail(
@@ -100,6 +125,9 @@ impl Node {
             Verb::Config(_) => return,
         };
         if request.identity.is_none() && matches!(what, "start" | "stop" | "forcestop") {
+            if let Some(local) = self.modules.get_mut(&module) {
+                local.boot_at = None;
+            }
             self.queue(Effect::Remember {
                 module: module.clone(),
                 started: what == "start",
@@ -134,84 +162,39 @@ impl Node {
     pub(super) fn handle_configured(
         &mut self,
         module: ModuleName,
+        by: &str,
         result: Result<(Box<ModuleConfig>, Vec<String>), String>,
         replies: &UnboundedSender<Reply>,
     ) {
         let (config, warnings) = match result {
             Ok(accepted) => accepted,
             Err(error) => {
-                self.journal
-                    .audit("config", &format!("config {module}"), Err("refused"));
+                self.set_busy(&module, false);
+                self.journal.audit(by, &format!("config {module}"), Err("refused"));
                 return fail(replies, exit::DATA, error);
             }
         };
-        if self
-            .modules
-            .get(&module)
-            .is_some_and(|m| m.machine.state() != ModuleState::Stop)
-        {
-            return fail(
-                replies,
-                exit::REFUSED,
-                format!(
-                    "module {module} was started meanwhile; the new configuration counts from its next stop and config"
-                ),
-            );
-        }
-        if let Some(vip) = config.vip.as_ref().and_then(|v| self.vip_in_use(&module, v)) {
-            return fail(replies, exit::REFUSED, vip);
-        }
-        if let Some(error) = self.too_many(&module, &config) {
-            return fail(replies, exit::REFUSED, error);
-        }
         for warning in &warnings {
             self.journal.write(&module, "config", 'E', warning);
             let _ = replies.send(Reply::Progress { text: warning.clone() });
         }
         let text = format!("module {module} is configured (digest {:016x})", config.digest);
         self.journal.write(&module, "config", 'U', &text);
-        self.journal
-            .audit("config", &format!("config {module}"), Ok("accepted"));
+        self.journal.audit(by, &format!("config {module}"), Ok("accepted"));
         self.adopt(module, *config);
         let _ = replies.send(Reply::Done { text });
     }
 
-    /// A sentence if a heartbeat would not hold this module beside the others.
-    fn too_many(&self, module: &ModuleName, config: &ModuleConfig) -> Option<String> {
-        let groups = |config: &ModuleConfig| config.vip.as_ref().map_or(0, |v| v.groups.len());
-        let others = self.modules.iter().filter(|(name, _)| *name != module);
-        let (modules, others) = others.fold((1, 0), |(n, sum), (_, m)| (n + 1, sum + groups(&m.config)));
-        if modules > MAX_MODULES {
-            return Some(format!(
-                "this node has {MAX_MODULES} modules already, which is the limit"
-            ));
+    fn set_busy(&mut self, module: &ModuleName, busy: bool) {
+        if let Some(local) = self.modules.get_mut(module) {
+            local.busy = busy;
         }
-        let all = others + groups(config);
-        (all > 2 * MAX_GROUPS).then(|| {
-            format!(
-                "the modules of this node would have {all} groups together, at most {} are possible",
-                2 * MAX_GROUPS
-            )
-        })
-    }
-
-    /// A sentence if another module has one of these VIPs.
-    fn vip_in_use(&self, module: &ModuleName, vip: &farm_core::config::VipConfig) -> Option<String> {
-        let others = self.modules.iter().filter(|(name, _)| *name != module);
-        for (name, other) in others {
-            let theirs: Vec<_> = other.config.vip.iter().flat_map(|v| v.addrs()).collect();
-            if let Some(addr) = vip.addrs().find(|a| theirs.contains(a)) {
-                return Some(format!(
-                    "{addr} belongs to module {name} already; each module needs its own virtual address"
-                ));
-            }
-        }
-        None
     }
 
     pub(super) fn handle_deconfigured(
         &mut self,
         module: &ModuleName,
+        by: &str,
         result: Result<(), String>,
         replies: &UnboundedSender<Reply>,
     ) {
@@ -221,12 +204,15 @@ impl Node {
                 self.modules.remove(module);
                 self.farm.remove_module(now, module);
                 self.published.touch();
-                self.journal.audit("config", &format!("deconfig {module}"), Ok("done"));
+                self.journal.audit(by, &format!("deconfig {module}"), Ok("done"));
                 let _ = replies.send(Reply::Done {
                     text: format!("module {module} is no longer configured"),
                 });
             }
-            Err(error) => fail(replies, exit::IO, error),
+            Err(error) => {
+                self.set_busy(module, false);
+                fail(replies, exit::IO, error);
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use farm_core::api::{ModuleState, Quality, Reply};
 use farm_core::config::ModuleConfig;
 use farm_core::farm;
 use farm_core::id::ModuleName;
-use farm_core::module::state::{ModuleAction, ModuleEvent, ModuleMachine};
+use farm_core::module::state::{ModuleAction, ModuleEvent, ModuleMachine, Script};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Node;
@@ -39,6 +39,10 @@ pub(super) struct LocalModule {
     /// It has closed traffic and waits until no bucket is left here.
     pub(super) leaving: bool,
     pub(super) waiting: Vec<Waiting>,
+    /// The application is being stopped although buckets may still be open here.
+    pub(super) shut: bool,
+    /// Its configuration is being applied or removed.
+    pub(super) busy: bool,
     /// A service interface is down: the module has no share until it is back.
     pub(super) link_problem: Option<String>,
     /// When it starts by itself.
@@ -54,6 +58,8 @@ impl LocalModule {
             open: false,
             leaving: false,
             waiting: Vec::new(),
+            shut: false,
+            busy: false,
             link_problem: None,
             boot_at: None,
         }
@@ -67,7 +73,14 @@ impl LocalModule {
 impl Node {
     /// Takes a configuration into force; the module is in STOP.
     pub(super) fn adopt(&mut self, name: ModuleName, config: ModuleConfig) {
-        self.modules.insert(name, LocalModule::new(config));
+        let boot_at = self.modules.get(&name).and_then(|m| m.boot_at);
+        self.modules.insert(
+            name,
+            LocalModule {
+                boot_at,
+                ..LocalModule::new(config)
+            },
+        );
         self.published.touch();
     }
 
@@ -89,6 +102,16 @@ impl Node {
             };
             let config = Arc::clone(&module.config);
             let effect = match action {
+                // The hand-over has had its time; new clients must not meet an application that is stopping.
+                ModuleAction::RunScript {
+                    script: Script::StopBoth | Script::StopBothForce,
+                    ..
+                } if module.leaving && !module.shut => {
+                    module.shut = true;
+                    tracing::warn!(module = %name, "the hand-over was not confirmed in time; all buckets are closed");
+                    self.carry_out(name, vec![action]);
+                    continue;
+                }
                 ModuleAction::RunScript {
                     script,
                     args,
@@ -121,6 +144,7 @@ impl Node {
                 },
                 ModuleAction::OpenTraffic => {
                     module.open = true;
+                    module.shut = false;
                     module.leaving = false;
                     continue;
                 }
@@ -160,8 +184,19 @@ impl Node {
             (None, Some(was)) => format!("No longer: {was}"),
             (None, None) => return,
         };
+        let changed = problem.as_ref().is_some_and(|p| p.contains("has changed"));
         module.link_problem = problem;
         self.journal.write(name, "intfcheck", 'E', &text);
+        if changed {
+            let identity = Some("intfcheck".to_owned());
+            self.tell(
+                name,
+                ModuleEvent::StopStart {
+                    by: "intfcheck".to_owned(),
+                    identity,
+                },
+            );
+        }
     }
 
     /// Answers whoever waits for the module.
@@ -238,6 +273,7 @@ impl Node {
                     && module.link_problem.is_none()
                     && machine.state() == ModuleState::Up
                     && machine.quality() == Quality::Ready,
+                shut: module.shut,
                 macs: macs.collect(),
                 weights: groups.map(|g| g.weight(own_name)).collect(),
             };

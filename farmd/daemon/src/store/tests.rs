@@ -58,7 +58,7 @@ impl Lab {
     }
 
     fn apply(&self) -> Result<ModuleConfig, ApplyError> {
-        apply(&self.etc(), &self.var(), &module(), None).map(|(config, _)| config)
+        apply(&self.etc(), &self.var(), &module(), None, &[]).map(|(config, _)| config)
     }
 
     fn refusal(&self) -> String {
@@ -183,7 +183,7 @@ fn root_takes_over_no_file_that_others_can_write() {
 #[test]
 fn a_module_that_is_not_there_says_what_was_looked_for() {
     let lab = Lab::new();
-    let error = apply(&lab.etc(), &lab.var(), &"none".parse().unwrap(), None).unwrap_err();
+    let error = apply(&lab.etc(), &lab.var(), &"none".parse().unwrap(), None, &[]).unwrap_err();
     assert!(matches!(error, ApplyError::NotInstalled { .. }));
     assert!(
         error
