@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use etherparse::{EtherType, LaxNetSlice, LaxSlicedPacket, TransportSlice};
 
 use crate::balance::flow::FlowKey;
 use crate::id::MacAddr;
@@ -69,7 +69,15 @@ impl Packet {
         let Some(etherparse::LinkSlice::Ethernet2(ethernet)) = &sliced.link else {
             return None;
         };
+        // The parser goes by the version in the IP header; the kernel goes by the EtherType and refuses a packet of the other version.
+        let family = match sliced.link_exts.last() {
+            Some(etherparse::LaxLinkExtSlice::Vlan(vlan)) => vlan.ether_type(),
+            Some(_) => return None,
+            None => ethernet.ether_type(),
+        };
         let (source, destination, protocol, fragment) = match sliced.net.as_ref()? {
+            LaxNetSlice::Ipv4(_) if family != EtherType::IPV4 => return None,
+            LaxNetSlice::Ipv6(_) if family != EtherType::IPV6 => return None,
             LaxNetSlice::Ipv4(ip) => {
                 let h = ip.header();
                 let fragment = Fragment {
