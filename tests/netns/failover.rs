@@ -153,13 +153,17 @@ fn a_node_whose_cable_is_pulled_has_no_share_and_says_why() {
     lab.nodes[1].set_link(false).expect("the cable is pulled");
     lab.wait_ready(MODULE, &lab.others(1), Duration::from_secs(10))
         .expect("the others have all");
-    let said = wait_until(Duration::from_secs(5), "the node to say that its interface is down", || {
-        let status = lab.nodes[1].status().ok()?;
-        let module = status.modules.iter().find(|m| m.name == MODULE)?;
-        let here = module.nodes.iter().find(|n| n.node == lab.nodes[1].name())?;
-        let closed = here.shares.iter().all(|share| share.buckets == 0);
-        (closed && here.why.contains("is down")).then_some(())
-    });
+    let said = wait_until(
+        Duration::from_secs(5),
+        "the node to say that its interface is down",
+        || {
+            let status = lab.nodes[1].status().ok()?;
+            let module = status.modules.iter().find(|m| m.name == MODULE)?;
+            let here = module.nodes.iter().find(|n| n.node == lab.nodes[1].name())?;
+            let closed = here.shares.iter().all(|share| share.buckets == 0);
+            (closed && here.why.contains("is down")).then_some(())
+        },
+    );
     said.expect("its own status tells");
     lab.nodes[1].set_link(true).expect("the cable is back");
     lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))

@@ -2,17 +2,22 @@
 //!
 //! Owns the TAP, the VIPs' addresses on it, the nf_tables table and the sysctls of each service interface. Every change that outlives the process is written to
 //! `VAR/host-state.json` *before* it is made; [`clean_up`] undoes what is written there with no memory of the last run. Teardown goes on past failures and
-//! reports them all.
+//! reports them all. What others do to it meanwhile is noticed by `watch`.
 //!
 //! | change | undone by |
 //! | --- | --- |
 //! | TAP device `farm0` with the VIPs as /32 | going away with the process |
 //! | nf_tables table `netdev farm_IF`: frames and ARP for the VIPs never reach the host's own stack | removing the table |
 //! | `net.ipv4.conf.IF.arp_announce = 2`: the kernel never asks with a VIP as sender | writing the old value, if it is still ours |
+//! | `net.ipv4.conf.IF.arp_ignore = 1`, if it was 0: the kernel never answers for a VIP, even without the table | writing 0, if it is still ours |
 //! | ring and ARP socket, membership of the virtual MAC | going away with the process |
 
-use std::collections::BTreeMap;
-use std::fs;
+mod state;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -27,12 +32,12 @@ use farm_sys::netlink::Netlink;
 use farm_sys::packet_socket::PacketRing;
 use farm_sys::tap::Tap;
 use farm_sys::{nft, sysctl};
-use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::dataplane::raw::RING_SLOTS;
 use crate::dataplane::{self, DataPlane, LocalDevice};
+use state::HostState;
 
 /// Name of the device that carries the VIPs.
 pub const DEVICE: &str = "farm0";
@@ -42,8 +47,10 @@ const TABLE_PREFIX: &str = "farm_";
 const DEVICE_GONE_LIMIT: Duration = Duration::from_secs(10);
 /// How often that is looked for.
 const DEVICE_GONE_POLL: Duration = Duration::from_millis(2);
-/// File in VAR that says what must be undone.
-const STATE_FILE: &str = "host-state.json";
+/// The data plane waits for two sockets of each interface at once, and for two more, and can wait for 64.
+const MAX_INTERFACES: usize = 30;
+/// Sysctls of a service interface and what farmd makes of them.
+const ARP_SYSCTLS: [(&str, &str); 2] = [("arp_announce", "2"), ("arp_ignore", "1")];
 
 /// Where a VIP is on this host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,81 +61,6 @@ pub struct HostVip {
     pub interface: u32,
     /// That interface's own Ethernet address.
     pub own_mac: MacAddr,
-}
-
-/// Changes that outlive the process.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-struct HostState {
-    /// nf_tables tables of family netdev.
-    tables: Vec<String>,
-    /// Sysctls: name, value before, value written.
-    sysctls: Vec<(String, String, String)>,
-}
-
-impl HostState {
-    fn load(var: &Path) -> Result<Self, String> {
-        let path = var.join(STATE_FILE);
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| format!("{}: {e}", path.display())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(format!("{}: {error}", path.display())),
-        }
-    }
-
-    fn store(&self, var: &Path) -> Result<(), String> {
-        let path = var.join(STATE_FILE);
-        let result = if *self == Self::default() {
-            fs::remove_file(&path).or_else(|e| {
-                if e.kind() == io::ErrorKind::NotFound {
-                    Ok(())
-                } else {
-                    Err(e)
-                }
-            })
-        } else {
-            let new = path.with_extension("json.new");
-            let bytes = serde_json::to_vec_pretty(self).map_err(|e| e.to_string())?;
-            fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path))
-        };
-        result.map_err(|e| format!("{}: {e}", path.display()))
-    }
-
-    /// Undoes everything; what could not be undone stays on the list.
-    fn undo(&mut self) -> (Vec<String>, Vec<String>) {
-        let (mut done, mut problems) = (Vec::new(), Vec::new());
-        self.tables.retain(|table| match nft::remove(table) {
-            Ok(existed) => {
-                if existed {
-                    done.push(format!("nf_tables table netdev {table} removed"));
-                }
-                false
-            }
-            Err(error) => {
-                problems.push(format!("nf_tables table netdev {table}: {error}"));
-                true
-            }
-        });
-        self.sysctls.retain(|(name, before, ours)| match sysctl::read(name) {
-            // Somebody has changed it since: theirs counts.
-            Ok(now) if now != *ours => false,
-            Ok(_) => match sysctl::write(name, before) {
-                Ok(()) => {
-                    done.push(format!("{name} = {before}"));
-                    false
-                }
-                Err(error) => {
-                    problems.push(error.to_string());
-                    true
-                }
-            },
-            Err(error) if error.is_absent() => false,
-            Err(error) => {
-                problems.push(error.to_string());
-                true
-            }
-        });
-        (done, problems)
-    }
 }
 
 /// True if a farmd carries virtual addresses in this network namespace now: the device lives only with its process.
@@ -167,6 +99,8 @@ struct Placed {
     mode: L2Mode,
     /// `<interface check>`: the module leaves the farm while the interface is down.
     check: bool,
+    /// Nobody named the interface: it was the one with this address' subnet.
+    found_by: Option<IpAddr>,
 }
 
 /// See the module doc.
@@ -179,20 +113,30 @@ pub struct Host {
     device: Option<u32>,
     /// What was last said of each module's interfaces.
     links: BTreeMap<ModuleName, Option<String>>,
+    /// When the tables were last looked at.
+    tables_seen: Option<Instant>,
+    /// Tables that are gone and cannot be made again, by interface name.
+    table_problems: BTreeMap<String, String>,
 }
 
 impl Host {
-    /// Nothing is set up yet.
+    /// Nothing is set up yet; what [`clean_up`] could not undo is still noted.
     pub async fn new(var: PathBuf, plane: Arc<dyn DataPlane>) -> Result<Self, String> {
         let netlink = Netlink::open().await.map_err(|e| e.to_string())?;
+        let state = HostState::load(&var).unwrap_or_else(|error| {
+            warn!("{error}; what it notes is not undone");
+            HostState::default()
+        });
         Ok(Self {
             var,
             netlink,
             plane,
-            state: HostState::default(),
+            state,
             placed: Vec::new(),
             device: None,
             links: BTreeMap::new(),
+            tables_seen: None,
+            table_problems: BTreeMap::new(),
         })
     }
 
@@ -223,6 +167,8 @@ impl Host {
         let mut problems = Vec::new();
         let gone: Vec<Placed> = self.placed.iter().filter(|p| p.module == *module).cloned().collect();
         self.placed.retain(|p| p.module != *module);
+        // What is said of its interfaces begins anew with the next set-up.
+        self.links.remove(module);
         if let Some(device) = self.device {
             for addr in gone.iter().flat_map(|p| &p.addrs) {
                 if let Err(error) = self.netlink.addr_del(device, *addr, prefix_of(*addr)).await {
@@ -244,35 +190,6 @@ impl Host {
             }
         }
         problems
-    }
-
-    /// Modules whose service interfaces have gone down or come back since the last call, with the problem if there is one.
-    pub fn check_links(&mut self) -> Vec<(ModuleName, Option<String>)> {
-        if self.placed.is_empty() {
-            self.links.clear();
-            return Vec::new();
-        }
-        let all = interface::interfaces();
-        let problem = |placed: &Placed| {
-            let (name, index) = (&placed.interface.name, placed.interface.index);
-            match all.iter().find(|i| i.index == index) {
-                Some(now) if now.up => None,
-                Some(_) => Some(format!("interface {name} is down")),
-                None => Some(format!(
-                    "interface {name} has vanished; if it comes back: farm stopstart {}",
-                    placed.module
-                )),
-            }
-        };
-        let mut now: BTreeMap<ModuleName, Option<String>> = BTreeMap::new();
-        for placed in self.placed.iter().filter(|p| p.check) {
-            let said = now.entry(placed.module.clone()).or_default();
-            *said = said.take().or_else(|| problem(placed));
-        }
-        let before = std::mem::replace(&mut self.links, now.clone());
-        now.into_iter()
-            .filter(|(module, said)| before.get(module).unwrap_or(&None) != said)
-            .collect()
     }
 
     /// Finds the interface of each VIP and refuses what cannot work, before anything is touched.
@@ -326,8 +243,22 @@ impl Host {
                     addrs: virtual_interface.addrs.iter().map(|a| a.addr).collect(),
                     mode: virtual_interface.mode,
                     check: wanted.check,
+                    found_by: if wanted.name.is_none() { addrs().next() } else { None },
                 });
             }
+        }
+        let names: BTreeSet<&str> = self
+            .placed
+            .iter()
+            .chain(&placed)
+            .map(|p| p.interface.name.as_str())
+            .collect();
+        if names.len() > MAX_INTERFACES {
+            return Err(format!(
+                "with module {module} there would be {} service interfaces on this host, at most {MAX_INTERFACES} can be served; put its virtual addresses on \
+                 fewer interfaces, or stop another module first",
+                names.len()
+            ));
         }
         Ok(placed)
     }
@@ -338,11 +269,13 @@ impl Host {
             None => self.create_device().await?,
         };
         for one in placed {
+            // Sockets belong to the index: an interface that was made anew gets new ones, even while another module still has the old ones.
             let attached = self.placed.iter().any(|p| p.interface.index == one.interface.index);
             self.placed.push(one.clone());
             if !attached {
                 self.open_interface(&one.interface)?;
             }
+            self.quiet_arp(&one.interface.name)?;
             // The drop must stand before the address does, or the host's own stack answers for a moment.
             self.refresh_interface(&one.interface)?;
             for addr in &one.addrs {
@@ -365,7 +298,9 @@ impl Host {
             io::ErrorKind::PermissionDenied => {
                 format!("{DEVICE} cannot be made ({error}): farmd needs CAP_NET_ADMIN, and /dev/net/tun must be readable and writable for it")
             }
-            io::ErrorKind::ResourceBusy => format!("{DEVICE} is in use: another farmd runs in this network namespace"),
+            io::ErrorKind::ResourceBusy => {
+                format!("{DEVICE} is still there: either the one of before is going away (start the module again in some seconds), or another program of this network namespace has made it (`ip -d link show {DEVICE}`)")
+            }
             _ => format!("{DEVICE} cannot be made: {error}"),
         })?;
         let index = tap.ifindex();
@@ -411,7 +346,6 @@ impl Host {
             .collect();
         let ring = PacketRing::open(interface.index, RING_SLOTS, &closed).map_err(|e| fail("packet ring", e))?;
         let arp = ArpSocket::open(interface.index).map_err(|e| fail("ARP socket", e))?;
-        self.announce_once(interface)?;
         self.plane.attach(dataplane::Interface {
             index: interface.index,
             name: interface.name.clone(),
@@ -422,36 +356,46 @@ impl Host {
         Ok(())
     }
 
-    /// `arp_announce` of the service interface, so that the kernel never teaches a client this host's address by asking with the VIP.
-    fn announce_once(&mut self, interface: &Interface) -> Result<(), String> {
-        let name = sysctl::interface("ipv4", &interface.name, "arp_announce");
-        let before = sysctl::read(&name).map_err(|e| e.to_string())?;
-        if before == "2" {
-            return Ok(());
+    /// The kernel teaches no client this host's address, neither by asking with a VIP as sender nor by answering for one.
+    fn quiet_arp(&mut self, interface: &str) -> Result<(), String> {
+        for (key, ours) in ARP_SYSCTLS {
+            let name = sysctl::interface("ipv4", interface, key);
+            let before = sysctl::read(&name).map_err(|e| e.to_string())?;
+            // Each value of arp_ignore but 0 keeps the kernel from answering for an address of another device.
+            if before == ours || (key == "arp_ignore" && before != "0") {
+                continue;
+            }
+            // Noted before, but not ours now: the interface was made anew, or somebody has changed it.
+            self.state.sysctls.retain(|(noted, ..)| *noted != name);
+            self.state.sysctls.push((name.clone(), before, ours.to_owned()));
+            self.state.store(&self.var)?;
+            sysctl::write(&name, ours).map_err(|e| e.to_string())?;
         }
-        self.state.sysctls.push((name.clone(), before, "2".to_owned()));
-        self.state.store(&self.var)?;
-        sysctl::write(&name, "2").map_err(|e| e.to_string())
+        Ok(())
+    }
+
+    /// VIPs placed on the interface of this name, of all modules.
+    fn vips_on(&self, interface: &str) -> Vec<IpAddr> {
+        let there = self.placed.iter().filter(|p| p.interface.name == interface);
+        there.flat_map(|p| p.addrs.clone()).collect()
     }
 
     /// Brings the table of an interface in line with the VIPs placed there; without any, everything on it is undone.
     fn refresh_interface(&mut self, interface: &Interface) -> Result<(), String> {
-        let table = format!("{TABLE_PREFIX}{}", interface.name);
-        let vips: Vec<IpAddr> = self
-            .placed
-            .iter()
-            .filter(|p| p.interface.index == interface.index)
-            .flat_map(|p| p.addrs.clone())
-            .collect();
-        if vips.is_empty() {
+        if self.placed.iter().all(|p| p.interface.index != interface.index) {
             self.plane.detach(interface.index);
-            let name = sysctl::interface("ipv4", &interface.name, "arp_announce");
+        }
+        let table = table_of(&interface.name);
+        let vips = self.vips_on(&interface.name);
+        if vips.is_empty() {
+            let names = ARP_SYSCTLS.map(|(key, _)| sysctl::interface("ipv4", &interface.name, key));
             let (of_this, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.state.sysctls)
                 .into_iter()
-                .partition(|(n, ..)| *n == name);
+                .partition(|(n, ..)| names.contains(n));
             let mut part = HostState {
                 tables: vec![table.clone()],
                 sysctls: of_this,
+                ..HostState::default()
             };
             let (_, problems) = part.undo();
             self.state.sysctls = others;
@@ -472,6 +416,11 @@ impl Host {
             format!("nf_tables table netdev {table} (the kernel must leave the VIP's frames to farmd): {error}")
         })
     }
+}
+
+/// Name of our nf_tables table for an interface.
+fn table_of(interface: &str) -> String {
+    format!("{TABLE_PREFIX}{interface}")
 }
 
 /// Waits until the data plane's thread has let go of the TAP: a start that follows at once makes it anew.

@@ -10,6 +10,7 @@ pub mod dataplane;
 pub mod effect;
 pub mod event;
 pub mod host;
+pub mod incarnation;
 pub mod journal;
 pub mod node;
 #[cfg(test)]

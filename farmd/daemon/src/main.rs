@@ -78,6 +78,14 @@ fn main() -> ExitCode {
 }
 
 fn clean_up(folders: &Folders) -> ExitCode {
+    // Held to the end: a farmd that starts meanwhile would lose what it sets up.
+    let _lock = match start::lock(&folders.run) {
+        Ok(lock) => lock,
+        Err(error) => {
+            eprintln!("farmd: {error}");
+            return ExitCode::from(error.exit as u8);
+        }
+    };
     if farmd::host::is_in_use() {
         eprintln!(
             "farmd: {} is there: a farmd is running in this network namespace; stop it first",

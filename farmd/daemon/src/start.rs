@@ -3,7 +3,7 @@
 //! Nothing on the host is touched before every file is read and every socket is bound. Each way to fail has an exit code and one message that says what to do.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -16,9 +16,10 @@ use farm_core::id::{Incarnation, NodeId};
 use farm_core::wire::auth::ClusterKey;
 use farm_sys::event_fd::EventFd;
 use farm_sys::{caps, interface, process};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
+use crate::admission;
 use crate::dataplane::raw::RawPlane;
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::Executor;
@@ -27,7 +28,7 @@ use crate::host::{self, Host};
 use crate::journal::Journal;
 use crate::node::{Node, Parts};
 use crate::script::{Folders, ScriptRunner, prepare_safe};
-use crate::{control, store};
+use crate::{control, incarnation, store};
 
 /// Exit codes of farmd, after sysexits(3).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,17 +101,8 @@ pub fn run(options: &Options) -> Result<(), StartError> {
         ..options.folders.clone()
     };
     let key = read_key(&folders.etc)?;
-    for folder in [&folders.var, &folders.run] {
-        fs::create_dir_all(folder).map_err(|e| fail(Exit::Io, format!("{}: {e}", folder.display())))?;
-    }
-    let lock_path = folders.run.join("farmd.lock");
-    let lock = process::lock_file(&lock_path).map_err(|e| fail(Exit::Io, format!("{}: {e}", lock_path.display())))?;
-    let Some(_lock) = lock else {
-        return Err(fail(
-            Exit::Unavailable,
-            format!("another farmd is running with {}", folders.run.display()),
-        ));
-    };
+    fs::create_dir_all(&folders.var).map_err(|e| fail(Exit::Io, format!("{}: {e}", folders.var.display())))?;
+    let _lock = lock(&folders.run)?;
     let sockets = bind(&cluster, this)?;
     let socket_path = folders.run.join("farmd.sock");
     if host::is_in_use() {
@@ -128,6 +120,11 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     problems
         .iter()
         .for_each(|problem| warn!("left over from an earlier run and not undone: {problem}"));
+    let clock = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_micros() as u64);
+    let (incarnation, problems) = incarnation::next(&folders.var, clock);
+    problems.iter().for_each(|problem| warn!("{problem}"));
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -136,7 +133,7 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     runtime.block_on(async {
         let listener = control::bind(&socket_path)
             .map_err(|e| fail(Exit::Unavailable, format!("{}: {e}", socket_path.display())))?;
-        let result = serve(folders, cluster, this, key, sockets, listener).await;
+        let result = serve(folders, cluster, this, key, incarnation, sockets, listener).await;
         if let Err(error) = fs::remove_file(&socket_path) {
             warn!(%error, "the control socket could not be removed");
         }
@@ -149,10 +146,13 @@ async fn serve(
     cluster: ClusterConfig,
     this: NodeId,
     key: ClusterKey,
+    incarnation: Incarnation,
     sockets: Vec<(usize, UdpSocket)>,
     listener: tokio::net::UnixListener,
 ) -> Result<(), StartError> {
     let failed = |what: &str, e: &dyn fmt::Display| fail(Exit::Failed, format!("{what}: {e}"));
+    // Before anything is begun that only an orderly end undoes.
+    let stop_signals = StopSignals::listen().map_err(|e| failed("signals", &e))?;
     let journal = Journal::start(&folders.var).map_err(|e| failed("module logs", &e))?;
     let wake = Arc::new(EventFd::new().map_err(|e| failed("eventfd", &e))?);
     let (events, inbox) = EventSender::channel(Arc::clone(&wake));
@@ -200,9 +200,6 @@ async fn serve(
         host,
         journal: journal.clone(),
     };
-    let incarnation = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(1, |d| d.as_micros() as u64);
     info!(
         node = cluster.name(this),
         nodes = cluster.nodes.len(),
@@ -214,7 +211,7 @@ async fn serve(
         cluster,
         key,
         this,
-        incarnation: Incarnation(incarnation),
+        incarnation,
         sockets,
         events: inbox,
         wake,
@@ -232,7 +229,7 @@ async fn serve(
         .map_err(|e| failed("owner thread", &e))?;
 
     let control = tokio::spawn(control::serve(listener, events.clone()));
-    let signals = tokio::spawn(forward_signals(events));
+    let signals = tokio::spawn(stop_signals.forward(events));
     executor.run(to_do).await;
     control.abort();
     signals.abort();
@@ -245,18 +242,49 @@ async fn serve(
     Ok(())
 }
 
-async fn forward_signals(events: EventSender) {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        warn!("signals cannot be received; end farmd with its unit or kill -9");
-        return;
-    };
-    loop {
-        let by = tokio::select! {
-            _ = term.recv() => "SIGTERM",
-            _ = int.recv() => "SIGINT",
-        };
-        events.send(Event::Shutdown { by: by.to_owned() });
+/// What asks farmd to end.
+struct StopSignals {
+    term: Signal,
+    int: Signal,
+}
+
+impl StopSignals {
+    /// From now on they end nothing by themselves.
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
     }
+
+    async fn forward(mut self, events: EventSender) {
+        loop {
+            let by = tokio::select! {
+                _ = self.term.recv() => "SIGTERM",
+                _ = self.int.recv() => "SIGINT",
+            };
+            events.send(Event::Shutdown { by: by.to_owned() });
+        }
+    }
+}
+
+/// Takes `RUN/farmd.lock`, which whoever changes the host for these folders holds: one daemon, or one clean-up.
+///
+/// # Errors
+/// [`Exit::Unavailable`] if another process holds it, [`Exit::Io`] if it cannot be made.
+pub fn lock(run: &Path) -> Result<File, StartError> {
+    fs::create_dir_all(run).map_err(|e| fail(Exit::Io, format!("{}: {e}", run.display())))?;
+    let path = run.join("farmd.lock");
+    let lock = process::lock_file(&path).map_err(|e| fail(Exit::Io, e.to_string()))?;
+    lock.ok_or_else(|| {
+        fail(
+            Exit::Unavailable,
+            format!(
+                "a farmd is running with {} (it holds farmd.lock); stop it first",
+                run.display()
+            ),
+        )
+    })
 }
 
 /// Reads and checks `ETC/cluster.xml`; warnings go to the log.
@@ -366,17 +394,17 @@ fn load_modules(
 ) -> Result<Vec<(farm_core::id::ModuleName, config::ModuleConfig, bool)>, StartError> {
     let entries = store::list(&folders.etc, &folders.var).map_err(|e| fail(Exit::Io, e.to_string()))?;
     let mut modules = Vec::new();
+    let mut others = Vec::new();
     for entry in entries.into_iter().filter(|e| e.configured) {
-        if modules.len() == config::MAX_MODULES {
-            warnings.push(format!(
-                "module {} and those after it are not loaded: {} modules are the limit",
-                entry.name,
-                config::MAX_MODULES
-            ));
-            break;
-        }
         match store::load_active(&folders.var, &entry.name, Some(cluster)) {
             Ok(Some(config)) => {
+                if let Err(why) = admission::admit(&config, &others) {
+                    let text = format!("module {} is not loaded: {why}", entry.name);
+                    journal.write(&entry.name, "farmd", 'E', &text);
+                    warnings.push(text);
+                    continue;
+                }
+                others.push(admission::Other::new(entry.name.clone(), &config));
                 let start = match config.service.boot {
                     Boot::On => true,
                     Boot::Off => false,

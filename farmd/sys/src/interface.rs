@@ -85,6 +85,38 @@ pub fn index(name: &str) -> io::Result<u32> {
     u32::try_from(index).map_err(io::Error::other)
 }
 
+/// What changes about one interface while it is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// Number, unique in the network namespace and never 0.
+    pub index: u32,
+    /// Hardware address; absent on interfaces that have none.
+    pub mac: Option<[u8; 6]>,
+    /// Administratively up and with a carrier.
+    pub up: bool,
+}
+
+/// A look at the interface called `name` alone, for those who look often: a few system calls, however many interfaces there are.
+///
+/// Errors as [`index`].
+pub fn link(name: &str) -> io::Result<Link> {
+    let flags = ask(name, libc::SIOCGIFFLAGS)?;
+    let address = ask(name, libc::SIOCGIFHWADDR)?;
+    // SAFETY: SIOCGIFFLAGS fills the `ifru_flags` member.
+    let flags = libc::c_int::from(unsafe { flags.ifr_ifru.ifru_flags });
+    // SAFETY: SIOCGIFHWADDR fills the `ifru_hwaddr` member.
+    let address = unsafe { address.ifr_ifru.ifru_hwaddr }.sa_data;
+    let mut mac = [0; 6];
+    for (target, byte) in mac.iter_mut().zip(address) {
+        *target = byte as u8;
+    }
+    Ok(Link {
+        index: index(name)?,
+        mac: Some(mac).filter(|mac| *mac != [0; 6]),
+        up: flags & libc::IFF_UP != 0 && flags & libc::IFF_RUNNING != 0,
+    })
+}
+
 /// The MTU in bytes of the interface called `name`. Errors as [`index`].
 pub fn mtu(name: &str) -> io::Result<u32> {
     let request = ask(name, libc::SIOCGIFMTU)?;
@@ -171,5 +203,7 @@ mod tests {
         assert_eq!(lo.index, index("lo").unwrap());
         assert_eq!(lo.mtu, mtu("lo").unwrap());
         assert_eq!(lo.mac, None);
+        let link = link("lo").unwrap();
+        assert_eq!((link.index, link.mac, link.up), (lo.index, lo.mac, lo.up));
     }
 }

@@ -41,6 +41,7 @@ const NEW_TABLE: u16 = 0;
 const GET_TABLE: u16 = 1;
 const DEL_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
+const GET_CHAIN: u16 = 4;
 const NEW_RULE: u16 = 6;
 const GET_RULE: u16 = 7;
 
@@ -54,6 +55,7 @@ const CHAIN_TYPE: u16 = 7;
 const HOOK_NUMBER: u16 = 1;
 const HOOK_PRIORITY: u16 = 2;
 const HOOK_DEVICE: u16 = 3;
+const HOOK_DEVICES: u16 = 4;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
@@ -160,18 +162,44 @@ pub fn tables(prefix: &str) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
+/// Whether what [`install`] has made with the same arguments still stands: the table, its chain on `device`, all its rules.
+///
+/// The chain leaves with its device; everything else only goes if another program removes it, as a reload of the firewall does.
+pub fn is_installed(table: &str, device: &str, vips: &[IpAddr], drop_arp: bool) -> io::Result<bool> {
+    check_table_name(table)?;
+    let context = |error: io::Error| sockopt::context(&error, format_args!("nf_tables table {table}"));
+    let chains = dump(GET_CHAIN, |_| {}).map_err(context)?;
+    let named = |entry: &[u8], kind, name| attribute(entry, kind).and_then(text) == Some(name);
+    let hooked = chains.iter().any(|chain| {
+        let hook = attribute(chain, CHAIN_HOOK).unwrap_or_default();
+        // Depending on the kernel the only device is told by itself or as a list of one.
+        let listed = attribute(hook, HOOK_DEVICES).unwrap_or_default();
+        named(chain, CHAIN_TABLE, table)
+            && named(chain, CHAIN_NAME, CHAIN)
+            && (named(hook, HOOK_DEVICE, device) || attributes(listed).any(|(_, name)| text(name) == Some(device)))
+    });
+    if !hooked {
+        return Ok(false);
+    }
+    let expected = vips.iter().flat_map(|&vip| rules_for(vip, drop_arp)).count();
+    Ok(rules_of(table).map_err(context)?.len() == expected)
+}
+
 /// Frames that the rules of `table` have dropped since [`install`]; 0 if there is no such table.
 pub fn dropped(table: &str) -> io::Result<u64> {
     check_table_name(table)?;
-    let rules = dump(GET_RULE, |body| {
+    let rules = rules_of(table).map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
+    Ok(rules.iter().map(|rule| packets(rule)).fold(0, u64::saturating_add))
+}
+
+/// The attributes of each rule of `table`; none if there is no such table.
+fn rules_of(table: &str) -> io::Result<Vec<Vec<u8>>> {
+    let mut rules = dump(GET_RULE, |body| {
         body.attribute_text(RULE_TABLE, table);
-    })
-    .map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
+    })?;
     // Old kernels ignore the table in the request.
-    let own = rules
-        .iter()
-        .filter(|rule| attribute(rule, RULE_TABLE).and_then(text) == Some(table));
-    Ok(own.map(|rule| packets(rule)).fold(0, u64::saturating_add))
+    rules.retain(|rule| attribute(rule, RULE_TABLE).and_then(text) == Some(table));
+    Ok(rules)
 }
 
 /// What the counters of one rule have counted.

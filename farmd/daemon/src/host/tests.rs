@@ -1,0 +1,292 @@
+//! The host in a network namespace of its own, with a TAP as service interface; no packet is moved.
+
+use std::sync::Mutex;
+
+use farm_core::balance::plan::Plan;
+use farm_core::config::{InterfaceConfig, VirtualAddr, VirtualInterfaceConfig};
+use farm_core::wire::heartbeat::Requester;
+use farm_sys::netns::NetNs;
+use farm_sys::process::effective_uid;
+
+use super::*;
+use crate::scratch::Scratch;
+
+const SERVICE: &str = "svc0";
+const TABLE: &str = "farm_svc0";
+
+/// Holds what it is given, as the kernel's side of it must live.
+#[derive(Default)]
+struct Shelf {
+    interfaces: Mutex<Vec<dataplane::Interface>>,
+    tap: Mutex<Option<LocalDevice>>,
+}
+
+impl Shelf {
+    fn indices(&self) -> Vec<u32> {
+        self.interfaces.lock().unwrap().iter().map(|i| i.index).collect()
+    }
+}
+
+impl DataPlane for Shelf {
+    fn apply(&self, _: Arc<Plan>) {}
+    fn attach(&self, interface: dataplane::Interface) {
+        self.interfaces.lock().unwrap().push(interface);
+    }
+    fn detach(&self, index: u32) {
+        self.interfaces.lock().unwrap().retain(|i| i.index != index);
+    }
+    fn set_tap(&self, tap: Option<LocalDevice>) {
+        *self.tap.lock().unwrap() = tap;
+    }
+    fn learn(&self, _: Requester) {}
+    fn stop(&mut self) {}
+}
+
+struct Bench {
+    host: Host,
+    plane: Arc<Shelf>,
+    service: Option<Tap>,
+    var: Scratch,
+}
+
+/// Runs a test in a namespace with one service interface. Without root it cannot; in CI that is a failure.
+fn on_bench(test: impl AsyncFnOnce(&mut Bench) + Send) {
+    let root = effective_uid() == 0;
+    assert!(root || std::env::var_os("CI").is_none(), "this test needs root");
+    if !root {
+        eprintln!("skipped: needs root to make a network namespace");
+        return;
+    }
+    NetNs::create().unwrap().run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            let var = Scratch::new("host");
+            let plane = Arc::new(Shelf::default());
+            let host = Host::new(var.path().to_owned(), Arc::<Shelf>::clone(&plane))
+                .await
+                .unwrap();
+            let service = Some(new_service(&host).await);
+            test(&mut Bench {
+                host,
+                plane,
+                service,
+                var,
+            })
+            .await;
+        });
+    });
+}
+
+async fn new_service(host: &Host) -> Tap {
+    let tap = Tap::create(SERVICE).unwrap();
+    let addr = "198.18.0.1".parse().unwrap();
+    host.netlink.addr_add(tap.ifindex(), addr, 24).await.unwrap();
+    host.netlink.link_up(tap.ifindex()).await.unwrap();
+    while !interface::link(SERVICE).unwrap().up {
+        sleep(Duration::from_millis(1)).await;
+    }
+    tap
+}
+
+fn module(name: &str) -> ModuleName {
+    name.parse().unwrap()
+}
+
+fn config(interfaces: &[&str], vip: &str, check: bool) -> VipConfig {
+    let addr = VirtualAddr {
+        addr: vip.parse().unwrap(),
+        check: true,
+    };
+    let interface = |name: &&str| InterfaceConfig {
+        name: Some((*name).to_owned()),
+        check,
+        arp_reroute: None,
+        virtual_interfaces: vec![VirtualInterfaceConfig {
+            mode: L2Mode::Directed,
+            addrs: vec![addr],
+        }],
+    };
+    VipConfig {
+        tcp_reset: true,
+        interfaces: interfaces.iter().map(interface).collect(),
+        groups: Vec::new(),
+    }
+}
+
+fn arp(key: &str) -> String {
+    sysctl::read(&sysctl::interface("ipv4", SERVICE, key)).unwrap()
+}
+
+fn vips() -> Vec<IpAddr> {
+    vec!["198.18.0.100".parse().unwrap()]
+}
+
+#[test]
+fn a_flushed_table_is_mended_and_all_is_undone_in_the_end() {
+    on_bench(async |bench| {
+        let (web, host) = (module("web"), &mut bench.host);
+        host.set_up(&web, &config(&[SERVICE], "198.18.0.100", true))
+            .await
+            .unwrap();
+        assert_eq!((arp("arp_announce"), arp("arp_ignore")), ("2".into(), "1".into()));
+        assert_eq!(host.check_links(), []);
+
+        assert!(nft::remove(TABLE).unwrap());
+        assert_eq!(host.check_links(), [], "too early to look again");
+        assert_eq!(nft::tables(TABLE_PREFIX).unwrap(), Vec::<String>::new());
+        sleep(watch::TABLE_INTERVAL).await;
+        assert_eq!(host.check_links(), []);
+        assert!(nft::is_installed(TABLE, SERVICE, &vips(), true).unwrap());
+
+        // A chain without its rules is no better.
+        nft::install(TABLE, SERVICE, &[], true).unwrap();
+        sleep(watch::TABLE_INTERVAL).await;
+        assert_eq!(host.check_links(), []);
+        assert!(nft::is_installed(TABLE, SERVICE, &vips(), true).unwrap());
+
+        assert_eq!(host.tear_down(&web).await, Vec::<String>::new());
+        assert_eq!((arp("arp_announce"), arp("arp_ignore")), ("0".into(), "0".into()));
+        assert_eq!(nft::tables(TABLE_PREFIX).unwrap(), Vec::<String>::new());
+        assert!(!bench.var.path().join(state::FILE).exists());
+    });
+}
+
+#[test]
+fn arp_ignore_of_the_administrator_stays() {
+    on_bench(async |bench| {
+        let name = sysctl::interface("ipv4", SERVICE, "arp_ignore");
+        sysctl::write(&name, "8").unwrap();
+        let (web, host) = (module("web"), &mut bench.host);
+        host.set_up(&web, &config(&[SERVICE], "198.18.0.100", true))
+            .await
+            .unwrap();
+        assert_eq!(arp("arp_ignore"), "8");
+        assert_eq!(host.tear_down(&web).await, Vec::<String>::new());
+        assert_eq!(arp("arp_ignore"), "8");
+    });
+}
+
+#[test]
+fn another_mac_is_told_once_whether_the_interface_is_checked_or_not() {
+    on_bench(async |bench| {
+        let host = &mut bench.host;
+        let (web, mail) = (module("web"), module("mail"));
+        host.set_up(&web, &config(&[SERVICE], "198.18.0.100", true))
+            .await
+            .unwrap();
+        host.set_up(&mail, &config(&[SERVICE], "198.18.0.101", false))
+            .await
+            .unwrap();
+        assert_eq!(host.check_links(), []);
+
+        let index = interface::index(SERVICE).unwrap();
+        host.netlink.set_mac(index, [2, 0, 0, 0, 0, 9]).await.unwrap();
+        let told = host.check_links();
+        assert_eq!(told.iter().map(|(m, _)| m).collect::<Vec<_>>(), [&mail, &web]);
+        for (_, problem) in told {
+            assert!(problem.unwrap().starts_with("interface svc0 has changed"));
+        }
+        assert_eq!(host.check_links(), [], "once");
+
+        host.tear_down(&web).await;
+        let vips = host
+            .set_up(&web, &config(&[SERVICE], "198.18.0.100", true))
+            .await
+            .unwrap();
+        assert_eq!(vips[0].own_mac, MacAddr([2, 0, 0, 0, 0, 9]));
+        assert_eq!(host.check_links(), [], "nothing more of web, nothing new of mail");
+    });
+}
+
+#[test]
+fn an_interface_made_anew_is_protected_at_once_and_told_when_it_is_up() {
+    on_bench(async |bench| {
+        let host = &mut bench.host;
+        let (web, mail) = (module("web"), module("mail"));
+        let (of_web, of_mail) = (
+            config(&[SERVICE], "198.18.0.100", true),
+            config(&[SERVICE], "198.18.0.101", false),
+        );
+        host.set_up(&web, &of_web).await.unwrap();
+        host.set_up(&mail, &of_mail).await.unwrap();
+        let old = interface::index(SERVICE).unwrap();
+
+        drop(bench.service.take());
+        let told = host.check_links();
+        assert!(told.len() == 1 && told[0].0 == web, "mail is not checked: {told:?}");
+        assert!(told[0].1.as_ref().unwrap().contains("vanished"), "{told:?}");
+
+        let service = new_service(host).await;
+        let new = service.ifindex();
+        assert_ne!(new, old);
+        sleep(watch::TABLE_INTERVAL).await;
+        let told = host.check_links();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(
+            told.iter()
+                .all(|(_, p)| p.as_ref().unwrap().starts_with("interface svc0 has changed"))
+        );
+        let both = [vips(), vec!["198.18.0.101".parse().unwrap()]].concat();
+        assert!(nft::is_installed(TABLE, SERVICE, &both, true).unwrap());
+
+        // One module after the other, as the owner loop does it.
+        assert_eq!(host.tear_down(&web).await, Vec::<String>::new());
+        assert_eq!(host.set_up(&web, &of_web).await.unwrap()[0].interface, new);
+        assert_eq!(bench.plane.indices(), [old, new]);
+        assert_eq!((arp("arp_announce"), arp("arp_ignore")), ("2".into(), "1".into()));
+        assert_eq!(host.tear_down(&mail).await, Vec::<String>::new());
+        assert_eq!(bench.plane.indices(), [new]);
+        host.set_up(&mail, &of_mail).await.unwrap();
+        assert_eq!(bench.plane.indices(), [new], "both share its sockets");
+        assert!(nft::is_installed(TABLE, SERVICE, &both, true).unwrap());
+        assert_eq!(host.check_links(), []);
+
+        for module in [&web, &mail] {
+            assert_eq!(host.tear_down(module).await, Vec::<String>::new());
+        }
+        assert_eq!((arp("arp_announce"), arp("arp_ignore")), ("0".into(), "0".into()));
+        assert!(!bench.var.path().join(state::FILE).exists());
+    });
+}
+
+#[test]
+fn what_could_not_be_undone_stays_noted() {
+    on_bench(async |bench| {
+        let left = HostState {
+            sysctls: vec![("net/ipv4/conf/other/arp_ignore".into(), "0".into(), "1".into())],
+            ..HostState::default()
+        };
+        left.store(bench.var.path()).unwrap();
+        let mut host = Host::new(bench.var.path().to_owned(), Arc::<Shelf>::clone(&bench.plane))
+            .await
+            .unwrap();
+        let web = module("web");
+        host.set_up(&web, &config(&[SERVICE], "198.18.0.100", true))
+            .await
+            .unwrap();
+        host.tear_down(&web).await;
+        assert_eq!(HostState::load(bench.var.path()).unwrap().sysctls, left.sysctls);
+    });
+}
+
+#[test]
+fn more_interfaces_than_can_be_waited_for_are_refused() {
+    on_bench(async |bench| {
+        let names: Vec<String> = (0..=MAX_INTERFACES).map(|i| format!("many{i}")).collect();
+        let mut taps = Vec::new();
+        for name in &names {
+            let tap = Tap::create(name).unwrap();
+            bench.host.netlink.link_up(tap.ifindex()).await.unwrap();
+            while !interface::link(name).unwrap().up {
+                sleep(Duration::from_millis(1)).await;
+            }
+            taps.push(tap);
+        }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let web = module("web");
+        let place = |names| bench.host.place(&web, &config(names, "198.18.0.100", true));
+        assert_eq!(place(&names[1..]).unwrap().len(), MAX_INTERFACES);
+        let error = place(&names).unwrap_err();
+        assert!(error.contains("31 service interfaces"), "{error}");
+    });
+}
