@@ -92,10 +92,10 @@ fn no_such_module(module: &ModuleName) -> Failure {
 }
 
 fn is_ready(node: &NodeModuleStatus) -> bool {
-    node.state == Some(ModuleState::Up) && node.quality == Some(Quality::Ready)
+    node.state == Some(ModuleState::Up) && node.quality == Some(Quality::Ready) && node.why.is_empty()
 }
 
-/// 0 if every node of every module is UP Ready, 3 if no module runs anywhere, else 2.
+/// 0 if every node of every module is UP Ready and takes part, 3 if no module runs anywhere, else 2.
 fn exit_code(modules: &[ModuleStatus]) -> u8 {
     let mut nodes = modules.iter().flat_map(|module| &module.nodes);
     if nodes.clone().all(is_ready) {

@@ -277,6 +277,7 @@ impl Handover {
             weight,
             promised: self.promised,
             committed: self.committed,
+            open: self.open.len() as u16,
             held: self.held.clone(),
             held_connections: self.held_connections,
             map,

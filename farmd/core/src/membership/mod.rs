@@ -246,7 +246,10 @@ impl Membership {
                 })
                 .collect(),
         };
-        let agreement = view::agree(&ears);
+        let agreement = match self.other_cluster(now) {
+            Some(why) => return self.settle(NodeSet::EMPTY, Some(why)),
+            None => view::agree(&ears),
+        };
         self.excluded = agreement.excluded;
         let (view, fenced) = match agreement.view {
             Some(view) => (view, None),
@@ -260,6 +263,36 @@ impl Membership {
                 (NodeSet::EMPTY, Some(why))
             }
         };
+        self.settle(view, fenced);
+    }
+
+    /// Why this node must step out because of nodes with another `cluster.xml`, if so: of two files that of the more nodes counts, then that of the
+    /// lowest node. Who is still joining does not count.
+    fn other_cluster(&self, now: Duration) -> Option<String> {
+        let others: Vec<(NodeId, bool)> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.is_of_other_cluster(now, self.detection_time))
+            .map(|(n, p)| (*n, !p.joining()))
+            .collect();
+        let theirs = others.iter().filter(|(_, settled)| *settled).map(|(n, _)| *n);
+        let theirs: NodeSet = theirs.collect();
+        let heard = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.is_heard(now, self.detection_time) && !p.joining());
+        let ours = heard.map(|(n, _)| *n).chain((!self.joining).then_some(self.this));
+        let ours: NodeSet = ours.collect();
+        let rank = |set: NodeSet| (set.len(), std::cmp::Reverse(set.first()));
+        (!theirs.is_empty() && (ours.is_empty() || rank(theirs) > rank(ours))).then(|| {
+            format!(
+                "cluster.xml differs from that of {} other nodes; make the files equal and restart farmd",
+                theirs.len()
+            )
+        })
+    }
+
+    fn settle(&mut self, view: NodeSet, fenced: Option<String>) {
         if view != self.view {
             self.events.push_back(Event::ViewChanged {
                 old: self.view,

@@ -152,20 +152,27 @@ impl Peer {
                 .is_some_and(|i| i != self.incarnation);
             Some(Change::Alive { restarted })
         } else {
-            Some(Change::Down { why: self.why(now) })
+            Some(Change::Down {
+                why: self.why(now, detection_time),
+            })
         }
     }
 
+    /// True if authentic heartbeats come in that are of another `cluster.xml`.
+    pub fn is_of_other_cluster(&self, now: Duration, detection_time: Duration) -> bool {
+        !self.same_cluster && !self.leaving && self.heard_at.is_some_and(|at| now < at + detection_time)
+    }
+
     /// Why the peer is not alive; empty if it is.
-    pub fn why(&self, now: Duration) -> String {
+    pub fn why(&self, now: Duration, detection_time: Duration) -> String {
         match self.heard_at {
             None => "never heard".to_owned(),
             Some(_) if !self.same_cluster => "its cluster.xml differs".to_owned(),
             Some(_) if self.leaving => "it has left".to_owned(),
-            Some(at) if !self.alive && now > at => {
-                format!("no heartbeat for {} ms", (now - at).as_millis())
+            Some(at) if now >= at + detection_time => format!("no heartbeat for {} ms", (now - at).as_millis()),
+            Some(_) if !self.hears_us => {
+                "it does not hear this node; is the heartbeats' UDP port blocked there?".to_owned()
             }
-            Some(_) if !self.hears_us => "it does not hear this node".to_owned(),
             Some(_) => String::new(),
         }
     }

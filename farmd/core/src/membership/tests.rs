@@ -286,7 +286,7 @@ fn a_node_of_another_cluster_is_not_heard() {
     m.handle_heartbeat(ms(510), 0, &other).unwrap();
     assert_eq!(m.view(), set(&[0, 1]));
     assert_eq!(m.heard(ms(510)), set(&[1]));
-    assert_eq!(m.peer(id(2)).unwrap().why(ms(510)), "its cluster.xml differs");
+    assert_eq!(m.peer(id(2)).unwrap().why(ms(510), ms(250)), "its cluster.xml differs");
     m.handle_heartbeat(ms(520), 0, &heartbeat(&config, 2, 7, 101)).unwrap();
     assert_eq!(m.view(), set(&[0, 1, 2]));
 }
@@ -326,6 +326,44 @@ fn of_two_lans_losing_one_loses_no_node() {
             }
             m.handle_timeout(now);
             assert!(seq < 2 || m.view().contains(id(1)), "lan {lost} at {now:?}");
+        }
+    }
+}
+
+#[test]
+fn of_two_cluster_files_that_of_the_more_nodes_counts_and_the_other_node_steps_out() {
+    // (settled with our file besides us, settled with another one) -> fenced
+    for (own_id, same, other, fenced) in [
+        (1, &[][..], &[0][..], true),
+        (0, &[], &[1], false),
+        (2, &[0], &[1], false),
+        (0, &[], &[1, 2], true),
+    ] {
+        let config = config(1);
+        let mut m = Membership::new(&config, id(own_id), Incarnation(7), ms(0));
+        m.handle_timeout(ms(400));
+        assert!(!m.joining());
+        for (peers, digest) in [(same, config.digest), (other, config.digest ^ 1)] {
+            for peer in peers {
+                let hears = vec![(id(own_id), 7)];
+                let heartbeat = Heartbeat {
+                    hears,
+                    cluster_digest: digest,
+                    ..heartbeat(&config, *peer, 5, 1)
+                };
+                m.handle_heartbeat(ms(401), 0, &heartbeat).unwrap();
+            }
+        }
+        assert_eq!(
+            m.fenced().is_some(),
+            fenced,
+            "{own_id} {same:?} {other:?}: {:?}",
+            m.fenced()
+        );
+        if fenced {
+            assert!(m.fenced().unwrap().contains("cluster.xml differs"));
+            m.handle_timeout(ms(401 + 300));
+            assert_eq!(m.fenced(), None, "what is no longer heard no longer counts");
         }
     }
 }

@@ -140,6 +140,8 @@ pub struct GroupReport {
     pub promised: Epoch,
     /// Epoch of the map it works with.
     pub committed: Epoch,
+    /// Buckets it has open.
+    pub open: u16,
     /// Buckets it does not own but has connections in.
     pub held: BucketSet,
     /// Connections in those buckets.
@@ -385,6 +387,7 @@ impl Writer {
         self.u16(g.weight);
         self.u64(g.promised.0);
         self.u64(g.committed.0);
+        self.u16(g.open);
         let held = !g.held.is_empty();
         self.u8(u8::from(held) | u8::from(g.map.is_some()) << 1);
         if held {
@@ -525,6 +528,7 @@ impl<'a> Reader<'a> {
         let weight = self.u16()?;
         let promised = self.epoch()?;
         let committed = self.epoch()?;
+        let open = self.u16()?;
         let flags = self.u8()?;
         let (held, held_connections) = if flags & 1 != 0 {
             (BucketSet(Box::new(self.array()?)), self.u32()?)
@@ -544,6 +548,7 @@ impl<'a> Reader<'a> {
             weight,
             promised,
             committed,
+            open,
             held,
             held_connections,
             map,
@@ -613,6 +618,7 @@ mod tests {
                     weight: 1,
                     promised: Epoch(0x100),
                     committed: Epoch(0x100),
+                    open: 77,
                     held: [1, 4095].into_iter().collect(),
                     held_connections: 2,
                     map: with_map.then(|| MapReport {

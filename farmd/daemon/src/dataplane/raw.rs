@@ -270,6 +270,10 @@ impl Worker {
 
     /// Swaps the plan between two frames; what waits in the rings is judged by the new one.
     fn apply(&mut self, plan: Arc<Plan>) {
+        if !self.core.lease.holds(Instant::now()) {
+            // What came in while this host did not run has been answered by others.
+            self.discard_backlog();
+        }
         let old = std::mem::replace(&mut self.core.plan, plan);
         self.core.fragments.clear();
         for interface in &mut self.interfaces {
@@ -287,6 +291,16 @@ impl Worker {
         self.core.judge_held(&self.interfaces);
         self.responder.handle_plan(&old, &self.core.plan, &mut self.interfaces);
         self.core.counters.add(Count::PlansApplied, 1);
+    }
+
+    fn discard_backlog(&mut self) {
+        self.core.held.clear();
+        for interface in &mut self.interfaces {
+            match interface.ring.recv(2 * RING_SLOTS as usize, |_| {}) {
+                Ok(frames) => self.core.counters.add(Count::LeaseEnded, frames as u64),
+                Err(error) => debug!(%error, interface = interface.name, "reading the ring failed"),
+            }
+        }
     }
 
     /// The kernel may refuse a long program (`optmem_max`); a coarser one passes more, never less.
@@ -462,15 +476,15 @@ impl Core {
             return;
         };
         let decision = self.decide(&packet);
-        // Keeping is not accepting: it needs no lease.
-        if decision.verdict == Verdict::Hold {
-            self.hold(since, bytes);
-        } else if !leased {
+        if !leased {
             self.counters.add(Count::LeaseEnded, 1);
             return;
         }
+        if decision.verdict == Verdict::Hold {
+            self.hold(since, bytes);
+        }
         self.counters.judged(decision.reason);
-        if !decision.forward.is_empty() && leased {
+        if !decision.forward.is_empty() {
             forwards.push((bytes.to_vec(), decision.forward));
         }
         if decision.verdict == Verdict::Accept {

@@ -209,6 +209,9 @@ impl Node {
             let reply = match result {
                 Ok(text) if state == waiting.wanted => Ok(text.clone()),
                 Ok(text) => Err(format!("overtaken by another command: {text}")),
+                Err(error) if error.contains("start_both") => {
+                    Err(format!("{error}; see: farm log {name} --script=start_both"))
+                }
                 Err(error) => Err(error.clone()),
             };
             let audit = reply.as_ref().map(String::as_str).map_err(String::as_str);

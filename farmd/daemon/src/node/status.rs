@@ -7,7 +7,6 @@ use farm_core::api::{
     API_VERSION, ClusterStatus, FarmStatus, ModuleState, ModuleStatus, NodeModuleStatus, PeerStatus, Quality, Share,
 };
 use farm_core::config::GroupConfig;
-use farm_core::handover::Handover;
 use farm_core::id::{BUCKETS, ModuleName, NodeId};
 use farm_core::membership::PeerState;
 
@@ -49,17 +48,15 @@ impl Node {
     }
 
     fn node_status(&self, name: &ModuleName, node: NodeId, groups: &[GroupConfig]) -> NodeModuleStatus {
-        let shares = |held: &dyn Fn(usize) -> u32| -> Vec<Share> {
+        // Buckets open and connections in closed ones, by group: what each node says of itself.
+        let shares = |of: &dyn Fn(usize) -> Option<(u32, u32)>| -> Vec<Share> {
             let share = |(i, group): (usize, &GroupConfig)| {
-                let owned = self
-                    .farm
-                    .map(name, i)
-                    .map_or(0, |m| m.counts().get(&node).copied().unwrap_or(0));
+                let (buckets, draining) = of(i).unwrap_or_default();
                 Share {
                     group: group.name.clone(),
-                    buckets: owned,
+                    buckets,
                     of: BUCKETS as u32,
-                    draining: held(i),
+                    draining,
                 }
             };
             groups.iter().enumerate().map(share).collect()
@@ -77,7 +74,11 @@ impl Node {
                 return absent("not configured on this node".to_owned());
             };
             let (state, quality) = (module.machine.state(), module.machine.quality());
-            let open = shares(&|i| self.farm.group(name, i).map_or(0, Handover::held_connections));
+            let open = shares(&|i| {
+                self.farm
+                    .group(name, i)
+                    .map(|g| (g.open_count() as u32, g.held_connections()))
+            });
             let machine_why = module.link_problem.clone().unwrap_or_else(|| module.machine.why());
             let why = self.why_here(name, state, quality, machine_why, &open);
             return NodeModuleStatus {
@@ -99,13 +100,18 @@ impl Node {
             };
             return absent(why);
         };
-        let shares = shares(&|i| report.groups.get(i).map_or(0, |g| g.held_connections));
+        let shares = shares(&|i| report.groups.get(i).map(|g| (g.open.into(), g.held_connections)));
         let age = peer
             .and_then(|p| p.heard_at())
             .map_or(Duration::ZERO, |at| now.saturating_sub(at));
         let mut why = report.why.clone();
+        if why.is_empty() && !peer.is_some_and(|p| p.hears_us()) {
+            why = peer
+                .map(|p| p.why(now, self.cluster.detection_time()))
+                .unwrap_or_default();
+        }
         if why.is_empty() && peer.is_some_and(|p| p.fenced()) {
-            "it has stepped out: others do not hear it".clone_into(&mut why);
+            "it has stepped out".clone_into(&mut why);
         }
         NodeModuleStatus {
             state: Some(report.state),
@@ -138,8 +144,15 @@ impl Node {
         if self.farm.membership().joining() {
             return "joining: listening for the others".to_owned();
         }
-        if !shares.is_empty() && shares.iter().all(|s| s.buckets == 0) {
-            return "no share yet: the hand-over is under way, or its power is 0".to_owned();
+        let own = self.cluster.name(self.this);
+        let groups = self
+            .modules
+            .get(name)
+            .and_then(|m| m.config.vip.as_ref())
+            .map_or(&[][..], |v| &v.groups);
+        let wanted = groups.iter().any(|g| g.weight(own) > 0);
+        if wanted && !shares.is_empty() && shares.iter().all(|s| s.buckets == 0) {
+            return "no share yet: the hand-over is under way".to_owned();
         }
         String::new()
     }
@@ -150,7 +163,7 @@ impl Node {
             .farm
             .membership()
             .peer(node)
-            .map(|p| p.why(now))
+            .map(|p| p.why(now, self.cluster.detection_time()))
             .unwrap_or_default();
         let addrs = self
             .cluster
@@ -192,7 +205,7 @@ impl Node {
             let why = match peer {
                 None => membership.fenced().unwrap_or("").to_owned(),
                 Some(_) if state == "down" => self.why_down(node),
-                Some(peer) => peer.why(now),
+                Some(peer) => peer.why(now, self.cluster.detection_time()),
             };
             PeerStatus {
                 name: name(node),
