@@ -19,11 +19,10 @@ die() {
     exit 1
 }
 
-# need_cargo: cargo and a C-free build are all the build needs.
+# need_cargo: Rust, from wherever it is; scripts that install packages ask for cargo=cargo-web instead, Debian 12's newest.
 need_cargo() {
     command -v cargo >/dev/null && return
-    die "cargo is missing. Install Rust from https://rustup.rs (it asks for no root), then run this again.
-Debian 12's own Rust is too old: this needs the version in Cargo.toml (rust-version) or later."
+    die "cargo is missing: apt-get install cargo-web rustfmt-web (Debian 12, of its security archive), or Rust from https://rustup.rs"
 }
 
 # need_commands COMMAND=PACKAGE...: installs, with one apt call, the packages of commands that are missing.
