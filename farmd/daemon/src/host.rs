@@ -442,6 +442,3 @@ fn prefix_of(addr: IpAddr) -> u8 {
         IpAddr::V6(_) => 128,
     }
 }
-
-/// VIPs and where they are, by module; for the plan.
-pub type PlacedVips = BTreeMap<ModuleName, Vec<HostVip>>;
