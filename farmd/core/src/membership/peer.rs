@@ -137,6 +137,12 @@ impl Peer {
         }
     }
 
+    /// When the peer was last heard, if it has fallen silent without a goodbye.
+    pub fn silent_since(&self, now: Duration, detection_time: Duration) -> Option<Duration> {
+        let silent = |at: &Duration| self.same_cluster && !self.leaving && now >= *at + detection_time;
+        self.heard_at.filter(silent)
+    }
+
     /// Updates the judgement and says what changed.
     pub fn judge(&mut self, now: Duration, detection_time: Duration) -> Option<Change> {
         let alive = self.is_heard(now, detection_time) && self.hears_us;
