@@ -15,6 +15,8 @@ pub mod journal;
 pub mod node;
 #[cfg(test)]
 mod scratch;
+pub mod reset;
 pub mod script;
+pub mod shares;
 pub mod start;
 pub mod store;

@@ -28,6 +28,7 @@ use crate::host::{self, Host};
 use crate::journal::Journal;
 use crate::node::{Node, Parts};
 use crate::script::{Folders, ScriptRunner, prepare_safe};
+use crate::shares::Shares;
 use crate::{control, incarnation, store};
 
 /// Exit codes of farmd, after sysexits(3).
@@ -187,6 +188,13 @@ async fn serve(
     let modules = load_modules(folders, &cluster, &journal, &mut warnings)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
 
+    let shares = Shares::load(&folders.var).unwrap_or_else(|error| {
+        let text = format!("{error}; drained groups and weights set at run time are as configured");
+        warn!("{text}");
+        warnings.push(text);
+        Shares::default()
+    });
+
     let runtime = tokio::runtime::Handle::current();
     let host = Host::new(folders.var.clone(), Arc::clone(&plane))
         .await
@@ -221,6 +229,7 @@ async fn serve(
         counters,
         journal: journal.clone(),
         modules,
+        shares,
         warnings,
     });
     let owner = std::thread::Builder::new()

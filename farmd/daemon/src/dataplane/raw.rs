@@ -15,7 +15,7 @@
 // Looked up by key only; never iterated.
 #![allow(clippy::disallowed_types)]
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -23,6 +23,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use farm_core::api::{ClientConnections, MAX_CLIENTS};
 use farm_core::balance::decide::{Decision, Verdict, decide};
 use farm_core::balance::filter;
 use farm_core::balance::flow::FlowKey;
@@ -39,7 +40,7 @@ use tracing::{debug, warn};
 use super::arp::Responder;
 use super::connections::{Connection, Connections, place};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
-use crate::event::{Event, EventSender};
+use crate::event::{Event, EventSender, HeldGroup};
 
 /// Slots of 2 kB in each interface's ring: 4 MB, some 30 ms at 70 000 frames a second.
 pub const RING_SLOTS: u32 = 2048;
@@ -51,6 +52,8 @@ const RECOUNT: Duration = Duration::from_secs(1);
 const RECOUNT_REST: u32 = 20;
 /// Most connections remembered; past it they are counted anew, which forgets those that have ended.
 const MAX_FLOWS: usize = 1 << 20;
+/// Most client addresses told apart when the connections of a group are counted; further ones count, but are not named.
+const MAX_COUNTED_CLIENTS: usize = 4096;
 /// Time between two log lines about a look-up that fails.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Most connection requests kept for buckets that are about to open; the oldest goes first.
@@ -100,7 +103,7 @@ impl RawPlane {
             },
             interfaces: Vec::new(),
             recount_at: None,
-            found: Found::default(),
+            found: Vec::new(),
             statistics_at: Instant::now(),
             failure_told: None,
         };
@@ -167,15 +170,12 @@ struct Worker {
     core: Core,
     interfaces: Vec<Interface>,
     recount_at: Option<Instant>,
-    /// What was last found: held buckets and connections in them, per group.
-    found: Found,
+    /// What was last found, per group of the plan.
+    found: Vec<HeldGroup>,
     statistics_at: Instant,
     /// When a failing look-up was last in the log.
     failure_told: Option<Instant>,
 }
-
-/// Held buckets and the connections in them, per group of the plan.
-type Found = (Vec<Vec<u16>>, Vec<u32>);
 
 /// What judging a frame needs; apart from the interfaces, so that a ring can be read while it is used.
 struct Core {
@@ -339,16 +339,12 @@ impl Worker {
             }
             Err(error) => {
                 // What may be held is held, or peers would reset it.
-                let draining = |g: &GroupPlan| {
-                    let indices = (0u16..)
-                        .zip(g.states.iter())
-                        .filter(|(_, s)| **s == BucketState::Draining);
-                    indices.map(|(i, _)| i).collect()
-                };
-                let held = plan.groups.iter().map(draining).collect();
-                let mut connections = std::mem::take(&mut self.found.1);
-                connections.resize(plan.groups.len(), 0);
-                self.found = (held, connections);
+                self.found.resize(plan.groups.len(), HeldGroup::default());
+                for (found, group) in self.found.iter_mut().zip(&plan.groups) {
+                    let states = (0u16..).zip(group.states.iter());
+                    let draining = states.filter(|(_, state)| **state == BucketState::Draining);
+                    found.buckets = draining.map(|(index, _)| index).collect();
+                }
                 self.recount_at = Some(Instant::now() + RECOUNT / 10);
                 self.core.counters.add(Count::ListFailed, 1);
                 if self.failure_told.is_none_or(|at| at.elapsed() > FAILURE_LOG_INTERVAL) {
@@ -361,11 +357,9 @@ impl Worker {
     }
 
     fn report(&self) {
-        let (held, connections) = self.found.clone();
         self.events.send(Event::PlanApplied {
             version: self.core.plan.version,
-            held,
-            connections,
+            held: self.found.clone(),
         });
     }
 
@@ -390,9 +384,10 @@ fn set_program(interface: &Interface, program: &[filter::Insn]) -> io::Result<()
 }
 
 /// Puts the connections of guarded and closed buckets into `flows`, and says what lies in closed ones.
-fn sort_out(plan: &Plan, connections: Vec<Connection>, flows: &mut HashSet<FlowKey>) -> Found {
+fn sort_out(plan: &Plan, connections: Vec<Connection>, flows: &mut HashSet<FlowKey>) -> Vec<HeldGroup> {
     let mut held = vec![BTreeSet::new(); plan.groups.len()];
     let mut count = vec![0; plan.groups.len()];
+    let mut clients = vec![BTreeMap::new(); plan.groups.len()];
     for connection in connections {
         let Some((group, bucket, flow)) = place(plan, connection) else {
             continue;
@@ -406,10 +401,30 @@ fn sort_out(plan: &Plan, connections: Vec<Connection>, flows: &mut HashSet<FlowK
                 flows.insert(flow);
                 held[group].insert(bucket.index() as u16);
                 count[group] += 1;
+                if clients[group].len() < MAX_COUNTED_CLIENTS || clients[group].contains_key(&flow.client) {
+                    *clients[group].entry(flow.client).or_insert(0) += 1;
+                }
             }
         }
     }
-    (held.into_iter().map(|set| set.into_iter().collect()).collect(), count)
+    let groups = held.into_iter().zip(count).zip(clients);
+    let group = |((buckets, connections), clients): ((BTreeSet<u16>, u32), BTreeMap<IpAddr, u32>)| HeldGroup {
+        buckets: buckets.into_iter().collect(),
+        connections,
+        clients: most(clients),
+    };
+    groups.map(group).collect()
+}
+
+/// The clients with the most connections, in that order.
+fn most(clients: BTreeMap<IpAddr, u32>) -> Vec<ClientConnections> {
+    let clients = clients.into_iter();
+    let mut most: Vec<ClientConnections> = clients
+        .map(|(addr, connections)| ClientConnections { addr, connections })
+        .collect();
+    most.sort_by_key(|client| std::cmp::Reverse(client.connections));
+    most.truncate(MAX_CLIENTS);
+    most
 }
 
 /// True if every bucket is to this host what it was, of the same VIPs and rules.
