@@ -364,16 +364,25 @@ impl Farm {
         let Some(handover) = local.groups.get(group) else {
             return true;
         };
-        if self.membership.fenced().is_some() || self.membership.joining() || local.joining || local.kept_out.is_some() {
+        if self.membership.fenced().is_some() || self.membership.joining() || local.joining || local.kept_out.is_some()
+        {
             return false;
         }
         let view = self.membership.view();
-        let peers = self.reports.iter().filter(|(peer, _)| view.contains(**peer)).filter_map(|(peer, modules)| {
-            let report = modules.iter().find(|r| r.name == *module)?;
-            let eligible = report.active() && report.digest == local.local.digest;
-            Some((*peer, report.groups.get(group).filter(|_| eligible)?.weight))
-        });
-        let own = if local.local.ready { local.local.weights[group] } else { 0 };
+        let peers = self
+            .reports
+            .iter()
+            .filter(|(peer, _)| view.contains(**peer))
+            .filter_map(|(peer, modules)| {
+                let report = modules.iter().find(|r| r.name == *module)?;
+                let eligible = report.active() && report.digest == local.local.digest;
+                Some((*peer, report.groups.get(group).filter(|_| eligible)?.weight))
+            });
+        let own = if local.local.ready {
+            local.local.weights[group]
+        } else {
+            0
+        };
         let weights: BTreeMap<NodeId, u16> = peers.chain([(self.this, own)]).filter(|(_, w)| *w > 0).collect();
         let map = handover.map();
         let mine = map.counts().get(&self.this).copied().unwrap_or(0) as usize;

@@ -13,9 +13,10 @@ pub mod host;
 pub mod incarnation;
 pub mod journal;
 pub mod node;
+pub mod remote;
+pub mod reset;
 #[cfg(test)]
 mod scratch;
-pub mod reset;
 pub mod script;
 pub mod shares;
 pub mod start;

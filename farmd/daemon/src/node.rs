@@ -34,8 +34,8 @@ use crate::effect::Effect;
 use crate::event::{Event, HeldGroup, Query};
 use crate::host::HostVip;
 use crate::journal::Journal;
-use module::LocalModule;
 use crate::shares::Shares;
+use module::LocalModule;
 use publish::Published;
 use share::ShareDesk;
 
@@ -77,6 +77,8 @@ pub struct Parts {
     pub lease: Arc<Lease>,
     /// The packet path's counters.
     pub counters: Arc<Counters>,
+    /// Counters of commands of other nodes.
+    pub command_counters: Arc<crate::remote::Counters>,
     /// Module logs.
     pub journal: Journal,
     /// Modules with an active copy.
@@ -112,6 +114,7 @@ pub struct Node {
     /// How long a plan may be worked with after the last turn of this loop.
     lease_time: Duration,
     counters: Arc<Counters>,
+    command_counters: Arc<crate::remote::Counters>,
     journal: Journal,
     warnings: Vec<String>,
     published: Published,
@@ -158,6 +161,7 @@ impl Node {
             lease: parts.lease,
             lease_time,
             counters: parts.counters,
+            command_counters: parts.command_counters,
             journal: parts.journal,
             warnings: parts.warnings,
             desk: ShareDesk::new(parts.shares),
@@ -219,7 +223,11 @@ impl Node {
             .modules
             .values()
             .flat_map(|m| [m.machine.poll_timeout(), m.boot_at]);
-        let deadline = machines.flatten().chain(self.share_timeout()).chain([self.farm.poll_timeout()]).min();
+        let deadline = machines
+            .flatten()
+            .chain(self.share_timeout())
+            .chain([self.farm.poll_timeout()])
+            .min();
         let timeout = deadline.map(|at| at.saturating_sub(self.now()));
         if let Err(error) = farm_sys::poll::wait_readable(&fds, timeout) {
             warn!(%error, "poll failed");

@@ -103,7 +103,10 @@ mod tests {
         shares.set(&web(), "web", drained());
         shares.save(scratch.path()).unwrap();
         let read = Shares::load(scratch.path()).unwrap();
-        assert_eq!((read.get(&web(), "web"), read.get(&web(), "api")), (drained(), ShareSetting::default()));
+        assert_eq!(
+            (read.get(&web(), "web"), read.get(&web(), "api")),
+            (drained(), ShareSetting::default())
+        );
         shares.set(&web(), "web", ShareSetting::default());
         assert_eq!(shares, Shares::default());
         shares.save(scratch.path()).unwrap();

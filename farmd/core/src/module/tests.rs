@@ -30,7 +30,7 @@ pub(super) fn config(actions: &[CheckerAction]) -> ModuleConfig {
         lans: vec!["default".into()],
         vip: Some(VipConfig {
             tcp_reset: true,
-        drain: Duration::ZERO,
+            drain: Duration::ZERO,
             interfaces: Vec::new(),
             groups: Vec::new(),
         }),

@@ -63,7 +63,12 @@ fn a_conversation_arrives_in_both_directions() {
     let (mut client, mut server) = pair(7, 7, (1, 2));
     let sealed = client.seal(&request()).unwrap();
     assert_eq!(take(&mut server, &sealed), Ok(request()));
-    for frame in [Frame::Head(200), Frame::Alive, Frame::Body(vec![1; MAX_PIECE]), Frame::End] {
+    for frame in [
+        Frame::Head(200),
+        Frame::Alive,
+        Frame::Body(vec![1; MAX_PIECE]),
+        Frame::End,
+    ] {
         let sealed = server.seal(&frame).unwrap();
         assert_eq!(take(&mut client, &sealed), Ok(frame));
     }
@@ -83,7 +88,11 @@ fn a_recording_fits_no_other_place() {
     let (mut client, mut server) = pair(7, 7, (1, 2));
     let first = client.seal(&request()).unwrap();
     assert_eq!(take(&mut server, &first), Ok(request()));
-    assert_eq!(take(&mut server, &first), Err(FrameError::Authentication), "a second time");
+    assert_eq!(
+        take(&mut server, &first),
+        Err(FrameError::Authentication),
+        "a second time"
+    );
     // Another challenge, another client nonce, or sent back to its sender.
     for nonces in [(3, 2), (1, 3)] {
         let (_, mut other) = pair(7, 7, nonces);
@@ -93,7 +102,11 @@ fn a_recording_fits_no_other_place() {
     // Out of order.
     let (mut client, mut server) = pair(7, 7, (1, 2));
     let (_skipped, second) = (server.seal(&Frame::Head(200)), server.seal(&Frame::End).unwrap());
-    assert_eq!(take(&mut client, &second), Err(FrameError::Authentication), "second before first");
+    assert_eq!(
+        take(&mut client, &second),
+        Err(FrameError::Authentication),
+        "second before first"
+    );
 }
 
 #[test]
@@ -118,7 +131,9 @@ fn what_is_too_long_is_neither_sent_nor_read() {
     assert_eq!(take(&mut client, &sealed), Ok(Frame::Head(200)), "nothing was counted");
     let header = [0xff, 0xff, 0xff, 0xff, 3];
     assert_eq!(Session::rest_len(&header), Err(FrameError::TooLong(u32::MAX as usize)));
-    let Frame::Request(request) = request() else { unreachable!() };
+    let Frame::Request(request) = request() else {
+        unreachable!()
+    };
     let by = "x".repeat(256);
     let named = Frame::Request(Request { by, ..request });
     assert_eq!(client.seal(&named), Err(FrameError::Malformed("request")));
@@ -127,14 +142,8 @@ fn what_is_too_long_is_neither_sent_nor_read() {
 fn frames() -> impl Strategy<Value = Frame> {
     let bytes = proptest::collection::vec(any::<u8>(), 0..300);
     prop_oneof![
-        ("[A-Z]{0,9}", "[a-zé/]{0,300}", "[a-z é]{0,100}", bytes.clone()).prop_map(|(method, path, by, body)| {
-            Frame::Request(Request {
-                method,
-                path,
-                by,
-                body,
-            })
-        }),
+        ("[A-Z]{0,9}", "[a-zé/]{0,300}", "[a-z é]{0,100}", bytes.clone())
+            .prop_map(|(method, path, by, body)| { Frame::Request(Request { method, path, by, body }) }),
         any::<u16>().prop_map(Frame::Head),
         bytes.prop_map(Frame::Body),
         Just(Frame::Alive),

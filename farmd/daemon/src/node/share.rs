@@ -232,7 +232,11 @@ impl Node {
             (_, false) => Ok(meant),
             (Some(group), true) => Err(not_found(format!(
                 "there is no group {group} on this node; it has {}",
-                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+                if known.is_empty() {
+                    "none".to_owned()
+                } else {
+                    known.join(", ")
+                }
             ))),
             (None, true) => Err(not_found("this node has no module with virtual addresses".to_owned())),
         }
@@ -246,12 +250,16 @@ impl Node {
         let own_name = self.cluster.name(self.this);
         let groups = module.config.vip.iter().flat_map(|v| &v.groups);
         let own = groups.into_iter().find(|g| g.name == target.group);
-        let weight = own.map_or(0, |g| self.desk.setting(&target.module, &g.name).effective(g.weight(own_name)));
+        let weight = own.map_or(0, |g| {
+            self.desk.setting(&target.module, &g.name).effective(g.weight(own_name))
+        });
         let serves = module.open && module.link_problem.is_none() && weight > 0;
         let view = self.farm.membership().view();
         let others = self.farm.reports().iter().filter(|(node, _)| view.contains(**node));
         let mut others = others.filter_map(|(_, modules)| modules.iter().find(|m| m.name == target.module));
-        serves && !others.any(|m| m.digest == module.config.digest && m.groups.get(target.index).is_some_and(|g| g.weight > 0))
+        serves
+            && !others
+                .any(|m| m.digest == module.config.digest && m.groups.get(target.index).is_some_and(|g| g.weight > 0))
     }
 
     /// The weight of this node in one group, with what was set and with a stop that lets connections end first.
@@ -271,8 +279,15 @@ impl Node {
             let seconds = stop.until.saturating_sub(self.now()).as_secs();
             let connections = groups().map(|(i, _)| held(i)).sum();
             // In steps, so that it does not change at every pulse.
-            let rest = if seconds >= 60 { format!("{} min", seconds / 60) } else { "a minute".to_owned() };
-            return format!("stops when its connections have ended, within {rest}; {}", text::left(connections));
+            let rest = if seconds >= 60 {
+                format!("{} min", seconds / 60)
+            } else {
+                "a minute".to_owned()
+            };
+            return format!(
+                "stops when its connections have ended, within {rest}; {}",
+                text::left(connections)
+            );
         }
         let drained: Vec<(usize, &GroupConfig, Drained)> = groups()
             .filter_map(|(i, g)| Some((i, g, self.desk.setting(name, &g.name).drained?)))

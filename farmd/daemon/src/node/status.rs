@@ -157,7 +157,9 @@ impl Node {
             return "joining: listening for the others".to_owned();
         }
         let module = self.modules.get(name);
-        let groups = module.iter().flat_map(|m| m.config.vip.iter().flat_map(|v| v.groups.iter().map(|g| (*m, g))));
+        let groups = module
+            .iter()
+            .flat_map(|m| m.config.vip.iter().flat_map(|v| v.groups.iter().map(|g| (*m, g))));
         let wanted = groups.into_iter().any(|(m, g)| self.share_weight(name, m, g) > 0);
         if wanted && !shares.is_empty() && shares.iter().all(|s| s.buckets == 0) {
             return "no share yet: the hand-over is under way".to_owned();
@@ -235,6 +237,7 @@ impl Node {
 
     pub(super) fn metrics(&self) -> BTreeMap<String, u64> {
         let mut metrics = self.counters.read();
+        metrics.extend(self.command_counters.read());
         for (what, count) in &self.refused {
             metrics.insert(format!("heartbeats_refused_{what}"), *count);
         }

@@ -29,7 +29,9 @@ impl Node {
             by: by.clone(),
             identity,
         };
-        let Some(module) = self.modules.get_mut(name) else { return };
+        let Some(module) = self.modules.get_mut(name) else {
+            return;
+        };
         let time = module.config.vip.as_ref().map_or(Duration::ZERO, |vip| vip.drain);
         let serves = module.open && module.machine.ready();
         if time.is_zero() || !serves || !by_person || module.stop_drain.is_some() {
@@ -61,7 +63,9 @@ impl Node {
         let stopping = self.modules.iter().filter(|(_, m)| m.stop_drain.is_some());
         let names: Vec<ModuleName> = stopping.map(|(name, _)| name.clone()).collect();
         for name in names {
-            let Some(module) = self.modules.get(&name) else { continue };
+            let Some(module) = self.modules.get(&name) else {
+                continue;
+            };
             let Some(stop) = &module.stop_drain else { continue };
             let groups = module.config.vip.as_ref().map_or(0, |v| v.groups.len());
             let held = |i: usize| self.farm.group(&name, i).map_or(0, |g| g.held_connections());

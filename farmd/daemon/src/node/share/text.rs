@@ -29,9 +29,16 @@ pub(super) fn from_whom(clients: &[ClientConnections], connections: u32) -> Stri
     if clients.is_empty() || connections == 0 {
         return String::new();
     }
-    let named: Vec<String> = clients.iter().map(|c| format!("{} ({})", c.addr, c.connections)).collect();
+    let named: Vec<String> = clients
+        .iter()
+        .map(|c| format!("{} ({})", c.addr, c.connections))
+        .collect();
     let others = connections.saturating_sub(clients.iter().map(|c| c.connections).sum());
-    let others = if others > 0 { format!(", others ({others})") } else { String::new() };
+    let others = if others > 0 {
+        format!(", others ({others})")
+    } else {
+        String::new()
+    };
     format!(": {}{others}", named.join(", "))
 }
 
@@ -49,7 +56,10 @@ mod tests {
         assert_eq!(from_whom(&clients, 4), ": 198.18.0.7 (3), 198.18.0.1 (1)");
         assert_eq!(from_whom(&clients, 9), ": 198.18.0.7 (3), 198.18.0.1 (1), others (5)");
         assert_eq!(from_whom(&[], 3), "");
-        assert_eq!([left(0), left(1), left(2)], ["no connection left", "1 connection left", "2 connections left"]);
+        assert_eq!(
+            [left(0), left(1), left(2)],
+            ["no connection left", "1 connection left", "2 connections left"]
+        );
     }
 
     #[test]

@@ -81,7 +81,8 @@ impl Node {
             Err(error) => format!("the time is over, and not all connections could be reset: {error}"),
         };
         for target in &job.targets {
-            self.journal.write(&target.module, "farm", 'E', &format!("{}: {text}", job.what));
+            self.journal
+                .write(&target.module, "farm", 'E', &format!("{}: {text}", job.what));
         }
         job.tell(at, text);
         if let Goal::Drained { reset, .. } = &mut job.goal {
@@ -91,11 +92,21 @@ impl Node {
 
     /// When something here is due although nothing happens.
     pub(in crate::node) fn share_timeout(&self) -> Option<Duration> {
-        let stops = self.modules.values().filter_map(|m| m.stop_drain.as_ref()).map(|s| s.until);
+        let stops = self
+            .modules
+            .values()
+            .filter_map(|m| m.stop_drain.as_ref())
+            .map(|s| s.until);
         let starts = self.modules.values().flat_map(|m| &m.share_waiting).map(|w| w.limit);
         let jobs = self.desk.jobs.iter().map(|job| match &job.goal {
-            Goal::Drained { deadline, reset: Reset::NotYet } => *deadline,
-            Goal::Drained { reset: Reset::AskedAt(at) | Reset::Done { at, .. }, .. } => *at + RESET_GRACE,
+            Goal::Drained {
+                deadline,
+                reset: Reset::NotYet,
+            } => *deadline,
+            Goal::Drained {
+                reset: Reset::AskedAt(at) | Reset::Done { at, .. },
+                ..
+            } => *at + RESET_GRACE,
             Goal::Moved { limit } => *limit,
         });
         // What is overdue waits for something else, and is looked at with every heartbeat.
@@ -106,7 +117,10 @@ impl Node {
     /// Draws the conclusions of a turn.
     pub(in crate::node) fn watch_shares(&mut self) {
         let now = self.now();
-        let waits = self.modules.values().any(|m| m.stop_drain.is_some() || !m.share_waiting.is_empty());
+        let waits = self
+            .modules
+            .values()
+            .any(|m| m.stop_drain.is_some() || !m.share_waiting.is_empty());
         if !waits && self.desk.jobs.is_empty() {
             return;
         }
@@ -163,7 +177,11 @@ impl Node {
                     return Some(Ok(self.shares_text(&job.targets)));
                 }
                 (now >= limit).then(|| {
-                    let why = job.targets.iter().map(|t| self.why_no_share(&t.module)).find(|why| !why.is_empty());
+                    let why = job
+                        .targets
+                        .iter()
+                        .map(|t| self.why_no_share(&t.module))
+                        .find(|why| !why.is_empty());
                     let why = why.unwrap_or_else(|| "the hand-over is still under way".to_owned());
                     Err((exit::FAILED, format!("set, but the buckets have not moved yet: {why}")))
                 })
@@ -173,12 +191,17 @@ impl Node {
 
     fn advance_drain(&self, now: Duration, deadline: Duration, job: &mut Job) -> Option<End> {
         let targets = || job.targets.iter().filter(|t| self.runs(&t.module));
-        let open: usize = targets().map(|t| self.farm.group(&t.module, t.index).map_or(0, |g| g.open_count())).sum();
+        let open: usize = targets()
+            .map(|t| self.farm.group(&t.module, t.index).map_or(0, |g| g.open_count()))
+            .sum();
         let handed = targets().all(|t| self.farm.is_group_handed_over(&t.module, t.index));
-        let connections: u32 =
-            targets().map(|t| self.farm.group(&t.module, t.index).map_or(0, |g| g.held_connections())).sum();
+        let connections: u32 = targets()
+            .map(|t| self.farm.group(&t.module, t.index).map_or(0, |g| g.held_connections()))
+            .sum();
         let clients = self.clients_of(targets());
-        let Goal::Drained { reset, .. } = &job.goal else { return None };
+        let Goal::Drained { reset, .. } = &job.goal else {
+            return None;
+        };
         if handed && connections == 0 {
             return Some(Ok(match reset {
                 Reset::Done { result: Ok(count), .. } if *count > 0 => {
@@ -191,8 +214,11 @@ impl Node {
         match reset {
             Reset::NotYet if overdue => {
                 let (plan, groups) = self.published.newest();
-                let meant = |(module, index): &(ModuleName, usize)| targets().any(|t| (&t.module, &t.index) == (module, index));
-                let groups = (0..groups.len()).filter(|i| groups.get(*i).is_some_and(meant)).collect();
+                let meant =
+                    |(module, index): &(ModuleName, usize)| targets().any(|t| (&t.module, &t.index) == (module, index));
+                let groups = (0..groups.len())
+                    .filter(|i| groups.get(*i).is_some_and(meant))
+                    .collect();
                 let effect = Effect::ResetHeld {
                     job: job.id,
                     plan,
@@ -205,9 +231,16 @@ impl Node {
                 self.queue(effect);
             }
             Reset::AskedAt(at) | Reset::Done { at, .. } if now >= *at + RESET_GRACE => {
-                let what = if handed { "could not be reset" } else { "are still here: no other node takes over" };
+                let what = if handed {
+                    "could not be reset"
+                } else {
+                    "are still here: no other node takes over"
+                };
                 let from = text::from_whom(&clients, connections);
-                return Some(Err((exit::FAILED, format!("{} that {what}{from}", text::left(connections)))));
+                return Some(Err((
+                    exit::FAILED,
+                    format!("{} that {what}{from}", text::left(connections)),
+                )));
             }
             Reset::NotYet | Reset::AskedAt(_) | Reset::Done { .. } => {}
         }
@@ -237,7 +270,9 @@ impl Node {
     }
 
     fn runs(&self, module: &ModuleName) -> bool {
-        self.modules.get(module).is_some_and(|m| m.machine.state() != ModuleState::Stop)
+        self.modules
+            .get(module)
+            .is_some_and(|m| m.machine.state() != ModuleState::Stop)
     }
 
     /// `web: 1365/4096`, for each group.
@@ -277,7 +312,9 @@ impl Node {
             let there = (0..groups).all(|i| self.farm.is_settled(&name, i));
             // Kept out or fenced: that is told at once, it may last.
             let hopeless = self.farm.kept_out(&name).is_some() || self.farm.membership().fenced().is_some();
-            let Some(module) = self.modules.get_mut(&name) else { continue };
+            let Some(module) = self.modules.get_mut(&name) else {
+                continue;
+            };
             let over = |w: &mut ShareWaiting| left || there || hopeless || now >= w.limit;
             let ended: Vec<ShareWaiting> = module.share_waiting.extract_if(.., over).collect();
             for ShareWaiting { waiting, reached, .. } in ended {
