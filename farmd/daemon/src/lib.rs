@@ -21,3 +21,4 @@ pub mod script;
 pub mod shares;
 pub mod start;
 pub mod store;
+pub mod witness;

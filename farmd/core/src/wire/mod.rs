@@ -5,6 +5,7 @@
 
 pub mod arp;
 pub mod auth;
+mod codec;
 pub mod command;
 pub mod heartbeat;
 pub mod packet;

@@ -206,6 +206,10 @@ impl Node {
             Ok(()) => {
                 let now = self.now();
                 self.modules.remove(module);
+                self.queue(Effect::WatchWitness {
+                    module: module.clone(),
+                    addr: None,
+                });
                 self.farm.remove_module(now, module);
                 self.published.touch();
                 self.journal.audit(by, &format!("deconfig {module}"), Ok("done"));

@@ -52,6 +52,8 @@ pub(super) struct LocalModule {
     pub(super) stop_drain: Option<StopDrain>,
     /// Who waits for the share that follows a start.
     pub(super) share_waiting: Vec<ShareWaiting>,
+    /// The witness of its partition policy answers.
+    pub(super) witness_answers: bool,
 }
 
 impl LocalModule {
@@ -69,6 +71,7 @@ impl LocalModule {
             boot_at: None,
             stop_drain: None,
             share_waiting: Vec::new(),
+            witness_answers: false,
         }
     }
 
@@ -81,6 +84,10 @@ impl Node {
     /// Takes a configuration into force; the module is in STOP.
     pub(super) fn adopt(&mut self, name: ModuleName, config: ModuleConfig) {
         let boot_at = self.modules.get(&name).and_then(|m| m.boot_at);
+        self.queue(Effect::WatchWitness {
+            module: name.clone(),
+            addr: config.witness,
+        });
         self.modules.insert(
             name,
             LocalModule {
@@ -89,6 +96,20 @@ impl Node {
             },
         );
         self.published.touch();
+    }
+
+    /// What the witness of a module's partition policy does.
+    pub(super) fn handle_witness(&mut self, name: &ModuleName, answers: bool, detail: &str) {
+        let Some(module) = self.modules.get_mut(name) else {
+            return;
+        };
+        module.witness_answers = answers;
+        let (level, text) = if answers {
+            ('I', format!("The witness answers: {detail}"))
+        } else {
+            ('E', format!("The witness does not answer: {detail}"))
+        };
+        self.journal.write(name, "witness", level, &text);
     }
 
     /// Feeds a module's machine.
@@ -296,6 +317,8 @@ impl Node {
                 shut: module.shut,
                 macs: macs.collect(),
                 weights: groups.map(|g| self.share_weight(name, module, g)).collect(),
+                partition: module.config.partition,
+                witness_answers: module.witness_answers,
             };
             reports.push((name.clone(), local));
         }
