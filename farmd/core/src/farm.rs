@@ -399,8 +399,8 @@ impl Farm {
         let Some(handover) = local.groups.get(group) else {
             return true;
         };
-        if self.membership.fenced().is_some() || self.membership.joining() || local.joining || local.kept_out.is_some()
-        {
+        let out = self.membership.fenced().is_some() || local.kept_out.is_some() || local.withheld.is_some();
+        if out || self.membership.joining() || local.joining {
             return false;
         }
         let view = self.membership.view();
