@@ -1,7 +1,7 @@
 //! What several of these tests need: a farm whose module is configured and not started, looks into a node, and plain words.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::{Read as _, Write as _};
 use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

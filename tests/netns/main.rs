@@ -5,6 +5,7 @@
 
 mod common;
 mod continuity;
+mod drain;
 mod failover;
 mod host;
 mod instruments;

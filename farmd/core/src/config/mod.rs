@@ -165,6 +165,8 @@ pub struct ServiceConfig {
 pub struct VipConfig {
     /// `tcpreset`, default on: end the VIP's connections with a reset when the VIP leaves this node.
     pub tcp_reset: bool,
+    /// `drain`, default 0 s: how long `stop` waits for the connections to end, after new ones go elsewhere. Up to a day.
+    pub drain: Duration,
     /// Interfaces and what they carry.
     pub interfaces: Vec<InterfaceConfig>,
     /// Load-balancing groups; each has its own bucket map. At least one.

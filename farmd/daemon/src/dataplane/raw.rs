@@ -29,11 +29,11 @@ use farm_sys::event_fd::EventFd;
 use tracing::{debug, warn};
 
 use super::arp::Responder;
-use super::connections::{Connections, Found, same_states, sort_out};
+use super::connections::{Connections, same_states, sort_out};
 use super::judge::Judge;
 use super::replay::{Recorder, Timing};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
-use crate::event::{Event, EventSender};
+use crate::event::{Event, EventSender, HeldGroup};
 
 /// Slots of 2 kB in each interface's ring: 4 MB, some 30 ms at 70 000 frames a second.
 pub const RING_SLOTS: u32 = 2048;
@@ -48,7 +48,7 @@ const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 enum Command {
     Plan(Arc<Plan>),
-    Attach(Interface),
+    Attach(Box<Interface>),
     Detach(u32),
     Tap(Option<LocalDevice>),
     Learn(Requester),
@@ -85,7 +85,7 @@ impl RawPlane {
             judge: Judge::new(plan, lease, counters),
             interfaces: Vec::new(),
             recount_at: None,
-            found: Found::default(),
+            found: Vec::new(),
             statistics_at: Instant::now(),
             failure_told: None,
         };
@@ -112,7 +112,7 @@ impl DataPlane for RawPlane {
     }
 
     fn attach(&self, interface: Interface) {
-        self.send(Command::Attach(interface));
+        self.send(Command::Attach(Box::new(interface)));
     }
 
     fn detach(&self, index: u32) {
@@ -155,8 +155,8 @@ struct Worker {
     record_at: Option<Instant>,
     interfaces: Vec<Interface>,
     recount_at: Option<Instant>,
-    /// What was last found: held buckets and connections in them, per group.
-    found: Found,
+    /// What was last found, per group of the plan.
+    found: Vec<HeldGroup>,
     statistics_at: Instant,
     /// When a failing look-up was last in the log.
     failure_told: Option<Instant>,
@@ -233,7 +233,7 @@ impl Worker {
                 }
                 Command::Attach(mut interface) => {
                     set_filter(&self.judge.plan, &self.judge.counters, &mut interface);
-                    self.interfaces.push(interface);
+                    self.interfaces.push(*interface);
                     self.record_at.get_or_insert(Instant::now());
                 }
                 Command::Detach(index) => {
@@ -332,16 +332,12 @@ impl Worker {
             }
             Err(error) => {
                 // What may be held is held, or peers would reset it.
-                let draining = |g: &GroupPlan| {
-                    let indices = (0u16..)
-                        .zip(g.states.iter())
-                        .filter(|(_, s)| **s == BucketState::Draining);
-                    indices.map(|(i, _)| i).collect()
-                };
-                let held = plan.groups.iter().map(draining).collect();
-                let mut connections = std::mem::take(&mut self.found.1);
-                connections.resize(plan.groups.len(), 0);
-                self.found = (held, connections);
+                self.found.resize(plan.groups.len(), HeldGroup::default());
+                for (found, group) in self.found.iter_mut().zip(&plan.groups) {
+                    let states = (0u16..).zip(group.states.iter());
+                    let draining = states.filter(|(_, state)| **state == BucketState::Draining);
+                    found.buckets = draining.map(|(index, _)| index).collect();
+                }
                 self.recount_at = Some(Instant::now() + RECOUNT / 10);
                 self.judge.counters.add(Count::ListFailed, 1);
                 if self.failure_told.is_none_or(|at| at.elapsed() > FAILURE_LOG_INTERVAL) {
@@ -354,11 +350,9 @@ impl Worker {
     }
 
     fn report(&self) {
-        let (held, connections) = self.found.clone();
         self.events.send(Event::PlanApplied {
             version: self.judge.plan.version,
-            held,
-            connections,
+            held: self.found.clone(),
         });
     }
 

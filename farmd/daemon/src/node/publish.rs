@@ -84,6 +84,12 @@ impl Published {
         Some((*farm_version, groups.clone()))
     }
 
+    /// The newest plan, and what its groups are.
+    pub(super) fn newest(&self) -> (Arc<Plan>, Groups) {
+        let groups = self.under_way.back().map(|(_, _, groups)| groups.clone());
+        (Arc::clone(&self.plan), groups.unwrap_or_default())
+    }
+
     /// The plan for a person.
     pub(super) fn describe(&self) -> serde_json::Value {
         let vips = self.plan.vips.iter().map(|v| {
