@@ -217,6 +217,11 @@ impl Peer {
         self.fenced
     }
 
+    /// It has said goodbye.
+    pub fn leaving(&self) -> bool {
+        self.leaving
+    }
+
     /// It has the same `cluster.xml`.
     pub fn same_cluster(&self) -> bool {
         self.same_cluster

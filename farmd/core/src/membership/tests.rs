@@ -184,10 +184,11 @@ fn a_goodbye_is_believed_at_once() {
     };
     m.handle_heartbeat(ms(501), 0, &goodbye).unwrap();
     assert_eq!(m.view(), set(&[0, 1]));
-    assert!(events(&mut m).contains(&Event::PeerDown {
-        peer: id(2),
-        why: "it has left".to_owned()
-    }));
+    let down = events(&mut m).into_iter().find_map(|event| match event {
+        Event::PeerDown { peer, why, testimony } if peer == id(2) => Some((why, testimony.cause)),
+        _ => None,
+    });
+    assert_eq!(down, Some(("it has left".to_owned(), Cause::Left)));
     assert_eq!(m.peer_state(ms(501), id(2)), Some(PeerState::Down));
 }
 
@@ -208,20 +209,60 @@ fn silence_is_judged_after_the_detection_time_and_not_before() {
     assert_eq!(m.view(), set(&[0, 1, 2]));
     m.handle_timeout(ms(750));
     assert_eq!(m.view(), set(&[0, 1]));
-    let down = Event::PeerDown {
-        peer: id(2),
-        why: "no heartbeat for 250 ms".to_owned(),
+    let testimony = Testimony {
+        node: id(2),
+        cause: Cause::Silent,
+        observers: set(&[0]),
+        talk_with_it: set(&[1]),
+        silent: Some(ms(250)),
+        lans: Vec::new(),
     };
     assert_eq!(
         events(&mut m),
         [
-            down,
+            Event::PeerDown {
+                peer: id(2),
+                why: "no heartbeat for 250 ms".to_owned(),
+                testimony: testimony.clone(),
+            },
             Event::ViewChanged {
                 old: set(&[0, 1, 2]),
-                new: set(&[0, 1])
+                new: set(&[0, 1]),
+                out: vec![testimony],
             }
         ]
     );
+    let mut deaf_too = heartbeat(&config, 1, 7, 101);
+    deaf_too.hears.retain(|(node, _)| *node != id(2));
+    m.handle_heartbeat(ms(760), 0, &deaf_too).unwrap();
+    let testimony = m.testimony(ms(760), id(2));
+    assert_eq!(
+        (testimony.observers, testimony.talk_with_it),
+        (set(&[0, 1]), set(&[])),
+        "the other's next heartbeat says that it does not hear the node either"
+    );
+    assert_eq!(testimony.silent, Some(ms(260)));
+}
+
+#[test]
+fn of_a_node_that_steps_out_those_testify_that_do_not_hear_it() {
+    let config = config(1);
+    let mut m = membership(&config);
+    hear_all(&mut m, &config, ms(500));
+    events(&mut m);
+    for peer in [1, 2] {
+        let mut deaf = heartbeat(&config, peer, 7, 100);
+        deaf.hears.retain(|(node, _)| *node != id(0));
+        m.handle_heartbeat(ms(510), 0, &deaf).unwrap();
+    }
+    let out = events(&mut m).into_iter().find_map(|event| match event {
+        Event::ViewChanged { new, out, .. } if new.is_empty() => Some(out),
+        _ => None,
+    });
+    let out = out.expect("it steps out");
+    assert_eq!(out.len(), 1);
+    assert_eq!((out[0].node, out[0].cause), (id(0), Cause::LeftOut));
+    assert!(out[0].observers.contains(id(1)), "{out:?}");
 }
 
 #[test]
