@@ -15,6 +15,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use farm_core::api::history::{HISTORY_LIMIT, HistoryFilter};
 use farm_core::api::{CommandRequest, PrintRequest, Reply, ResourceRequest, exit};
 use farm_core::id::ModuleName;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -180,6 +181,7 @@ impl Refusal {
 enum Route<'a> {
     Status,
     Cluster,
+    History,
     Metrics,
     Plan,
     Shutdown,
@@ -200,6 +202,7 @@ fn route(path: &str) -> Option<Route<'_>> {
     let route = match rest {
         "status" => Route::Status,
         "cluster" => Route::Cluster,
+        "history" => Route::History,
         "metrics" => Route::Metrics,
         "plan" => Route::Plan,
         "shutdown" => Route::Shutdown,
@@ -234,7 +237,7 @@ async fn answer(request: Request<Incoming>, caller: &str, events: &EventSender) 
     };
     let (method, allow) = match route {
         Route::Shutdown | Route::Module { .. } => (Method::POST, "POST"),
-        Route::Status | Route::Cluster | Route::Metrics | Route::Plan => (Method::GET, "GET"),
+        Route::Status | Route::Cluster | Route::History | Route::Metrics | Route::Plan => (Method::GET, "GET"),
     };
     if request.method() != method {
         let error = format!("`{path}` takes {allow}, not {}", request.method());
@@ -246,6 +249,10 @@ async fn answer(request: Request<Incoming>, caller: &str, events: &EventSender) 
     match route {
         Route::Status => ask(events, Query::Status).await,
         Route::Cluster => ask(events, Query::Cluster).await,
+        Route::History => {
+            let filter = filter_of(request.uri().query().unwrap_or_default())?;
+            ask(events, |answer| Query::History(filter, answer)).await
+        }
         Route::Metrics => ask(events, Query::Metrics).await,
         Route::Plan => ask(events, Query::Plan).await,
         Route::Shutdown => {
@@ -283,6 +290,33 @@ async fn ask<T: serde::Serialize>(
             Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))
         }
     }
+}
+
+/// What the words behind `/v1/history?` ask for: `n`, `since`, `after` and `module`, each at most once.
+fn filter_of(words: &str) -> Result<HistoryFilter, Refusal> {
+    fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, Refusal> {
+        let error = || Refusal::bad(format!("`{name}` is `{value}`, a whole number is expected"));
+        value.parse().map_err(|_| error())
+    }
+    let mut filter = HistoryFilter::default();
+    for word in words.split('&').filter(|word| !word.is_empty()) {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        match name {
+            "n" => filter.last = Some(number(name, value)?),
+            "since" => filter.since_us = Some(number(name, value)?),
+            "after" => filter.after = Some(number(name, value)?),
+            "module" => {
+                let module: ModuleName = value.parse().map_err(|e| Refusal::bad(format!("{e}")))?;
+                filter.module = Some(module.to_string());
+            }
+            _ => {
+                let error = format!("`{name}` is not known here: n, since, after or module is expected");
+                return Err(Refusal::bad(error));
+            }
+        }
+    }
+    filter.last = filter.last.map(|n| n.min(HISTORY_LIMIT));
+    Ok(filter)
 }
 
 /// The whole body, at most [`MAX_BODY`] bytes.

@@ -8,10 +8,13 @@
 use std::sync::Arc;
 use std::sync::mpsc;
 
+use farm_core::api::history::HistoryFilter;
 use farm_core::api::{ClusterStatus, CommandRequest, FarmStatus, PrintRequest, Reply, ResourceRequest};
 use farm_core::id::ModuleName;
 use farm_core::module::state::{Script, ScriptOutcome};
 use farm_sys::event_fd::EventFd;
+
+use crate::history::Selection;
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -142,6 +145,8 @@ pub enum Query {
     Status(tokio::sync::oneshot::Sender<FarmStatus>),
     /// [`ClusterStatus`].
     Cluster(tokio::sync::oneshot::Sender<ClusterStatus>),
+    /// What has happened.
+    History(HistoryFilter, tokio::sync::oneshot::Sender<Selection>),
     /// Counters, by name.
     Metrics(tokio::sync::oneshot::Sender<std::collections::BTreeMap<String, u64>>),
     /// The present plan as JSON, for support.

@@ -9,9 +9,11 @@ pub mod control;
 pub mod dataplane;
 pub mod effect;
 pub mod event;
+pub mod history;
 pub mod host;
 pub mod incarnation;
 pub mod journal;
+pub mod logwriter;
 pub mod node;
 #[cfg(test)]
 mod scratch;

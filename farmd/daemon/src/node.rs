@@ -6,8 +6,10 @@
 //! does. Nothing else changes the farm's state.
 
 mod command;
+mod history;
 mod module;
 mod publish;
+mod rate;
 mod status;
 
 use std::collections::BTreeMap;
@@ -18,6 +20,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use farm_core::api::ModuleState;
+use farm_core::api::history::Happening;
 use farm_core::config::{ClusterConfig, ModuleConfig};
 use farm_core::farm::{Farm, Refused};
 use farm_core::id::{Incarnation, ModuleName, NodeId};
@@ -31,10 +34,13 @@ use tracing::{debug, info, warn};
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::Effect;
 use crate::event::{Event, Query};
+use crate::history::History;
 use crate::host::HostVip;
 use crate::journal::Journal;
+use history::Chronicle;
 use module::LocalModule;
 use publish::Published;
+use rate::Rate;
 
 /// Priority of the owner loop among real-time threads: above ordinary ones, below the kernel's own.
 const REALTIME_PRIORITY: u8 = 20;
@@ -76,6 +82,8 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// Module logs.
     pub journal: Journal,
+    /// What has happened.
+    pub history: History,
     /// Modules with an active copy.
     pub modules: Vec<(ModuleName, ModuleConfig, bool)>,
     /// Things the administrator should know.
@@ -96,6 +104,7 @@ pub struct Node {
     start: Instant,
     cluster: ClusterConfig,
     this: NodeId,
+    incarnation: Incarnation,
     farm: Farm,
     modules: BTreeMap<ModuleName, LocalModule>,
     sockets: Vec<(usize, UdpSocket)>,
@@ -108,12 +117,16 @@ pub struct Node {
     lease_time: Duration,
     counters: Arc<Counters>,
     journal: Journal,
+    chronicle: Chronicle,
     warnings: Vec<String>,
+    realtime: bool,
     published: Published,
     refused: BTreeMap<&'static str, u64>,
     strangers: BTreeMap<IpAddr, Stranger>,
     sent: u64,
     sent_bytes: u64,
+    sent_rate: Rate,
+    heartbeat_bytes: u64,
     send_failed: u64,
     received: u64,
     pauses: u64,
@@ -123,6 +136,8 @@ pub struct Node {
     /// Since when the data plane has not confirmed the newest plan.
     unconfirmed_since: Option<Duration>,
     ending: bool,
+    /// Who asked for the end.
+    ended_by: String,
     left: Option<Duration>,
 }
 
@@ -142,6 +157,7 @@ impl Node {
             published: Published::new(parts.this, parts.key.hash_seed()),
             cluster: parts.cluster,
             this: parts.this,
+            incarnation: parts.incarnation,
             farm,
             modules: BTreeMap::new(),
             sockets: parts.sockets,
@@ -153,11 +169,15 @@ impl Node {
             lease_time,
             counters: parts.counters,
             journal: parts.journal,
+            chronicle: Chronicle::new(parts.history),
             warnings: parts.warnings,
+            realtime: false,
             refused: BTreeMap::new(),
             strangers: BTreeMap::new(),
             sent: 0,
             sent_bytes: 0,
+            sent_rate: Rate::default(),
+            heartbeat_bytes: 0,
             send_failed: 0,
             received: 0,
             pauses: 0,
@@ -165,6 +185,7 @@ impl Node {
             fenced_until: None,
             unconfirmed_since: None,
             ending: false,
+            ended_by: String::new(),
             left: None,
         };
         for (name, config, start) in parts.modules {
@@ -178,13 +199,24 @@ impl Node {
 
     /// Runs until the daemon is told to end and all modules have stopped.
     pub fn run(mut self) {
-        if let Err(error) = farm_sys::sched::set_realtime(REALTIME_PRIORITY) {
-            let text = format!(
-                "no real-time priority for heartbeats ({error}): under heavy load this node may be taken for dead; grant CAP_SYS_NICE or LimitRTPRIO={REALTIME_PRIORITY}"
-            );
-            warn!("{text}");
-            self.warnings.push(text);
+        match farm_sys::sched::set_realtime(REALTIME_PRIORITY) {
+            Ok(()) => self.realtime = true,
+            Err(error) => {
+                let text = format!(
+                    "no real-time priority for heartbeats ({error}): under heavy load this node may be taken for dead; grant CAP_SYS_NICE or LimitRTPRIO={REALTIME_PRIORITY}"
+                );
+                warn!("{text}");
+                self.warnings.push(text);
+            }
         }
+        self.record(
+            None,
+            Happening::Started {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                incarnation: self.incarnation.0,
+                last_ended_in_order: self.chronicle.history().last_ended_in_order(),
+            },
+        );
         let mut buffer = vec![0; DATAGRAM_MAX];
         self.finish_turn();
         while self.left.is_none() {
@@ -198,6 +230,7 @@ impl Node {
             self.finish_turn();
         }
         self.plane.apply(Arc::new(self.published.empty_plan()));
+        self.close_history();
         let _ = self.effects.send(Effect::Exit);
     }
 
@@ -237,6 +270,8 @@ impl Node {
         );
         warn!("{text}");
         self.log_to_active('E', "membership", &text);
+        let for_ms = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
+        self.record(None, Happening::Paused { for_ms });
         // What waits in the sockets tells how the others were, not how they are.
         let mut void = [0; 1];
         for (_, socket) in &self.sockets {
@@ -396,6 +431,10 @@ impl Node {
             Query::Status(answer) => drop(answer.send(self.status())),
             Query::Cluster(answer) => drop(answer.send(self.cluster_status())),
             Query::Metrics(answer) => drop(answer.send(self.metrics())),
+            Query::History(filter, answer) => {
+                let node = self.cluster.name(self.this);
+                drop(answer.send(self.chronicle.history().select(node, &filter)));
+            }
             Query::Plan(answer) => drop(answer.send(self.published.describe())),
         }
     }
@@ -412,6 +451,7 @@ impl Node {
             tracing::error!("{text}");
             self.log_to_active('C', "farmd", &text);
             self.journal.flush(Duration::from_millis(200));
+            crate::logwriter::flush(Duration::from_millis(200));
             std::process::exit(crate::start::Exit::Failed as i32);
         }
         let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
@@ -446,9 +486,12 @@ impl Node {
         self.report_modules(now);
         self.publish();
         self.log_farm_events();
+        self.settle_history();
         if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
             self.farm.leave(now);
             self.left = Some(now);
+            let by = self.ended_by.clone();
+            self.record(None, Happening::Stopped { by });
             info!("all modules have stopped; leaving the farm");
         }
         self.transmit();
@@ -458,7 +501,9 @@ impl Node {
     }
 
     fn transmit(&mut self) {
+        self.sent_rate.note(self.now(), self.sent_bytes);
         while let Some(transmit) = self.farm.poll_transmit() {
+            self.heartbeat_bytes = transmit.payload.len() as u64;
             let Some((_, socket)) = self.sockets.iter().find(|(lan, _)| *lan == transmit.lan) else {
                 continue;
             };
@@ -485,6 +530,7 @@ impl Node {
             return;
         }
         info!(by, "shutting down");
+        self.ended_by = by.to_owned();
         self.ending = true;
         let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
         for name in names {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use farm_core::api::ModuleState;
+use farm_core::api::history::Happening;
 use farm_core::balance::hash::Seed;
 use farm_core::balance::plan::{GroupPlan, Plan, VipPlan};
 use farm_core::farm::Event;
@@ -205,15 +206,23 @@ impl Node {
     pub(super) fn log_farm_events(&mut self) {
         while let Some(event) = self.farm.poll_event() {
             match event {
-                Event::Membership(event) => self.log_membership(&event),
-                Event::Handover { module, group, event } => self.log_handover(&module, group, &event),
+                Event::Membership(event) => {
+                    self.log_membership(&event);
+                    self.record_membership(&event);
+                }
+                Event::Handover { module, group, event } => {
+                    self.log_handover(&module, group, &event);
+                    self.record_handover(&module, group, &event);
+                }
                 Event::KeptOut { module, why: Some(why) } => {
                     self.journal
                         .write(&module, "farm", 'E', &format!("Kept out of the farm: {why}"));
+                    self.record(Some(&module), Happening::KeptOut { why });
                 }
                 Event::KeptOut { module, why: None } => {
                     self.journal
                         .write(&module, "farm", 'I', "No longer kept out of the farm");
+                    self.record(Some(&module), Happening::Readmitted);
                 }
                 Event::Learned(requester) => self.plane.learn(requester),
             }
@@ -230,7 +239,7 @@ impl Node {
                 };
                 ('I', format!("Node {} {how}", self.cluster.name(*peer)))
             }
-            membership::Event::PeerDown { peer, why } => {
+            membership::Event::PeerDown { peer, why, .. } => {
                 ('E', format!("Node {} is down: {why}", self.cluster.name(*peer)))
             }
             membership::Event::ViewChanged { new, .. } => ('E', format!("farm membership: {}", self.names(*new))),
@@ -246,11 +255,7 @@ impl Node {
     }
 
     fn log_handover(&self, module: &ModuleName, group: usize, event: &handover::Event) {
-        let group = self
-            .modules
-            .get(module)
-            .and_then(|m| m.config.vip.as_ref()?.groups.get(group))
-            .map_or_else(|| group.to_string(), |g| g.name.clone());
+        let group = self.group_name(module, group);
         let (level, text) = match event {
             handover::Event::Proposed { epoch, view, moves } => (
                 'I',
@@ -260,7 +265,16 @@ impl Node {
                     self.names(*view)
                 ),
             ),
-            handover::Event::Released { epoch, lost } => (
+            handover::Event::Accepted { .. } => return,
+            handover::Event::Adopted { epoch, counts } => (
+                'I',
+                format!(
+                    "map {} was agreed without this node; {}/4096 are this node's (group {group})",
+                    epoch.counter(),
+                    counts.get(&self.this).copied().unwrap_or(0)
+                ),
+            ),
+            handover::Event::Released { epoch, lost, .. } => (
                 'I',
                 format!("map {}: {lost} buckets released (group {group})", epoch.counter()),
             ),
@@ -269,6 +283,7 @@ impl Node {
                 counts,
                 gained,
                 from,
+                ..
             } => {
                 let mine = counts.get(&self.this).copied().unwrap_or(0);
                 let from = if *gained == 0 {

@@ -1,19 +1,28 @@
 //! What is shown: the whole farm as this node knows it, with the age of each fact.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use farm_core::api::{
-    API_VERSION, ClusterStatus, FarmStatus, ModuleState, ModuleStatus, NodeModuleStatus, PeerStatus, Quality, Share,
+    API_VERSION, ClusterStatus, FarmStatus, HeartbeatStatus, LinkStatus, ModuleState, ModuleStatus, NodeModuleStatus,
+    PeerStatus, Quality, Share,
 };
-use farm_core::config::GroupConfig;
-use farm_core::id::{BUCKETS, ModuleName, NodeId};
+use farm_core::config::{GroupConfig, Lan};
+use farm_core::id::{BUCKETS, Incarnation, ModuleName, NodeId};
 use farm_core::membership::PeerState;
 
 use super::Node;
+use crate::logwriter;
 
 /// How long an address that sent what could not be used is mentioned.
 const STRANGER_MEMORY: Duration = Duration::from_secs(10);
+
+/// Since a node with this start number has started, by its clock and this host's.
+fn uptime_ms(incarnation: Incarnation) -> Option<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    let since = now.checked_sub(Duration::from_micros(incarnation.0));
+    since.filter(|_| incarnation.0 > 0).map(millis)
+}
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -214,6 +223,12 @@ impl Node {
                 since_ms: millis(peer.map_or(now, |p| now.saturating_sub(p.since()))),
                 heard_ms: peer.and_then(|p| p.heard_at()).map(|at| millis(now.saturating_sub(at))),
                 why,
+                incarnation: peer.map_or(self.incarnation.0, |p| p.incarnation().0),
+                uptime_ms: match peer {
+                    None => Some(millis(now)),
+                    Some(p) => uptime_ms(p.incarnation()).filter(|_| state != "down"),
+                },
+                links: self.links(node),
             }
         });
         ClusterStatus {
@@ -222,7 +237,34 @@ impl Node {
             view: membership.view().iter().map(name).collect(),
             coordinator: coordinator.map(name),
             nodes: nodes.collect(),
+            plan_version: self.published.version(),
+            heartbeat: HeartbeatStatus {
+                interval_us: u64::try_from(self.cluster.heartbeat_interval.as_micros()).unwrap_or(u64::MAX),
+                detection_ms: millis(self.cluster.detection_time()),
+                bytes: self.heartbeat_bytes,
+                bytes_per_s: self.sent_rate.per_second(now, self.sent_bytes),
+                realtime: self.realtime,
+            },
         }
+    }
+
+    /// How a peer is heard on each lan; none for this node.
+    fn links(&self, node: NodeId) -> Vec<LinkStatus> {
+        let addr_on = |lan: &Lan, n: NodeId| lan.nodes.iter().find(|(node, _)| *node == n).map(|(_, addr)| *addr);
+        let shared = self
+            .cluster
+            .lans
+            .iter()
+            .filter(|lan| node != self.this && addr_on(lan, self.this).is_some());
+        shared
+            .filter_map(|lan| {
+                Some(LinkStatus {
+                    lan: lan.name.clone(),
+                    addr: addr_on(lan, node)?.to_string(),
+                    ..LinkStatus::default()
+                })
+            })
+            .collect()
     }
 
     pub(super) fn metrics(&self) -> BTreeMap<String, u64> {
@@ -238,7 +280,8 @@ impl Node {
             ("pauses".to_owned(), self.pauses),
             ("plan_version".to_owned(), self.published.version()),
             ("requesters".to_owned(), self.farm.requesters().len() as u64),
-            ("log_lines_dropped".to_owned(), self.journal.dropped()),
+            ("journal_lines_dropped".to_owned(), self.journal.dropped()),
+            ("log_lines_dropped".to_owned(), logwriter::dropped()),
         ]);
         metrics
     }
