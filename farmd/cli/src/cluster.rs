@@ -161,7 +161,7 @@ mod tests {
         let nodes = [
             node("s1", "198.18.77.1"),
             node("s2", "198.18.77.2"),
-            node("s3", "[2001:db8::3]"),
+            node("s3", "198.18.77.3"),
         ];
         std::fs::write(
             &path,
@@ -171,7 +171,7 @@ mod tests {
             ),
         )
         .unwrap();
-        let expected = [("s2", "198.18.77.2"), ("s3", "2001:db8::3")];
+        let expected = [("s2", "198.18.77.2"), ("s3", "198.18.77.3")];
         let expected: Vec<(String, IpAddr)> = expected
             .iter()
             .map(|(n, a)| ((*n).to_owned(), a.parse().unwrap()))
