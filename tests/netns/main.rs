@@ -6,6 +6,7 @@
 mod common;
 mod continuity;
 mod failover;
+mod history;
 mod host;
 mod instruments;
 mod life;

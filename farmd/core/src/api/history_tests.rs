@@ -54,7 +54,7 @@ fn crash_map() -> HistoryEntry {
 #[test]
 fn a_crash_is_told_by_who_saw_it_what_moved_and_how_long_it_took() {
     let down = entry(None, Happening::NodeDown(dead("s3")));
-    assert_eq!(down.summary(), "s3 is silent for 251 ms, says s1 s2");
+    assert_eq!(down.summary(), "s3 not heard for 251 ms by s1 s2");
     assert_eq!(
         down.details(),
         [

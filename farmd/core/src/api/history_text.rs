@@ -181,19 +181,19 @@ fn departure(out: &Departure) -> String {
         silent_ms,
         ..
     } = out;
-    let silent = silent_ms.map_or_else(|| "never heard".to_owned(), |ms| format!("silent for {ms} ms"));
-    let seen = match (observers.is_empty(), talk_with_it.is_empty()) {
+    let by = match (observers.is_empty(), talk_with_it.is_empty()) {
         (true, _) => String::new(),
-        (false, true) => format!(", says {}", list(observers)),
-        (false, false) => format!(", says {}; not so for {}", list(observers), list(talk_with_it)),
+        (false, true) => format!(" by {}", list(observers)),
+        (false, false) => format!(" by {}; {} still hear it", list(observers), list(talk_with_it)),
     };
-    match cause {
-        DepartureCause::Silent => format!("{node} is {silent}{seen}"),
-        DepartureCause::Left => format!("{node} left in order"),
-        DepartureCause::OtherCluster => format!("{node} has another cluster.xml"),
-        DepartureCause::Deaf => format!("{node} does not hear this node{seen}"),
-        DepartureCause::LeftOut => format!("{node} does not talk with {}", list(observers)),
-        DepartureCause::Unknown => format!("{node} is out"),
+    match (cause, silent_ms) {
+        (DepartureCause::Silent, Some(ms)) => format!("{node} not heard for {ms} ms{by}"),
+        (DepartureCause::Silent, None) => format!("{node} not heard{by}"),
+        (DepartureCause::Left, _) => format!("{node} left in order"),
+        (DepartureCause::OtherCluster, _) => format!("{node} has another cluster.xml"),
+        (DepartureCause::Deaf, _) => format!("{node} is heard, and does not hear {}", list(observers)),
+        (DepartureCause::LeftOut, _) => format!("{node} is left out: no link both ways with {}", list(observers)),
+        (DepartureCause::Unknown, _) => format!("{node} is out"),
     }
 }
 

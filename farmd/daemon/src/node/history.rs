@@ -271,6 +271,7 @@ impl Node {
             at: now,
             weights: self.weights(&key, self.farm.membership().view()),
         });
+        self.chronicle.released.remove(&key);
         let before = self.chronicle.agreed.remove(&key);
         let mut causes = self.causes(now, before.as_ref(), &proposal, counts);
         if causes.is_empty() {
