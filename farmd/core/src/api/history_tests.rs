@@ -58,9 +58,18 @@ fn a_crash_is_told_by_who_saw_it_what_moved_and_how_long_it_took() {
     assert_eq!(
         down.details(),
         [
-            "do not talk with s3: s1 s2; still do: none",
+            "no link both ways with s3: s1 s2; still one: none",
             "last heard: backup 252 ms, default 251 ms ago"
         ]
+    );
+    let half = Departure {
+        observers: names(&["s1"]),
+        talk_with_it: names(&["s2"]),
+        ..dead("s3")
+    };
+    assert_eq!(
+        entry(None, Happening::NodeDown(half)).summary(),
+        "s3 not heard for 251 ms by s1; still heard by s2"
     );
     let view = entry(
         None,

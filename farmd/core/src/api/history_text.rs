@@ -184,7 +184,7 @@ fn departure(out: &Departure) -> String {
     let by = match (observers.is_empty(), talk_with_it.is_empty()) {
         (true, _) => String::new(),
         (false, true) => format!(" by {}", list(observers)),
-        (false, false) => format!(" by {}; {} still hear it", list(observers), list(talk_with_it)),
+        (false, false) => format!(" by {}; still heard by {}", list(observers), list(talk_with_it)),
     };
     match (cause, silent_ms) {
         (DepartureCause::Silent, Some(ms)) => format!("{node} not heard for {ms} ms{by}"),
@@ -201,7 +201,7 @@ fn witnesses(out: &Departure) -> Vec<String> {
     let mut lines = Vec::new();
     if out.cause != DepartureCause::Left {
         lines.push(format!(
-            "do not talk with {}: {}; still do: {}",
+            "no link both ways with {}: {}; still one: {}",
             out.node,
             list(&out.observers),
             list(&out.talk_with_it)

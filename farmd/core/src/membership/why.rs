@@ -38,7 +38,7 @@ pub struct Testimony {
     pub talk_with_it: NodeSet,
     /// Since it was last heard here, on any lan; `None` if never.
     pub silent: Option<Duration>,
-    /// The same on each lan it shares with this node, by position in `cluster.xml`.
+    /// The same on each lan it is on, by position in `cluster.xml`.
     pub lans: Vec<(usize, Option<Duration>)>,
 }
 
@@ -83,12 +83,14 @@ pub fn testimony(
         Some(_) | None => Cause::LeftOut,
     };
     let since = |at: Duration| now.saturating_sub(at);
+    let lans = about.into_iter().flat_map(Peer::links);
+    let lans = lans.map(|(lan, link)| (lan, link.heard_at().map(since)));
     Testimony {
         node,
         cause,
         observers,
         talk_with_it,
         silent: about.and_then(Peer::heard_at).map(since),
-        lans: Vec::new(),
+        lans: lans.collect(),
     }
 }

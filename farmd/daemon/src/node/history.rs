@@ -49,6 +49,8 @@ struct Proposal {
 struct Agreed {
     view: NodeSet,
     weights: BTreeMap<NodeId, u16>,
+    /// What it gives this node.
+    mine: u32,
     /// Most buckets each node had open when nodes met again; empty unless they did since the last map.
     met: BTreeMap<NodeId, u32>,
 }
@@ -235,6 +237,9 @@ impl Node {
             }
             handover::Event::Shut => {
                 self.chronicle.under_way.remove(&key);
+                if let Some(agreed) = self.chronicle.agreed.get_mut(&key) {
+                    agreed.mine = 0;
+                }
                 Happening::Closed {
                     group: self.group_name(module, group),
                     why: self.why_shut(module),
@@ -293,6 +298,7 @@ impl Node {
             Agreed {
                 view: proposal.view,
                 weights: proposal.weights.iter().map(|(n, (w, _))| (*n, *w)).collect(),
+                mine: counts.get(&self.this).copied().unwrap_or(0),
                 met: BTreeMap::new(),
             },
         );
@@ -407,6 +413,7 @@ impl Node {
     fn note_meeting(&mut self) {
         for (key, agreed) in &mut self.chronicle.agreed {
             let (module, group) = key;
+            let mine = agreed.mine;
             let mut note = |node: NodeId, open: u32| {
                 let most = agreed.met.entry(node).or_insert(0);
                 *most = (*most).max(open);
@@ -417,9 +424,8 @@ impl Node {
                     note(*peer, group.open.into());
                 }
             }
-            if let Some(group) = self.farm.group(module, *group) {
-                note(self.this, group.open_count() as u32);
-            }
+            // The farm may have closed here already what this event is about.
+            note(self.this, mine);
         }
     }
 

@@ -47,6 +47,8 @@ pub(super) struct LocalModule {
     pub(super) link_problem: Option<String>,
     /// When it starts by itself.
     pub(super) boot_at: Option<Duration>,
+    /// The witness of its partition policy answers.
+    pub(super) witness_answers: bool,
 }
 
 impl LocalModule {
@@ -62,6 +64,7 @@ impl LocalModule {
             busy: false,
             link_problem: None,
             boot_at: None,
+            witness_answers: false,
         }
     }
 
@@ -279,6 +282,8 @@ impl Node {
                 shut: module.shut,
                 macs: macs.collect(),
                 weights: groups.map(|g| g.weight(own_name)).collect(),
+                partition: module.config.partition,
+                witness_answers: module.witness_answers,
             };
             self.farm.set_module(now, name.clone(), local);
         }

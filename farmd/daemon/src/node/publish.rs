@@ -7,6 +7,7 @@ use farm_core::api::ModuleState;
 use farm_core::api::history::Happening;
 use farm_core::balance::hash::Seed;
 use farm_core::balance::plan::{GroupPlan, Plan, VipPlan};
+use farm_core::config::PartitionPolicy;
 use farm_core::farm::Event;
 use farm_core::handover;
 use farm_core::id::{MacAddr, ModuleName, NodeId, NodeSet};
@@ -127,15 +128,11 @@ impl Node {
     }
 
     fn peer_macs(&self) -> PeerMacs {
-        let reports = self
-            .farm
-            .reports()
-            .iter()
-            .flat_map(|(peer, modules)| modules.iter().map(move |m| (*peer, m)));
-        reports
-            .filter(|(_, m)| m.active())
-            .map(|(peer, m)| ((m.name.clone(), peer), m.macs.clone()))
-            .collect()
+        let of = |name: &ModuleName| -> Vec<((ModuleName, NodeId), Vec<MacAddr>)> {
+            let macs = self.farm.macs(name);
+            macs.map(|(peer, macs)| ((name.clone(), peer), macs.to_vec())).collect()
+        };
+        self.modules.keys().flat_map(of).collect()
     }
 
     fn build_plan(&self, version: u64, macs: &PeerMacs) -> (Plan, Groups) {
@@ -223,6 +220,27 @@ impl Node {
                     self.journal
                         .write(&module, "farm", 'I', "No longer kept out of the farm");
                     self.record(Some(&module), Happening::Readmitted);
+                }
+                Event::Withheld { module, why } => {
+                    let policy = self.modules.get(&module).map(|m| m.config.partition);
+                    let policy = match policy.unwrap_or_default() {
+                        PartitionPolicy::Serve => "serve",
+                        PartitionPolicy::Majority => "majority",
+                        PartitionPolicy::Witness => "witness",
+                    };
+                    self.record(
+                        Some(&module),
+                        Happening::Policy {
+                            policy: policy.to_owned(),
+                            serves: why.is_none(),
+                            why: why.clone().unwrap_or_default(),
+                        },
+                    );
+                    let text = why.map_or_else(
+                        || "The farm is whole again: this node may serve".to_owned(),
+                        |why| format!("Stops serving: {why}"),
+                    );
+                    self.journal.write(&module, "farm", 'E', &text);
                 }
                 Event::Learned(requester) => self.plane.learn(requester),
             }

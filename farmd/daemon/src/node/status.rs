@@ -9,7 +9,7 @@ use farm_core::api::{
 };
 use farm_core::config::{GroupConfig, Lan};
 use farm_core::id::{BUCKETS, Incarnation, ModuleName, NodeId};
-use farm_core::membership::PeerState;
+use farm_core::membership::{Peer, PeerState};
 
 use super::Node;
 use crate::logwriter;
@@ -147,6 +147,9 @@ impl Node {
         if let Some(fenced) = self.farm.membership().fenced() {
             return format!("stepped out: {fenced}");
         }
+        if let Some(withheld) = self.farm.withheld(name) {
+            return format!("does not serve: {withheld}");
+        }
         if !why.is_empty() || (state, quality) != (ModuleState::Up, Quality::Ready) {
             return why;
         }
@@ -228,7 +231,7 @@ impl Node {
                     None => Some(millis(now)),
                     Some(p) => uptime_ms(p.incarnation()).filter(|_| state != "down"),
                 },
-                links: self.links(node),
+                links: self.links(now, node),
             }
         });
         ClusterStatus {
@@ -248,21 +251,31 @@ impl Node {
         }
     }
 
-    /// How a peer is heard on each lan; none for this node.
-    fn links(&self, node: NodeId) -> Vec<LinkStatus> {
+    /// How a peer is heard on each lan that it shares with this node; none for this node.
+    fn links(&self, now: Duration, node: NodeId) -> Vec<LinkStatus> {
         let addr_on = |lan: &Lan, n: NodeId| lan.nodes.iter().find(|(node, _)| *node == n).map(|(_, addr)| *addr);
-        let shared = self
-            .cluster
-            .lans
-            .iter()
-            .filter(|lan| node != self.this && addr_on(lan, self.this).is_some());
+        let links = self.farm.membership().peer(node).into_iter().flat_map(Peer::links);
+        let shared = links.filter_map(|(position, link)| {
+            let lan = self.cluster.lans.get(position)?;
+            addr_on(lan, self.this)?;
+            Some((lan, addr_on(lan, node)?, link))
+        });
+        let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         shared
-            .filter_map(|lan| {
-                Some(LinkStatus {
+            .map(|(lan, addr, link)| {
+                let (received, lost) = link.recent(now);
+                let rtt = link.rtt();
+                LinkStatus {
                     lan: lan.name.clone(),
-                    addr: addr_on(lan, node)?.to_string(),
-                    ..LinkStatus::default()
-                })
+                    addr: addr.to_string(),
+                    received: link.received(),
+                    lost: link.lost(),
+                    loss_permille: (lost * 1000).checked_div(received + lost),
+                    rtt_us: rtt.map(|rtt| micros(rtt.last)),
+                    rtt_min_us: rtt.map(|rtt| micros(rtt.least)),
+                    rtt_avg_us: rtt.map(|rtt| micros(rtt.smoothed)),
+                    heard_ms: link.heard_at().map(|at| millis(now.saturating_sub(at))),
+                }
             })
             .collect()
     }
