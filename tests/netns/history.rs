@@ -170,9 +170,6 @@ fn a_merge_tells_what_each_side_yields() {
         })
         .count()
     };
-    for node in &lab.nodes {
-        println!("{}\n{}", node.name(), node.farm_ok(&["history", "-v"]).unwrap());
-    }
     let yielded: usize = lab
         .nodes
         .iter()

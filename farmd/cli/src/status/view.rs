@@ -242,7 +242,7 @@ fn heard(ms: Option<u64>, this: bool) -> String {
 /// Microseconds as `0.21ms`, `50ms`.
 fn millis(us: u64) -> String {
     match us {
-        0..=9_999 if us % 1000 != 0 => format!("{}.{:02}ms", us / 1000, us % 1000 / 10),
+        0..=9_999 if !us.is_multiple_of(1000) => format!("{}.{:02}ms", us / 1000, us % 1000 / 10),
         _ => format!("{}ms", us / 1000),
     }
 }
