@@ -158,7 +158,7 @@ fn a_merge_tells_what_each_side_yields() {
     alone.heal().expect("healed");
     lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
         .expect("all serve");
-    // Who meets whom first differs: a side learns the other's map, or both follow a new one.
+    // Who meets whom first differs: a side is told to step out, learns the other's map, or both follow a new one.
     let told = |node: &Node, before: u64| {
         let new = history(node).into_iter().filter(|entry| entry.seq > before);
         new.filter(|entry| match &entry.what {
@@ -166,6 +166,7 @@ fn a_merge_tells_what_each_side_yields() {
                 .iter()
                 .any(|cause| matches!(cause, MapCause::Merge { yields } if !yields.is_empty())),
             Happening::MapLearned { gave_up, .. } => *gave_up > 0,
+            Happening::Closed { buckets, .. } => *buckets > 0,
             _ => false,
         })
         .count()
@@ -177,4 +178,30 @@ fn a_merge_tells_what_each_side_yields() {
         .map(|(node, before)| told(node, *before))
         .sum();
     assert!(yielded > 0, "nobody says that it gave anything up");
+}
+
+#[test]
+fn a_node_that_did_not_run_tells_for_how_long_and_that_it_is_back() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    let frozen = &lab.nodes[2];
+    let before = newest(frozen);
+    frozen.signal_farmd("STOP").expect("a signal");
+    lab.wait_ready(MODULE, &lab.others(2), LIMIT)
+        .expect("the others have all");
+    frozen.signal_farmd("CONT").expect("a signal");
+    let for_ms = await_entry(frozen, before, "the pause", |what| match what {
+        Happening::Paused { for_ms } => Some(*for_ms),
+        _ => None,
+    });
+    assert!(for_ms >= 200, "{for_ms}");
+    let (causes, counts) = await_entry(frozen, before, "its next map", |what| match what {
+        Happening::MapChanged { causes, counts, .. } => Some((causes.clone(), counts.clone())),
+        _ => None,
+    });
+    assert!(causes.contains(&MapCause::Returned), "{causes:?}");
+    assert!(
+        !causes.iter().any(|cause| matches!(cause, MapCause::Merge { .. })),
+        "it had closed: {causes:?}"
+    );
+    assert_eq!(counts.values().sum::<u32>(), 4096);
 }

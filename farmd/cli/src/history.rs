@@ -52,10 +52,7 @@ pub fn run(context: &Context, args: &HistoryArgs) -> Result<u8, Failure> {
     let history = match client.get(&path(&filter)) {
         Ok(history) => history,
         Err(ClientError::NotRunning { .. }) if !args.follow => {
-            eprintln!(
-                "farm: farmd is not running; this is what it has left in {}",
-                context.var.display()
-            );
+            eprintln!("farm: farmd is not running; read from {}", context.var.display());
             of_files(&context.var, &filter)?
         }
         Err(error) => return Err(error.into()),

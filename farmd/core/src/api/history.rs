@@ -87,7 +87,7 @@ pub enum Happening {
         view: Vec<String>,
         /// Why it was made.
         causes: Vec<MapCause>,
-        /// What moved, against the map before.
+        /// What moved, against the map before; empty if this node does not know the map before.
         moved: Vec<Move>,
         /// Buckets of each owner now.
         counts: BTreeMap<String, u32>,
@@ -113,6 +113,8 @@ pub enum Happening {
     Closed {
         /// Group of the module.
         group: String,
+        /// How many it had.
+        buckets: u32,
         /// Why.
         why: String,
     },
@@ -206,6 +208,8 @@ pub enum DepartureCause {
 pub enum MapCause {
     /// The first map since this node's module started.
     First,
+    /// This node had closed everything and takes part again; the others may have agreed on maps meanwhile.
+    Returned,
     /// A node that had a share is out.
     NodeOut {
         /// Which.

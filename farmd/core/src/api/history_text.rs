@@ -69,16 +69,22 @@ impl HistoryEntry {
                 group,
                 causes,
                 moved,
+                counts,
                 took_us,
                 unserved_ms,
                 ..
             } => {
+                let what = if moved.is_empty() {
+                    format!("now {}", shares(counts))
+                } else {
+                    moves(moved)
+                };
                 let time = match unserved_ms {
                     Some(ms) => format!("at most {ms} ms unserved"),
                     None => format!("took {}", millis(*took_us)),
                 };
                 let causes: Vec<String> = causes.iter().map(cause).collect();
-                format!("{module}/{group}: {}; {}; {time}", moves(moved), causes.join(", "))
+                format!("{module}/{group}: {what}; {}; {time}", causes.join(", "))
             }
             Happening::MapLearned {
                 group, counts, gave_up, ..
@@ -89,7 +95,12 @@ impl HistoryEntry {
                 };
                 format!("{module}/{group}: the others agreed on {}{gave_up}", shares(counts))
             }
-            Happening::Closed { group, why } => format!("{module}/{group}: everything closed here{}", because(why)),
+            Happening::Closed { group, buckets, why } => {
+                format!(
+                    "{module}/{group}: all {buckets} of this node closed at once{}",
+                    because(why)
+                )
+            }
             Happening::Fenced { why, .. } => format!("this node has stepped out: {why}"),
             Happening::Unfenced { after_ms } => {
                 let after = after_ms.map_or_else(String::new, |ms| format!(" after {}", seconds(ms)));
@@ -253,6 +264,7 @@ fn cause_word(cause: DepartureCause) -> &'static str {
 fn cause(cause: &MapCause) -> String {
     match cause {
         MapCause::First => "first map".to_owned(),
+        MapCause::Returned => "this node is back".to_owned(),
         MapCause::NodeOut { node, why } => format!("{node} out ({})", cause_word(*why)),
         MapCause::NodeIn { node } => format!("{node} in"),
         MapCause::Weight { node, from: 0, .. } => format!("{node} ready"),
@@ -287,9 +299,6 @@ fn moves(moved: &[Move]) -> String {
             .entry(from.as_deref().unwrap_or("nobody"))
             .or_default()
             .push(taker);
-    }
-    if givers.is_empty() {
-        return "nothing moved".to_owned();
     }
     let parts = givers.iter().map(|(from, to)| format!("{from} -> {}", to.join(", ")));
     parts.collect::<Vec<_>>().join("; ")

@@ -49,8 +49,10 @@ struct Proposal {
 struct Agreed {
     view: NodeSet,
     weights: BTreeMap<NodeId, u16>,
-    /// What it gives this node.
+    /// What it gives this node, unless that was closed since.
     mine: u32,
+    /// This node has closed everything since: others may have agreed on maps without it.
+    closed: bool,
     /// Most buckets each node had open when nodes met again; empty unless they did since the last map.
     met: BTreeMap<NodeId, u32>,
 }
@@ -184,7 +186,9 @@ impl Node {
                 Happening::NodeDown(self.departure(testimony))
             }
             membership::Event::ViewChanged { old, new, out } => {
-                self.note_meeting();
+                if new.iter().any(|n| !old.contains(n)) {
+                    self.note_meeting();
+                }
                 if !out.is_empty() {
                     until += self.cluster.heartbeat_interval * WORD_OF_OTHERS;
                 }
@@ -237,10 +241,13 @@ impl Node {
             }
             handover::Event::Shut => {
                 self.chronicle.under_way.remove(&key);
-                if let Some(agreed) = self.chronicle.agreed.get_mut(&key) {
-                    agreed.mine = 0;
-                }
+                let agreed = self.chronicle.agreed.get_mut(&key);
+                let buckets = agreed.map_or(0, |agreed| {
+                    agreed.closed = true;
+                    std::mem::take(&mut agreed.mine)
+                });
                 Happening::Closed {
+                    buckets,
                     group: self.group_name(module, group),
                     why: self.why_shut(module),
                 }
@@ -278,6 +285,8 @@ impl Node {
         });
         self.chronicle.released.remove(&key);
         let before = self.chronicle.agreed.remove(&key);
+        // What moved against a map that has long been another one elsewhere says nothing.
+        let was_away = before.as_ref().is_some_and(|b| b.closed);
         let mut causes = self.causes(now, before.as_ref(), &proposal, counts);
         if causes.is_empty() {
             causes.push(if before.is_none() {
@@ -288,7 +297,7 @@ impl Node {
         }
         // Silent givers handed nothing over: their buckets waited since they were last heard.
         let givers: NodeSet = moved.keys().filter_map(|(from, _)| *from).collect();
-        let silent = givers.iter().filter_map(|n| {
+        let silent = givers.iter().filter(|_| !was_away).filter_map(|n| {
             let word = self.farm.membership().testimony(now, n);
             word.silent.filter(|_| n != self.this && word.cause == Cause::Silent)
         });
@@ -299,6 +308,7 @@ impl Node {
                 view: proposal.view,
                 weights: proposal.weights.iter().map(|(n, (w, _))| (*n, *w)).collect(),
                 mine: counts.get(&self.this).copied().unwrap_or(0),
+                closed: false,
                 met: BTreeMap::new(),
             },
         );
@@ -311,6 +321,7 @@ impl Node {
             causes,
             moved: moved
                 .iter()
+                .filter(|_| !was_away)
                 .map(|((from, to), buckets)| Move {
                     from: from.map(name),
                     to: to.map(name),
@@ -334,6 +345,9 @@ impl Node {
         let Some(before) = before else { return Vec::new() };
         let name = |n: NodeId| self.cluster.name(n).to_owned();
         let mut causes = Vec::new();
+        if before.closed {
+            causes.push(MapCause::Returned);
+        }
         let met = &before.met;
         if met.values().sum::<u32>() > farm_core::id::BUCKETS as u32 {
             let yields = met.iter().filter_map(|(node, open)| {
