@@ -458,6 +458,7 @@ impl Node {
             );
             tracing::error!("{text}");
             self.log_to_active('C', "farmd", &text);
+            self.close_history();
             self.journal.flush(Duration::from_millis(200));
             crate::logwriter::flush(Duration::from_millis(200));
             std::process::exit(crate::start::Exit::Failed as i32);

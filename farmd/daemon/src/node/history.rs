@@ -495,3 +495,41 @@ impl Node {
             .map_or_else(|| group.to_string(), |g| g.name.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use farm_core::api::history::HistoryFilter;
+
+    use super::*;
+    use crate::journal::Journal;
+    use crate::scratch::Scratch;
+
+    #[test]
+    fn entries_keep_their_order_although_the_first_waits_for_the_word_of_others() {
+        let var = Scratch::new("chronicle");
+        let journal = Journal::start(var.path()).unwrap();
+        let (history, _) = History::load(var.path(), journal);
+        let mut chronicle = Chronicle::new(history);
+        let ms = Duration::from_millis;
+        let stopped = |by: &str| Happening::Stopped { by: by.to_owned() };
+        let shown = |chronicle: &Chronicle| {
+            let answer = chronicle.history().select("s1", &HistoryFilter::default());
+            let json = serde_json::to_value(answer).unwrap();
+            let entries = json["entries"].as_array().unwrap().clone();
+            entries
+                .iter()
+                .map(|e| format!("{} {}", e["seq"], e["by"].as_str().unwrap()))
+                .collect::<Vec<_>>()
+        };
+        chronicle.add(None, stopped("first"), ms(150));
+        chronicle.add(None, stopped("second"), ms(10));
+        chronicle.settle(ms(149));
+        assert_eq!(
+            shown(&chronicle),
+            Vec::<String>::new(),
+            "the second must not overtake the first"
+        );
+        chronicle.settle(ms(150));
+        assert_eq!(shown(&chronicle), ["1 first", "2 second"]);
+    }
+}
