@@ -143,7 +143,11 @@ fn a_bucket_is_opened_by_the_winner_only_after_the_losers_data_plane_has_closed_
     farm.tell(0);
     let released = farm.advance(1);
     assert!(
-        matches!(released.events[..], [Event::Released { lost: 2048, .. }]),
+        matches!(
+            &released.events[..],
+            [Event::Accepted { by, .. }, Event::Released { lost: 2048, to, .. }]
+                if *by == id(0) && *to == BTreeMap::from([(id(0), 2048)])
+        ),
         "{:?}",
         released.events
     );
@@ -166,7 +170,11 @@ fn a_bucket_is_opened_by_the_winner_only_after_the_losers_data_plane_has_closed_
     farm.tell(1);
     let committed = farm.advance(0);
     assert!(
-        matches!(committed.events[..], [Event::Committed { gained: 2048, .. }]),
+        matches!(
+            &committed.events[..],
+            [Event::Committed { gained: 2048, moved, .. }]
+                if *moved == Moves::from([((Some(id(1)), Some(id(0))), 2048)])
+        ),
         "{:?}",
         committed.events
     );
