@@ -15,7 +15,7 @@
 // Looked up by key only; never iterated.
 #![allow(clippy::disallowed_types)]
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -23,7 +23,6 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use farm_core::api::{ClientConnections, MAX_CLIENTS};
 use farm_core::balance::decide::{Decision, Verdict, decide};
 use farm_core::balance::filter;
 use farm_core::balance::flow::FlowKey;
@@ -38,7 +37,7 @@ use farm_sys::packet_socket::PacketRing;
 use tracing::{debug, warn};
 
 use super::arp::Responder;
-use super::connections::{Connection, Connections, place};
+use super::connections::{Connections, sort_out};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
 use crate::event::{Event, EventSender, HeldGroup};
 
@@ -52,8 +51,6 @@ const RECOUNT: Duration = Duration::from_secs(1);
 const RECOUNT_REST: u32 = 20;
 /// Most connections remembered; past it they are counted anew, which forgets those that have ended.
 const MAX_FLOWS: usize = 1 << 20;
-/// Most client addresses told apart when the connections of a group are counted; further ones count, but are not named.
-const MAX_COUNTED_CLIENTS: usize = 4096;
 /// Time between two log lines about a look-up that fails.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Most connection requests kept for buckets that are about to open; the oldest goes first.
@@ -381,50 +378,6 @@ impl Worker {
 
 fn set_program(interface: &Interface, program: &[filter::Insn]) -> io::Result<()> {
     interface.ring.set_filter(&super::kernel_program(program))
-}
-
-/// Puts the connections of guarded and closed buckets into `flows`, and says what lies in closed ones.
-fn sort_out(plan: &Plan, connections: Vec<Connection>, flows: &mut HashSet<FlowKey>) -> Vec<HeldGroup> {
-    let mut held = vec![BTreeSet::new(); plan.groups.len()];
-    let mut count = vec![0; plan.groups.len()];
-    let mut clients = vec![BTreeMap::new(); plan.groups.len()];
-    for connection in connections {
-        let Some((group, bucket, flow)) = place(plan, connection) else {
-            continue;
-        };
-        match plan.groups[group].states[bucket.index()] {
-            BucketState::Own => {}
-            BucketState::Guarded => {
-                flows.insert(flow);
-            }
-            BucketState::Draining | BucketState::Foreign => {
-                flows.insert(flow);
-                held[group].insert(bucket.index() as u16);
-                count[group] += 1;
-                if clients[group].len() < MAX_COUNTED_CLIENTS || clients[group].contains_key(&flow.client) {
-                    *clients[group].entry(flow.client).or_insert(0) += 1;
-                }
-            }
-        }
-    }
-    let groups = held.into_iter().zip(count).zip(clients);
-    let group = |((buckets, connections), clients): ((BTreeSet<u16>, u32), BTreeMap<IpAddr, u32>)| HeldGroup {
-        buckets: buckets.into_iter().collect(),
-        connections,
-        clients: most(clients),
-    };
-    groups.map(group).collect()
-}
-
-/// The clients with the most connections, in that order.
-fn most(clients: BTreeMap<IpAddr, u32>) -> Vec<ClientConnections> {
-    let clients = clients.into_iter();
-    let mut most: Vec<ClientConnections> = clients
-        .map(|(addr, connections)| ClientConnections { addr, connections })
-        .collect();
-    most.sort_by_key(|client| std::cmp::Reverse(client.connections));
-    most.truncate(MAX_CLIENTS);
-    most
 }
 
 /// True if every bucket is to this host what it was, of the same VIPs and rules.
