@@ -369,7 +369,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
 }
 
 /// A text for one field of a log line: 1 to 256 bytes, nothing that ends or hides part of a line.
-fn short(field: &str, text: &str) -> Result<String, Refusal> {
+pub(crate) fn short(field: &str, text: &str) -> Result<String, Refusal> {
     if text.is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
         let error = format!("`{field}` must be 1 to 256 bytes of text without control characters");
         return Err(Refusal::bad(error));
