@@ -78,6 +78,11 @@ impl BucketSet {
         self.0[index / 8] |= 1 << (index % 8);
     }
 
+    /// One bit per bucket, the lowest first.
+    pub fn as_bytes(&self) -> &[u8; BUCKETS / 8] {
+        &self.0
+    }
+
     /// Number of buckets in the set.
     pub fn len(&self) -> usize {
         self.0.iter().map(|b| b.count_ones() as usize).sum()
