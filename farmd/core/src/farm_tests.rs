@@ -8,6 +8,8 @@ mod caught;
 mod continuity;
 #[path = "farm_tests/cost.rs"]
 mod cost;
+#[path = "farm_tests/divided.rs"]
+mod divided;
 #[path = "farm_tests/faults.rs"]
 mod faults;
 #[path = "farm_tests/network.rs"]

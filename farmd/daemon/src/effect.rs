@@ -22,6 +22,7 @@ use crate::host::Host;
 use crate::journal::Journal;
 use crate::script::{Folders, ScriptHandle, ScriptRequest, ScriptRunner};
 use crate::store;
+use crate::witness::Witness;
 
 /// How often service interfaces are looked at: a lost link moves the share in well under a second.
 const LINK_INTERVAL: Duration = Duration::from_millis(100);
@@ -56,6 +57,15 @@ pub enum Effect {
     },
     /// End all probes of the module.
     StopCheckers(ModuleName),
+    /// Ask this witness for the module, or nobody.
+    WatchWitness {
+        /// Whose.
+        module: ModuleName,
+        /// Whom.
+        addr: Option<IpAddr>,
+    },
+    /// Whether all nodes are together: witnesses are asked often while they are not.
+    Whole(bool),
     /// Reset the TCP connections whose local address is one of these.
     ResetConnections {
         /// For the log.
@@ -115,6 +125,8 @@ impl Executor {
     pub async fn run(mut self, mut effects: UnboundedReceiver<Effect>) {
         let mut scripts: BTreeMap<ModuleName, ScriptHandle> = BTreeMap::new();
         let mut checkers: BTreeMap<ModuleName, CheckerSet> = BTreeMap::new();
+        let mut whole = false;
+        let mut witnesses: BTreeMap<ModuleName, Witness> = BTreeMap::new();
         let mut links = tokio::time::interval(LINK_INTERVAL);
         links.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
@@ -152,6 +164,20 @@ impl Executor {
                     checkers.insert(module, set);
                 }
                 Effect::StopCheckers(module) => drop(checkers.remove(&module)),
+                Effect::WatchWitness { module, addr } => {
+                    // The one before ends first.
+                    witnesses.remove(&module);
+                    if let Some(addr) = addr {
+                        let runtime = tokio::runtime::Handle::current();
+                        let witness = Witness::start(&runtime, module.clone(), addr, self.events.clone());
+                        witness.set_whole(whole);
+                        witnesses.insert(module, witness);
+                    }
+                }
+                Effect::Whole(now) => {
+                    whole = now;
+                    witnesses.values().for_each(|witness| witness.set_whole(now));
+                }
                 Effect::ResetConnections { module, vips } => self.reset_connections(&module, &vips),
                 Effect::Configure {
                     module,

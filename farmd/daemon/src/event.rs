@@ -70,6 +70,15 @@ pub enum Event {
         /// Connections in those buckets, per group.
         connections: Vec<u32>,
     },
+    /// The witness of a module's partition policy answers, or no longer.
+    Witness {
+        /// Whose.
+        module: ModuleName,
+        /// It answers.
+        answers: bool,
+        /// What was seen.
+        detail: String,
+    },
     /// A requester of a VIP's address was seen.
     Requester(farm_core::wire::heartbeat::Requester),
     /// `ETC/modules/AM` was checked and made the active copy, or not.

@@ -18,3 +18,4 @@ mod scratch;
 pub mod script;
 pub mod start;
 pub mod store;
+pub mod witness;

@@ -118,6 +118,8 @@ pub struct Node {
     received: u64,
     pauses: u64,
     last_turn: Duration,
+    /// All nodes are together, as the executor knows it.
+    whole: bool,
     /// Nothing may be accepted before the data plane works with this plan.
     fenced_until: Option<u64>,
     /// Since when the data plane has not confirmed the newest plan.
@@ -162,6 +164,7 @@ impl Node {
             received: 0,
             pauses: 0,
             last_turn: Duration::ZERO,
+            whole: false,
             fenced_until: None,
             unconfirmed_since: None,
             ending: false,
@@ -346,6 +349,11 @@ impl Node {
                 held,
                 connections,
             } => self.handle_applied(now, version, &held, &connections),
+            Event::Witness {
+                module,
+                answers,
+                detail,
+            } => self.handle_witness(&module, answers, &detail),
             Event::Requester(requester) => self.farm.learn_requester(requester),
             Event::Configured {
                 module,
@@ -446,6 +454,11 @@ impl Node {
         self.report_modules(now);
         self.publish();
         self.log_farm_events();
+        let whole = self.farm.membership().view().len() == self.cluster.nodes.len();
+        if whole != self.whole {
+            self.whole = whole;
+            self.queue(Effect::Whole(whole));
+        }
         if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
             self.farm.leave(now);
             self.left = Some(now);

@@ -20,6 +20,11 @@ use crate::id::{MAX_NODES, NodeId};
 const PORT: u16 = 4800;
 const PULSE: Duration = Duration::from_millis(50);
 const DETECT_MULTIPLIER: u32 = 5;
+/// `profile`: pulse and missed heartbeats, each of which may still be written beside it.
+const PROFILES: [(&str, (Duration, u32)); 2] = [
+    ("default", (PULSE, DETECT_MULTIPLIER)),
+    ("fast", (Duration::from_millis(20), DETECT_MULTIPLIER)),
+];
 
 /// Reads the text of a `cluster.xml`; `file_name` is what findings call it.
 ///
@@ -56,12 +61,12 @@ fn cluster(report: &mut Report<'_>, root: &Element) -> Option<ClusterConfig> {
     let children = root.children(report, &["lans"]);
     children.need(report, "lans");
     let node = children.one(report, "lans")?;
-    let node = node.open(report, &["port", "pulse", "mlost_count", "slost_count"]);
+    let node = node.open(report, &["port", "profile", "pulse", "mlost_count", "slost_count"]);
+    let profile = node.read(report, "profile", value::word(&PROFILES));
+    let (pulse, lost) = profile.unwrap_or((PULSE, DETECT_MULTIPLIER));
     let port = node.read(report, "port", value::port).unwrap_or(PORT);
-    let heartbeat_interval = node.duration(report, "pulse", Unit::Milli, 5..=5000).unwrap_or(PULSE);
-    let detect_multiplier = node
-        .read(report, "slost_count", value::number(3..=100))
-        .unwrap_or(DETECT_MULTIPLIER);
+    let heartbeat_interval = node.duration(report, "pulse", Unit::Milli, 5..=5000).unwrap_or(pulse);
+    let detect_multiplier = node.read(report, "slost_count", value::number(3..=100)).unwrap_or(lost);
     if node
         .read(report, "mlost_count", value::number(1..=10_000_u32))
         .is_some()

@@ -98,6 +98,10 @@ pub struct ModuleConfig {
     pub service: ServiceConfig,
     /// Names of the lans in `<farm>`; they exist in `cluster.xml` if that was given.
     pub lans: Vec<String>,
+    /// `<farm partition=…>`.
+    pub partition: PartitionPolicy,
+    /// `<witness addr=…/>` of `<farm>`: asked by ping while a node is missing.
+    pub witness: Option<IpAddr>,
     /// `<vip>`, if any.
     pub vip: Option<VipConfig>,
     /// `<user>`, without which no script runs.
@@ -106,6 +110,18 @@ pub struct ModuleConfig {
     pub tcp_checkers: Vec<TcpCheckerConfig>,
     /// First 8 bytes of the SHA-256 of the meaning of what all nodes must share: service mode, lans, vip.
     pub digest: u64,
+}
+
+/// `<farm partition=…>`: which part of a divided farm serves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PartitionPolicy {
+    /// Each part.
+    #[default]
+    Serve,
+    /// The part with more than half of the nodes of `cluster.xml`; of two halves the one with its first node.
+    Majority,
+    /// A part that lacks a node serves only while a given address answers it.
+    Witness,
 }
 
 /// What starts a module when the daemon starts.

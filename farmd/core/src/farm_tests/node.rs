@@ -12,6 +12,7 @@ use super::promises::Breach;
 use super::sim::{Ev, Sim, id, us};
 use crate::api::{ModuleState, Quality};
 use crate::balance::assign::BucketMap;
+use crate::config::PartitionPolicy;
 use crate::farm::{Event, Farm, LocalModule};
 use crate::handover;
 use crate::id::{Incarnation, MacAddr};
@@ -96,6 +97,8 @@ impl Node {
                 shut: false,
                 macs: vec![MacAddr([2, 0, 0, 0, 0, 1])],
                 weights: vec![1],
+                partition: PartitionPolicy::Serve,
+                witness_answers: false,
             },
             plane: Plane::new(),
             slower: Duration::ZERO,

@@ -43,6 +43,17 @@ pub struct PeerGroup<'a> {
     pub report: &'a GroupReport,
 }
 
+/// Whether a node keeps its buckets closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Closed {
+    /// No.
+    No,
+    /// It takes nothing new; its connections go on.
+    Draining,
+    /// Everything: it is fenced, kept out, or stopped.
+    Shut,
+}
+
 /// What is around at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings<'a> {
@@ -52,8 +63,10 @@ pub struct Surroundings<'a> {
     pub coordinator: Option<NodeId>,
     /// This node's weight, 0 while it is not ready.
     pub weight: u16,
-    /// This node must keep everything closed: it is fenced, or kept out.
-    pub shut: bool,
+    /// This node must keep everything closed.
+    pub closed: Closed,
+    /// A member that runs the module is not heard here: what it holds is not known.
+    pub unheard: bool,
     /// Every peer that is heard and has the module active, in the view or not.
     pub peers: &'a BTreeMap<NodeId, PeerGroup<'a>>,
 }
@@ -134,6 +147,8 @@ pub struct Handover {
     /// opened, until it works with this plan; `Some(None)` until the plan has its number.
     closing: Option<Option<u64>>,
     shut: bool,
+    /// While shut, connections go on.
+    draining: bool,
     /// What each peer holds, and from it who holds each bucket.
     held_by: BTreeMap<NodeId, BucketSet>,
     holders: BTreeMap<usize, NodeSet>,
@@ -158,6 +173,7 @@ impl Handover {
             pending: None,
             closing: None,
             shut: false,
+            draining: false,
             held_by: BTreeMap::new(),
             holders: BTreeMap::new(),
             wanted: None,
@@ -177,13 +193,19 @@ impl Handover {
             ]
         });
         self.highest = seen.fold(self.highest, Epoch::max);
-        if around.shut || (self.shut && self.closing.is_some()) {
+        if around.closed != Closed::No || (self.shut && self.closing.is_some()) {
+            if around.closed != Closed::No {
+                let draining = around.closed == Closed::Draining;
+                outcome.plan_changed |= draining != self.draining;
+                self.draining = draining;
+            }
             self.shut_all(&mut outcome);
             self.learn(around, &mut outcome);
             return outcome;
         }
         if self.shut {
             self.shut = false;
+            self.draining = false;
             outcome.send = true;
             self.committed = Epoch::default();
             outcome.plan_changed |= !self.held.is_empty();
@@ -298,7 +320,7 @@ impl Handover {
         let mut plan = GroupPlan::closed(name);
         plan.owners = self.map.clone();
         plan.holders.clone_from(&self.holders);
-        if self.shut {
+        if self.shut && !self.draining {
             return plan;
         }
         plan.next = self
@@ -635,11 +657,12 @@ impl Handover {
             outcome.plan_changed = true;
         }
         // A peer's word on what it holds counts only if it was given after it released what was opened here.
-        let all_released = around
-            .peers
-            .values()
-            .filter(|p| p.eligible && !p.fenced)
-            .all(|p| p.report.promised >= self.guarded_at);
+        let all_released = !around.unheard
+            && around
+                .peers
+                .values()
+                .filter(|p| p.eligible && !p.fenced)
+                .all(|p| p.report.promised >= self.guarded_at);
         if all_released && !self.guarded.is_empty() {
             let left: BucketSet = self.guarded.iter().filter(|i| self.holders.contains_key(i)).collect();
             if left != self.guarded {

@@ -53,7 +53,8 @@ impl Farm {
             view: self.view,
             coordinator: self.view.first(),
             weight: self.weights[i],
-            shut,
+            closed: if shut { Closed::Shut } else { Closed::No },
+            unheard: false,
             peers: &peers,
         };
         let outcome = self.nodes[i].advance(&around);

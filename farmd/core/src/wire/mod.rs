@@ -5,5 +5,6 @@
 
 pub mod arp;
 pub mod auth;
+mod codec;
 pub mod heartbeat;
 pub mod packet;

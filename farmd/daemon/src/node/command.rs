@@ -153,7 +153,7 @@ impl Node {
         self.tell(&module, make(request.by, request.identity));
     }
 
-    fn queue(&mut self, effect: Effect) {
+    pub(super) fn queue(&mut self, effect: Effect) {
         if self.effects.send(effect).is_err() {
             tracing::warn!("the executor has ended; a command is left undone");
         }
@@ -202,6 +202,10 @@ impl Node {
             Ok(()) => {
                 let now = self.now();
                 self.modules.remove(module);
+                self.queue(Effect::WatchWitness {
+                    module: module.clone(),
+                    addr: None,
+                });
                 self.farm.remove_module(now, module);
                 self.published.touch();
                 self.journal.audit(by, &format!("deconfig {module}"), Ok("done"));

@@ -47,6 +47,8 @@ pub(super) struct LocalModule {
     pub(super) link_problem: Option<String>,
     /// When it starts by itself.
     pub(super) boot_at: Option<Duration>,
+    /// The witness of its partition policy answers.
+    pub(super) witness_answers: bool,
 }
 
 impl LocalModule {
@@ -62,6 +64,7 @@ impl LocalModule {
             busy: false,
             link_problem: None,
             boot_at: None,
+            witness_answers: false,
         }
     }
 
@@ -74,6 +77,10 @@ impl Node {
     /// Takes a configuration into force; the module is in STOP.
     pub(super) fn adopt(&mut self, name: ModuleName, config: ModuleConfig) {
         let boot_at = self.modules.get(&name).and_then(|m| m.boot_at);
+        self.queue(Effect::WatchWitness {
+            module: name.clone(),
+            addr: config.witness,
+        });
         self.modules.insert(
             name,
             LocalModule {
@@ -82,6 +89,20 @@ impl Node {
             },
         );
         self.published.touch();
+    }
+
+    /// What the witness of a module's partition policy does.
+    pub(super) fn handle_witness(&mut self, name: &ModuleName, answers: bool, detail: &str) {
+        let Some(module) = self.modules.get_mut(name) else {
+            return;
+        };
+        module.witness_answers = answers;
+        let (level, text) = if answers {
+            ('I', format!("The witness answers: {detail}"))
+        } else {
+            ('E', format!("The witness does not answer: {detail}"))
+        };
+        self.journal.write(name, "witness", level, &text);
     }
 
     /// Feeds a module's machine.
@@ -279,6 +300,8 @@ impl Node {
                 shut: module.shut,
                 macs: macs.collect(),
                 weights: groups.map(|g| g.weight(own_name)).collect(),
+                partition: module.config.partition,
+                witness_answers: module.witness_answers,
             };
             self.farm.set_module(now, name.clone(), local);
         }

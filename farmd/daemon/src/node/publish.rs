@@ -126,15 +126,11 @@ impl Node {
     }
 
     fn peer_macs(&self) -> PeerMacs {
-        let reports = self
-            .farm
-            .reports()
-            .iter()
-            .flat_map(|(peer, modules)| modules.iter().map(move |m| (*peer, m)));
-        reports
-            .filter(|(_, m)| m.active())
-            .map(|(peer, m)| ((m.name.clone(), peer), m.macs.clone()))
-            .collect()
+        let of = |name: &ModuleName| -> Vec<((ModuleName, NodeId), Vec<MacAddr>)> {
+            let macs = self.farm.macs(name);
+            macs.map(|(peer, macs)| ((name.clone(), peer), macs.to_vec())).collect()
+        };
+        self.modules.keys().flat_map(of).collect()
     }
 
     fn build_plan(&self, version: u64, macs: &PeerMacs) -> (Plan, Groups) {
@@ -214,6 +210,13 @@ impl Node {
                 Event::KeptOut { module, why: None } => {
                     self.journal
                         .write(&module, "farm", 'I', "No longer kept out of the farm");
+                }
+                Event::Withheld { module, why } => {
+                    let text = why.map_or_else(
+                        || "The farm is whole again: this node may serve".to_owned(),
+                        |why| format!("Stops serving: {why}"),
+                    );
+                    self.journal.write(&module, "farm", 'E', &text);
                 }
                 Event::Learned(requester) => self.plane.learn(requester),
             }

@@ -138,6 +138,9 @@ impl Node {
         if let Some(fenced) = self.farm.membership().fenced() {
             return format!("stepped out: {fenced}");
         }
+        if let Some(withheld) = self.farm.withheld(name) {
+            return format!("does not serve: {withheld}");
+        }
         if !why.is_empty() || (state, quality) != (ModuleState::Up, Quality::Ready) {
             return why;
         }
