@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::plane::common;
-use super::sim::{Action, Sim, id, ms, us};
+use super::action::Action;
+use super::sim::{Sim, id, ms, us};
 use crate::balance::assign::BucketMap;
 use crate::farm::Event;
 use crate::handover;
@@ -203,7 +203,7 @@ fn no_broken_way_gives_two_owners() {
             sim.run(ms(5)).unwrap();
             let settled = sim.now > cut + sim.detection() + ms(50);
             for (a, b) in [(0, 1), (0, 2), (1, 2)] {
-                let both = common(&sim.nodes[a].plane.open, &sim.nodes[b].plane.open).count();
+                let both = sim.nodes[a].plane.open.both(&sim.nodes[b].plane.open).len();
                 assert!(
                     !settled || both == 0,
                     "{from}->{to}: s{a} and s{b} share {both} at {:?}",

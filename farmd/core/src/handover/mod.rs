@@ -8,8 +8,9 @@
 //! ```text
 //!   coordinator                         every member (the coordinator too)
 //!   shares are not what they should be
-//!   propose (epoch, view, map) ───────► close what the map takes away, wait until the data plane
-//!                                       works without it, then  promised = epoch
+//!   propose (epoch, view, map) ───────► close what the map takes away, keep connection requests for
+//!                                       what it gives, wait until the data plane works so, then
+//!                                       promised = epoch
 //!   all active members of the view  ◄── (report)
 //!   have promised: committed = epoch ─► committed = epoch: open what the map gives
 //! ```
@@ -166,8 +167,8 @@ pub struct Handover {
     held: BucketSet,
     held_connections: u32,
     pending: Option<Pending>,
-    /// The data plane may still have open what is closed here, or not yet keep requests for what is to be opened, until it works
-    /// with this plan; `Some(None)` until the plan has its number.
+    /// The data plane may still have open what is closed here, or not yet keep requests for what is to be
+    /// opened, until it works with this plan; `Some(None)` until the plan has its number.
     closing: Option<Option<u64>>,
     shut: bool,
     /// While shut, connections go on.
@@ -235,6 +236,8 @@ impl Handover {
         }
         self.learn(around, &mut outcome);
         self.adopt_known(&mut outcome);
+        // A commit and the next proposal may come in one report; what was promised is opened before it is closed again, or nobody would keep its requests.
+        self.commit_with_others(around, &mut outcome);
         self.follow(around, &mut outcome);
         self.coordinate(around, &mut outcome);
         self.commit_with_others(around, &mut outcome);
@@ -272,6 +275,12 @@ impl Handover {
     /// True if nothing is open here, in the data plane either, so that the module may stop.
     pub fn is_released(&self) -> bool {
         self.open.is_empty() && self.closing.is_none()
+    }
+
+    /// True if a proposal that is under way gives this node buckets: their losers have closed them, or are about to.
+    pub fn is_to_gain(&self) -> bool {
+        let pending = self.pending.as_ref().filter(|p| p.epoch > self.committed);
+        pending.is_some_and(|p| !self.has_open_all_of(&p.map))
     }
 
     /// Connections in buckets that this node does not own.
@@ -360,6 +369,19 @@ impl Handover {
         plan
     }
 
+    /// True if every bucket that `map` gives this node is open here.
+    fn has_open_all_of(&self, map: &BucketMap) -> bool {
+        let owners = map.as_bytes().chunks_exact(8).zip(self.open.as_bytes());
+        let this = self.this.as_u8();
+        owners.into_iter().all(|(owners, open)| {
+            let mine = owners
+                .iter()
+                .rev()
+                .fold(0, |bits, owner| bits << 1 | u8::from(*owner == this));
+            mine & !open == 0
+        })
+    }
+
     fn shut_all(&mut self, outcome: &mut Outcome) {
         let opened = !self.open.is_empty();
         if opened {
@@ -446,7 +468,7 @@ impl Handover {
 
     /// A map that gives this node nothing beyond what it has open needs no hand-over.
     fn adopt_known(&mut self, outcome: &mut Outcome) {
-        if self.committed < self.known && (0..BUCKETS).all(|i| !self.map.owns(self.this, i) || self.open.contains(i)) {
+        if self.committed < self.known && self.has_open_all_of(&self.map) {
             self.committed = self.known;
             self.promised = self.promised.max(self.known);
             outcome.send = true;
@@ -485,6 +507,14 @@ impl Handover {
     fn accept(&mut self, proposal: MapReport, weights: Option<BTreeMap<NodeId, u16>>, outcome: &mut Outcome) {
         let lost: BucketSet = self.open.iter().filter(|&i| !proposal.map.owns(self.this, i)).collect();
         let MapReport { epoch, view, map } = proposal;
+        // The loser keeps connection requests until the commit; by then the data plane here must keep them too. Nobody keeps those of a node that is gone.
+        let gains = (0..BUCKETS).any(|i| {
+            let of_a_member = || self.map.owner_at(i).is_none_or(|owner| view.contains(owner));
+            map.owns(self.this, i) && !self.open.contains(i) && of_a_member()
+        });
+        if gains {
+            self.closing = Some(None);
+        }
         if !lost.is_empty() {
             outcome.events.push(Event::Released {
                 epoch,
@@ -494,14 +524,7 @@ impl Handover {
             self.close(lost);
             self.closing = Some(None);
         }
-        // Who gives up a bucket sends on what it has kept when the map is committed, and drops what comes later: by then the data plane
-        // here must be keeping requests for it. What a node outside the view had needs no wait: nobody is there to give it up.
-        let taken = |i: usize| map.owns(self.this, i) && !self.open.contains(i);
-        let given_up = |i: usize| self.map.owner_at(i).is_none_or(|n| n == self.this || view.contains(n));
-        if (0..BUCKETS).any(|i| taken(i) && given_up(i)) {
-            self.closing = Some(None);
-        }
-        // An earlier release that the data plane has not confirmed yet has to be waited for too.
+        // An earlier plan that the data plane has not confirmed yet has to be waited for too.
         if self.closing.is_none() {
             self.promised = epoch;
         }
@@ -552,19 +575,20 @@ impl Handover {
         let propose = match outstanding {
             Some(p) => p.weights.as_ref() != Some(&weights) || p.view != around.view || p.epoch < self.highest,
             None => {
-                let map = self.map.clone();
-                let fits = *self.wanted(&weights) == map;
-                let lagging = members.iter().any(|(n, p)| {
-                    p.report.committed != self.committed
-                        && p.report.promised != self.committed
-                        && self.map.owners().contains(*n)
-                });
-                let self_lagging = (0..BUCKETS).any(|i| self.map.owns(self.this, i) && !self.open.contains(i));
+                self.find_wanted(&weights);
+                let fits = self.wanted.as_ref().is_some_and(|(.., wanted)| *wanted == self.map);
+                let behind =
+                    |p: &PeerGroup<'_>| p.report.committed != self.committed && p.report.promised != self.committed;
+                let lagging = members.values().any(behind) && {
+                    let owners = self.map.owners();
+                    members.iter().any(|(n, p)| behind(p) && owners.contains(*n))
+                };
+                let self_lagging = !self.has_open_all_of(&self.map);
                 !fits || lagging || self_lagging || (self.committed == Epoch::default() && !weights.is_empty())
             }
         };
         if propose && Self::covers_all_that_serve(around, around.view) {
-            let map = self.wanted(&weights).clone();
+            let map = self.find_wanted(&weights).clone();
             let epoch = self.highest.next(self.this);
             outcome.events.push(Event::Proposed {
                 epoch,
@@ -597,7 +621,7 @@ impl Handover {
     }
 
     /// The best map for `weights`, computed once per change.
-    fn wanted(&mut self, weights: &BTreeMap<NodeId, u16>) -> &BucketMap {
+    fn find_wanted(&mut self, weights: &BTreeMap<NodeId, u16>) -> &BucketMap {
         let fresh = self.wanted.take().filter(|(w, e, _)| w == weights && *e == self.known);
         let known = self.known;
         let map = &self.map;
