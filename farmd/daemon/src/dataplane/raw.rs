@@ -48,7 +48,7 @@ const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 enum Command {
     Plan(Arc<Plan>),
-    Attach(Interface),
+    Attach(Box<Interface>),
     Detach(u32),
     Tap(Option<LocalDevice>),
     Learn(Requester),
@@ -112,7 +112,7 @@ impl DataPlane for RawPlane {
     }
 
     fn attach(&self, interface: Interface) {
-        self.send(Command::Attach(interface));
+        self.send(Command::Attach(Box::new(interface)));
     }
 
     fn detach(&self, index: u32) {
@@ -233,7 +233,7 @@ impl Worker {
                 }
                 Command::Attach(mut interface) => {
                     set_filter(&self.judge.plan, &self.judge.counters, &mut interface);
-                    self.interfaces.push(interface);
+                    self.interfaces.push(*interface);
                     self.record_at.get_or_insert(Instant::now());
                 }
                 Command::Detach(index) => {
