@@ -12,6 +12,7 @@ mod instruments;
 mod life;
 mod modules;
 mod refusals;
+mod replay;
 mod serving;
 mod tools;
 mod wire;

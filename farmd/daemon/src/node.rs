@@ -58,6 +58,8 @@ const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What the loop is made of.
 pub struct Parts {
+    /// When the time of the loop and of its plans began.
+    pub start: Instant,
     /// The cluster.
     pub cluster: ClusterConfig,
     /// Its key.
@@ -146,16 +148,11 @@ pub struct Node {
 impl Node {
     /// A node that starts now.
     pub fn new(parts: Parts) -> Self {
-        let farm = Farm::new(
-            &parts.cluster,
-            parts.key.clone(),
-            parts.this,
-            parts.incarnation,
-            Duration::ZERO,
-        );
+        let now = parts.start.elapsed();
+        let farm = Farm::new(&parts.cluster, parts.key.clone(), parts.this, parts.incarnation, now);
         let lease_time = parts.cluster.detection_time() - parts.cluster.heartbeat_interval;
         let mut node = Self {
-            start: Instant::now(),
+            start: parts.start,
             published: Published::new(parts.this, parts.key.hash_seed()),
             cluster: parts.cluster,
             this: parts.this,
@@ -183,7 +180,7 @@ impl Node {
             send_failed: 0,
             received: 0,
             pauses: 0,
-            last_turn: Duration::ZERO,
+            last_turn: now,
             whole: false,
             fenced_until: None,
             unconfirmed_since: None,
@@ -194,7 +191,7 @@ impl Node {
         for (name, config, start) in parts.modules {
             node.adopt(name.clone(), config);
             if start && let Some(module) = node.modules.get_mut(&name) {
-                module.boot_at = Some(module.config.service.boot_delay);
+                module.boot_at = Some(now + module.config.service.boot_delay);
             }
         }
         node

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use farm_core::balance::plan::Plan;
 use farm_core::config::{self, Boot, ClusterConfig};
@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::admission;
 use crate::dataplane::raw::RawPlane;
+use crate::dataplane::replay::Timing;
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::Executor;
 use crate::event::{Event, EventSender};
@@ -160,18 +161,26 @@ async fn serve(
     let wake = Arc::new(EventFd::new().map_err(|e| failed("eventfd", &e))?);
     let (events, inbox) = EventSender::channel(Arc::clone(&wake));
     let (lease, counters) = (Arc::new(Lease::new()), Arc::new(Counters::default()));
+    let start = Instant::now();
+    let timing = Timing {
+        start,
+        pulse: cluster.heartbeat_interval,
+        detection: cluster.detection_time(),
+    };
     let plan = Plan {
         version: 0,
         this,
         seed: key.hash_seed(),
         vips: Vec::new(),
         groups: Vec::new(),
+        gone: std::collections::BTreeMap::new(),
     };
     let plane = RawPlane::start(
         Arc::new(plan),
         Arc::clone(&lease),
         Arc::clone(&counters),
         events.clone(),
+        timing,
     )
     .map_err(|e| failed("data plane", &e))?;
     let plane: Arc<dyn DataPlane> = Arc::new(plane);
@@ -211,6 +220,7 @@ async fn serve(
         "farmd starts"
     );
     let node = Node::new(Parts {
+        start,
         cluster,
         key,
         this,

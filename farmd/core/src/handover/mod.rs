@@ -166,8 +166,8 @@ pub struct Handover {
     held: BucketSet,
     held_connections: u32,
     pending: Option<Pending>,
-    /// The data plane may still have open what is closed here, until it works with this plan; `Some(None)`
-    /// until the plan has its number.
+    /// The data plane may still have open what is closed here, or not yet keep requests for what is to be opened, until it works
+    /// with this plan; `Some(None)` until the plan has its number.
     closing: Option<Option<u64>>,
     shut: bool,
     /// While shut, connections go on.
@@ -492,6 +492,13 @@ impl Handover {
                 to: moved::heirs(&map, lost.iter()),
             });
             self.close(lost);
+            self.closing = Some(None);
+        }
+        // Who gives up a bucket sends on what it has kept when the map is committed, and drops what comes later: by then the data plane
+        // here must be keeping requests for it. What a node outside the view had needs no wait: nobody is there to give it up.
+        let taken = |i: usize| map.owns(self.this, i) && !self.open.contains(i);
+        let given_up = |i: usize| self.map.owner_at(i).is_none_or(|n| n == self.this || view.contains(n));
+        if (0..BUCKETS).any(|i| taken(i) && given_up(i)) {
             self.closing = Some(None);
         }
         // An earlier release that the data plane has not confirmed yet has to be waited for too.

@@ -289,6 +289,14 @@ impl Membership {
         why::testimony(self.this, &self.peers, node, now, self.timing.detection_time)
     }
 
+    /// Peers that have fallen silent without a goodbye, and when each was last heard.
+    pub fn gone(&self, now: Duration) -> BTreeMap<NodeId, Duration> {
+        self.peers
+            .iter()
+            .filter_map(|(n, p)| Some((*n, p.silent_since(now, self.timing.detection_time)?)))
+            .collect()
+    }
+
     fn update(&mut self, now: Duration) {
         if self.joining && now >= self.join_until {
             self.joining = false;

@@ -195,6 +195,12 @@ impl Peer {
         }
     }
 
+    /// When the peer was last heard, if it has fallen silent without a goodbye.
+    pub fn silent_since(&self, now: Duration, detection_time: Duration) -> Option<Duration> {
+        let silent = |at: &Duration| self.same_cluster && !self.leaving && now >= *at + detection_time;
+        self.heard_at.filter(silent)
+    }
+
     /// Updates the judgement and says what changed.
     pub fn judge(&mut self, now: Duration, timing: Timing) -> Option<Change> {
         let detection_time = timing.detection_time;

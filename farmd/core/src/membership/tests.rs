@@ -196,6 +196,8 @@ fn a_goodbye_is_believed_at_once() {
     });
     assert_eq!(down, Some(("it has left".to_owned(), Cause::Left)));
     assert_eq!(m.peer_state(ms(501), id(2)), Some(PeerState::Down));
+    assert!(m.gone(ms(5000)).contains_key(&id(1)));
+    assert!(!m.gone(ms(5000)).contains_key(&id(2)), "who left in order is not gone");
 }
 
 #[test]
@@ -219,6 +221,7 @@ fn silence_is_judged_after_the_detection_time_and_not_before() {
     );
     m.handle_timeout(ms(749));
     assert_eq!(m.view(), set(&[0, 1, 2]));
+    assert!(m.gone(ms(749)).is_empty());
     m.handle_timeout(ms(750));
     assert_eq!(
         m.view(),
@@ -231,6 +234,11 @@ fn silence_is_judged_after_the_detection_time_and_not_before() {
     };
     m.hear(ms(760), 0, &without).unwrap();
     assert_eq!(m.view(), set(&[0, 1]));
+    assert_eq!(
+        m.gone(ms(750)),
+        BTreeMap::from([(id(2), ms(500))]),
+        "when it was last heard"
+    );
     let testimony = |observers: &[usize], talk_with_it: &[usize], silent: u64| Testimony {
         node: id(2),
         cause: Cause::Silent,

@@ -4,12 +4,16 @@
 //! other network namespaces (containers). It keeps no answer and decides nothing. The raw data plane's thread asks at each change
 //! of the plan and while buckets are guarded or held.
 
+// Looked up by key only; never iterated.
+#![allow(clippy::disallowed_types)]
+
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use farm_core::balance::flow::{FlowKey, TCP};
 use farm_core::balance::hash;
-use farm_core::balance::plan::Plan;
+use farm_core::balance::plan::{BucketState, Plan};
 use farm_core::config::{Affinity, Protocol};
 use farm_core::id::Bucket;
 use farm_sys::conntrack::Conntrack;
@@ -105,6 +109,44 @@ pub fn place(plan: &Plan, connection: Connection) -> Option<(usize, Bucket, Flow
     Some((rule.group, bucket, flow))
 }
 
+/// Held buckets and the connections in them, per group of the plan.
+pub type Found = (Vec<Vec<u16>>, Vec<u32>);
+
+/// Puts the connections of guarded and closed buckets into `flows`, and says what lies in closed ones.
+pub fn sort_out(plan: &Plan, connections: Vec<Connection>, flows: &mut HashSet<FlowKey>) -> Found {
+    let mut held = vec![BTreeSet::new(); plan.groups.len()];
+    let mut count = vec![0; plan.groups.len()];
+    for connection in connections {
+        let Some((group, bucket, flow)) = place(plan, connection) else {
+            continue;
+        };
+        match plan.groups[group].states[bucket.index()] {
+            BucketState::Own => {}
+            BucketState::Guarded => {
+                flows.insert(flow);
+            }
+            BucketState::Draining | BucketState::Foreign => {
+                flows.insert(flow);
+                held[group].insert(bucket.index() as u16);
+                count[group] += 1;
+            }
+        }
+    }
+    (held.into_iter().map(|set| set.into_iter().collect()).collect(), count)
+}
+
+/// True if every bucket is to this host what it was, of the same VIPs and rules.
+pub fn same_states(old: &Plan, new: &Plan) -> bool {
+    let services = |plan: &Plan| plan.vips.iter().map(|v| (v.addr, v.rules.clone())).collect::<Vec<_>>();
+    old.groups.len() == new.groups.len()
+        && old
+            .groups
+            .iter()
+            .zip(&new.groups)
+            .all(|(a, b)| a.name == b.name && a.states == b.states)
+        && services(old) == services(new)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -144,6 +186,7 @@ mod tests {
             groups: ["web/secure", "web/plain"]
                 .map(|name| GroupPlan::closed(name.into()))
                 .into(),
+            gone: BTreeMap::new(),
         }
     }
 

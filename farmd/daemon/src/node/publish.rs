@@ -42,6 +42,7 @@ impl Published {
             seed,
             vips: Vec::new(),
             groups: Vec::new(),
+            gone: BTreeMap::new(),
         });
         Self {
             this,
@@ -72,6 +73,7 @@ impl Published {
             seed: self.seed,
             vips: Vec::new(),
             groups: Vec::new(),
+            gone: BTreeMap::new(),
         }
     }
 
@@ -109,11 +111,14 @@ impl Node {
     pub(super) fn publish(&mut self) -> bool {
         let farm_version = self.farm.plan_version();
         let macs = self.peer_macs();
-        if self.published.farm_version == Some(farm_version) && self.published.macs == macs {
+        let gone = self.farm.membership().gone(self.now());
+        let published = &self.published;
+        if published.farm_version == Some(farm_version) && published.macs == macs && published.plan.gone == gone {
             return false;
         }
         self.published.version += 1;
-        let (plan, groups) = self.build_plan(self.published.version, &macs);
+        let (mut plan, groups) = self.build_plan(self.published.version, &macs);
+        plan.gone = gone;
         let plan = Arc::new(plan);
         self.published.farm_version = Some(farm_version);
         self.published.macs = macs;
