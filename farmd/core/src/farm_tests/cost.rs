@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::action::Action;
 use super::sim::{Sim, ms};
 
-/// Mean time of one received heartbeat, and of all that one node receives in a second.
+/// Median time of one received heartbeat, which a busy machine spoils less than the mean, and what that is for all that one node receives in a second.
 fn cost(nodes: usize, modules: usize) -> (Duration, Duration) {
     let mut sim = Sim::new(nodes, 1, 1);
     sim.others = (1..modules).map(|i| format!("m{i}").parse().unwrap()).collect();
@@ -16,10 +16,12 @@ fn cost(nodes: usize, modules: usize) -> (Duration, Duration) {
     }
     sim.run(ms(2000)).unwrap();
     sim.check_covered().unwrap();
-    sim.spent = (Duration::ZERO, 0);
+    sim.spent = Some(Vec::new());
     sim.run(ms(2000)).unwrap();
-    let each = sim.spent.0 / sim.spent.1;
-    (each, sim.spent.0 / 2 / nodes as u32)
+    let mut spent = sim.spent.unwrap();
+    spent.sort();
+    let each = spent[spent.len() / 2];
+    (each, each * (spent.len() / 2 / nodes) as u32)
 }
 
 #[test]

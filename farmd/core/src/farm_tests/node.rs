@@ -15,7 +15,8 @@ use crate::balance::assign::BucketMap;
 use crate::config::PartitionPolicy;
 use crate::farm::{Event, Farm, LocalModule};
 use crate::handover;
-use crate::id::{Incarnation, MacAddr};
+use crate::id::{Incarnation, MacAddr, NodeId, NodeSet};
+use crate::membership::Peer;
 use crate::wire::auth::ClusterKey;
 use crate::wire::heartbeat::BucketSet;
 
@@ -64,7 +65,7 @@ pub struct Node {
     pub slower: Duration,
     /// Rises whenever all connections of this host end.
     pub run: u64,
-    /// Bit per node it hears; and since when it hears each.
+    /// Bit per node with which it talks both ways, as far as it knows; and since when with each.
     pub heard: u64,
     pub heard_since: Vec<Duration>,
     /// The map it worked with after its last input, and the plan's number then.
@@ -231,8 +232,9 @@ impl Sim {
                     let began = Instant::now();
                     // What cannot be used is refused; that is counted, not an error of the run.
                     let _ = farm.handle_datagram(now, lan, &payload);
-                    self.spent.0 += began.elapsed();
-                    self.spent.1 += 1;
+                    if let Some(spent) = &mut self.spent {
+                        spent.push(began.elapsed());
+                    }
                 }
                 Input::Applied(version, held) => {
                     if n.fenced_until.is_some_and(|fenced| fenced <= version) {
@@ -307,7 +309,14 @@ impl Sim {
         }
         let handed_over = n.stopping && farm.is_handed_over(&self.module);
         let transmits: Vec<_> = std::iter::from_fn(|| farm.poll_transmit()).collect();
-        let heard = farm.membership().heard(now).bits();
+        let membership = farm.membership();
+        let hears_us = |n: &NodeId| membership.peer(*n).is_some_and(Peer::hears_us);
+        let heard = membership
+            .heard(now)
+            .iter()
+            .filter(hears_us)
+            .collect::<NodeSet>()
+            .bits();
         for peer in (0..heard_len(heard)).filter(|p| heard & !n.heard & (1 << p) != 0) {
             n.heard_since[peer] = self.now;
         }
@@ -379,6 +388,7 @@ impl Sim {
         let n = &mut self.nodes[node];
         let held = n.plane.held(self.now);
         n.plane.told = held.clone();
+        n.plane.note_held(self.now);
         if !n.plane.flows.is_empty() && !n.recounts {
             n.recounts = true;
             self.push(self.now + RECOUNT, Ev::Recount { node, incarnation });
@@ -405,6 +415,7 @@ impl Sim {
         let version = n.plane.version;
         let changed = held != n.plane.told;
         n.plane.told.clone_from(&held);
+        n.plane.note_held(now);
         self.push(now + RECOUNT, Ev::Recount { node, incarnation });
         if changed {
             self.input(node, Input::Applied(version, held))

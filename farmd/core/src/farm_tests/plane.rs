@@ -66,8 +66,9 @@ pub struct Plane {
     pub keeps: Bits,
     /// Buckets of connections on this host, and when the last of these ends.
     pub flows: BTreeMap<usize, Duration>,
-    /// What was last reported as held.
+    /// What was last reported as held, and when that was last something.
     pub told: BucketSet,
+    pub held_at: Duration,
     /// Nothing is accepted past this moment.
     pub lease_until: Duration,
     /// Plans before this one are of a module that has been stopped since.
@@ -86,6 +87,7 @@ impl Plane {
             keeps: Bits::NONE,
             flows: BTreeMap::new(),
             told: BucketSet::default(),
+            held_at: Duration::ZERO,
             lease_until: Duration::ZERO,
             not_before: 0,
             busy_until: Duration::ZERO,
@@ -134,6 +136,13 @@ impl Plane {
     pub fn held(&self, now: Duration) -> BucketSet {
         let held = self.flows.iter().filter(|(_, end)| **end > now).map(|(i, _)| *i);
         held.filter(|i| !self.open.contains(*i)).collect()
+    }
+
+    /// Notes that `told` is told at `now`.
+    pub fn note_held(&mut self, now: Duration) {
+        if !self.told.is_empty() {
+            self.held_at = now;
+        }
     }
 
     /// True if new connections in `bucket` are accepted at `now`.

@@ -22,7 +22,7 @@ impl Sim {
         Breach(format!("{trace}at {:.3} ms: {text}", self.now.as_secs_f64() * 1000.0))
     }
 
-    /// Both have been hearing the other for longer than `time`.
+    /// Both have known for longer than `time` that they hear each other.
     pub(super) fn hear_each_other(&self, a: usize, b: usize, time: Duration) -> bool {
         let long = |x: usize, y: usize| {
             let n = &self.nodes[x];
@@ -114,7 +114,9 @@ impl Sim {
                 .map(|i| (*i, &self.nodes[*i]))
                 .filter(|(_, n)| n.farm.is_some())
         };
-        if running().all(|(_, n)| n.plane.held(self.now).is_empty()) {
+        // The count of connections that finds none, a heartbeat, and the plan of whoever guarded.
+        let told_by = Duration::from_millis(160) + self.slowest_plane() * 4;
+        if running().all(|(_, n)| n.plane.held_at + told_by < self.now) {
             for (i, n) in running() {
                 let guarded = n.plane.open_count() - n.plane.own_count();
                 if guarded > 0 {

@@ -93,8 +93,8 @@ pub struct Sim {
     pub moved: u64,
     /// Faults and commands.
     pub actions: u64,
-    /// How long the core took for datagrams, and for how many.
-    pub spent: (Duration, u32),
+    /// How long the core took for each datagram, if asked.
+    pub spent: Option<Vec<Duration>>,
     /// All events of all nodes.
     pub log: Vec<(Duration, usize, Event)>,
 }
@@ -140,7 +140,7 @@ impl Sim {
             maps: 0,
             moved: 0,
             actions: 0,
-            spent: (Duration::ZERO, 0),
+            spent: None,
             log: Vec::new(),
         }
     }

@@ -102,6 +102,8 @@ pub struct Membership {
     view: NodeSet,
     excluded: NodeSet,
     links: view::Links,
+    /// What was known last, and what follows from it.
+    agreed: Option<(view::Ears, view::Agreement)>,
     fenced: Option<String>,
     events: VecDeque<Event>,
 }
@@ -136,6 +138,7 @@ impl Membership {
             view: [this].into_iter().collect(),
             excluded: NodeSet::EMPTY,
             links: view::Links::default(),
+            agreed: None,
             fenced: None,
             events: VecDeque::new(),
         }
@@ -329,7 +332,8 @@ impl Membership {
                             hears: p.hears(),
                             joining: p.joining(),
                             hears_this: p.hears_us(),
-                            excludes_this: p.excludes().contains(self.this),
+                            excludes: p.excludes(),
+                            fenced: p.fenced(),
                         },
                     )
                 })
@@ -343,8 +347,13 @@ impl Membership {
         };
         let agreement = match self.other_cluster(now) {
             Some(why) => return self.settle(now, NodeSet::EMPTY, Some(why)),
-            None => view::agree(&ears),
+            // Most heartbeats bring nothing new.
+            None => match self.agreed.take().filter(|(known, _)| *known == ears) {
+                Some((_, agreement)) => agreement,
+                None => view::agree(&ears),
+            },
         };
+        self.agreed = Some((ears.clone(), agreement.clone()));
         self.links = agreement.links;
         self.excluded = agreement.excluded;
         let (view, fenced) = match agreement.view {
