@@ -166,7 +166,8 @@ fn works_on_nodes(verb: &Verb) -> bool {
         | Verb::Printi(_)
         | Verb::Printe(_)
         | Verb::Set(_)
-        | Verb::Get(_) => true,
+        | Verb::Get(_)
+        | Verb::History(_) => true,
         Verb::RollingRestart(_)
         | Verb::Confcheck(_)
         | Verb::Log(_)

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use farm_core::balance::plan::Plan;
 use farm_core::config::{self, Boot, ClusterConfig};
@@ -21,9 +21,11 @@ use tracing::{info, warn};
 
 use crate::admission;
 use crate::dataplane::raw::RawPlane;
+use crate::dataplane::replay::Timing;
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::Executor;
 use crate::event::{Event, EventSender};
+use crate::history::History;
 use crate::host::{self, Host};
 use crate::journal::Journal;
 use crate::node::{Node, Parts};
@@ -176,21 +178,31 @@ async fn serve(
     // Before anything is begun that only an orderly end undoes.
     let stop_signals = StopSignals::listen().map_err(|e| failed("signals", &e))?;
     let journal = Journal::start(&folders.var).map_err(|e| failed("module logs", &e))?;
+    let (history, problems) = History::load(&folders.var, journal.clone());
+    problems.iter().for_each(|problem| warn!("history: {problem}"));
     let wake = Arc::new(EventFd::new().map_err(|e| failed("eventfd", &e))?);
     let (events, inbox) = EventSender::channel(Arc::clone(&wake));
     let (lease, counters) = (Arc::new(Lease::new()), Arc::new(Counters::default()));
+    let start = Instant::now();
+    let timing = Timing {
+        start,
+        pulse: cluster.heartbeat_interval,
+        detection: cluster.detection_time(),
+    };
     let plan = Plan {
         version: 0,
         this,
         seed: key.hash_seed(),
         vips: Vec::new(),
         groups: Vec::new(),
+        gone: std::collections::BTreeMap::new(),
     };
     let plane = RawPlane::start(
         Arc::new(plan),
         Arc::clone(&lease),
         Arc::clone(&counters),
         events.clone(),
+        timing,
     )
     .map_err(|e| failed("data plane", &e))?;
     let plane: Arc<dyn DataPlane> = Arc::new(plane);
@@ -239,6 +251,7 @@ async fn serve(
     let peers = Arc::new(Peers::new(cluster.clone(), key.clone(), this));
     let command_counters = Arc::new(remote::Counters::default());
     let node = Node::new(Parts {
+        start,
         cluster,
         key,
         this,
@@ -252,6 +265,7 @@ async fn serve(
         counters,
         command_counters: Arc::clone(&command_counters),
         journal: journal.clone(),
+        history,
         modules,
         shares,
         warnings,

@@ -159,10 +159,20 @@ fn most(clients: BTreeMap<IpAddr, u32>) -> Vec<ClientConnections> {
     most
 }
 
+/// True if every bucket is to this host what it was, of the same VIPs and rules.
+pub fn same_states(old: &Plan, new: &Plan) -> bool {
+    let services = |plan: &Plan| plan.vips.iter().map(|v| (v.addr, v.rules.clone())).collect::<Vec<_>>();
+    old.groups.len() == new.groups.len()
+        && old
+            .groups
+            .iter()
+            .zip(&new.groups)
+            .all(|(a, b)| a.name == b.name && a.states == b.states)
+        && services(old) == services(new)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use farm_core::balance::hash::Seed;
     use farm_core::balance::plan::{GroupPlan, RulePlan, VipPlan};
     use farm_core::config::L2Mode;
@@ -198,6 +208,7 @@ mod tests {
             groups: ["web/secure", "web/plain"]
                 .map(|name| GroupPlan::closed(name.into()))
                 .into(),
+            gone: BTreeMap::new(),
         }
     }
 
