@@ -1,0 +1,6 @@
+//! Being written.
+use super::{Outcome, Progress};
+use anyhow::Result;
+pub fn run(seed: u64, _a: usize, _n: usize, _say: Progress<'_>) -> Result<Outcome> {
+    Ok(Outcome::new("x", seed))
+}
