@@ -24,6 +24,7 @@ pub mod pinger;
 pub mod probe;
 pub mod process;
 pub mod random;
+pub mod requester;
 pub mod responder;
 pub mod space;
 pub mod udp;
