@@ -308,6 +308,8 @@ impl Slot {
         .map_err(|_| Failure::AnswerTimeout)??;
         if receipt == digest.receipt(count) {
             Ok(())
+        } else if receipt.is_empty() {
+            Err(Failure::Closed)
         } else {
             Err(Failure::BadAnswer(receipt))
         }
