@@ -320,9 +320,11 @@ fn judge(outcome: &mut Outcome, table: &mut Table, phase: &str, lives: &[Life], 
             .filter(|deed| deed.begun <= life.ended && life.ended <= deed.done + Duration::from_secs(2))
             .map(|deed| format!("node{} {}", deed.node, deed.act.name()))
             .collect();
+        let age = life.ended.saturating_duration_since(life.opened);
         outcome.violations.push(format!(
-            "continuity, {phase}: {} connections broke that nothing may break: {how:?}; the first while {near:?}",
-            broken.len()
+            "continuity, {phase}: {} connections broke that nothing may break: {how:?}; the first at the age of {} ms while {near:?}",
+            broken.len(),
+            age.as_millis()
         ));
     }
 }
