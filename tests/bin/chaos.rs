@@ -132,15 +132,15 @@ impl ChaosArgs {
             }
             "planned" => planned::run(seed, self.number(self.rounds, 20, 2), say),
             "connect" => connect::run(seed, self.number(self.crashes, 30, 3), say),
-            "continuity" => continuity::run(seed, self.number(self.connections, 10_000, 1000), say),
+            "continuity" => continuity::run(seed, self.number(self.connections, 10_000, 1000), 3, say),
             "freeze" => freeze::run(seed, self.number(self.freezes, 20, 2), say),
             "partition" => {
                 let of_three = if self.short { 8 } else { 64 };
-                partition::run(seed, of_three, self.number(self.shapes, 20, 2), say)
+                partition::run(seed, of_three, self.number(self.shapes, 20, 2), 3, say)
             }
             "soak" => {
                 let seconds = self.number(self.soak, 600, 10) as u64;
-                soak::run(seed, Duration::from_secs(seconds), say)
+                soak::run(seed, Duration::from_secs(seconds), &[3, 8], say)
             }
             "keepalived" => vrrp::run(seed, self.number(self.vrrp_kills, 20, 2), say),
             "traffic" => traffic::run(if self.short { &[2, 8] } else { &[2, 8, 16, 32] }, say),
@@ -149,19 +149,24 @@ impl ChaosArgs {
     }
 }
 
-/// Runs what was asked for; false if a promise was broken.
+/// Runs what was asked for, or only writes what an earlier run has measured; false if a promise was broken.
 pub fn run(args: &ChaosArgs) -> Result<bool> {
     let record = match &args.from {
         Some(file) => Record::read(file)?,
         None => measure(args)?,
     };
+    // With what the file has of earlier runs, so that one matrix can be repeated without losing the others.
+    let all = match &args.json {
+        Some(file) => &Record::read(file)?,
+        None => &record,
+    };
     if let Some(folder) = &args.svg {
-        for file in histogram::write_all(&record, folder)? {
+        for file in histogram::write_all(all, folder)? {
             println!("wrote {}", file.display());
         }
     }
     if let Some(file) = &args.markdown {
-        markdown::fill(&record, file)?;
+        markdown::fill(all, file)?;
         println!("wrote {}", file.display());
     }
     Ok(record.outcomes.iter().all(|outcome| outcome.violations.is_empty()))

@@ -98,11 +98,11 @@ fn drop_rule(from: &str, to: &str) -> String {
     format!("iifname \"{from}\" oifname \"{to}\" drop; ")
 }
 
-/// Cuts `of_three` of the 64 shapes of three nodes, `of_five` shapes of five, and the clean splits of three with clients on the sides.
+/// Cuts `of_three` of the 64 shapes of three nodes, `of_five` shapes of five, and `held` (at most 3) clean splits of three with clients on the sides.
 ///
 /// # Errors
 /// The farm does not start or does not merge, or `say` ends the run.
-pub fn run(seed: u64, of_three: usize, of_five: usize, say: Progress<'_>) -> Result<Outcome> {
+pub fn run(seed: u64, of_three: usize, of_five: usize, held: usize, say: Progress<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::new("partition", seed);
     let mut random = Random::new(seed);
     let mut table = Table::new(
@@ -185,7 +185,9 @@ pub fn run(seed: u64, of_three: usize, of_five: usize, say: Progress<'_>) -> Res
         say(&table.rows.last().map(|row| row.join("  ")).unwrap_or_default())?;
     }
     outcome.tables.push(table);
-    hold_through_splits(&mut outcome, say)?;
+    if held > 0 {
+        hold_through_splits(&mut outcome, held, say)?;
+    }
     Ok(outcome)
 }
 
@@ -217,7 +219,7 @@ fn cut(rig: &Rig, pinger: &Pinger, shape: &Shape, profile: Profile) -> Result<(S
     // Detection, and the two round trips after it many times over; a busy machine gets more, as long as it still changes.
     std::thread::sleep(profile.detection() * 3);
     let mut seen = Seen::default();
-    let settled = wait_until(Duration::from_secs(5), "a settled split", || {
+    let settled = wait_until(Duration::from_secs(10), "a settled split", || {
         let changing = pinger.look(|probes| judge(shape, pinger.flows().len(), probes));
         seen.doubles += changing.doubles;
         seen.probes += changing.probes;
@@ -265,7 +267,7 @@ fn judge(shape: &Shape, flows: usize, probes: &[Probe]) -> Seen {
 }
 
 /// The second part.
-fn hold_through_splits(outcome: &mut Outcome, say: Progress<'_>) -> Result<()> {
+fn hold_through_splits(outcome: &mut Outcome, held: usize, say: Progress<'_>) -> Result<()> {
     let mut table = Table::new(
         "Clean splits of three nodes with a client on each side: established connections with servers of the client's own side, and with those of the other side",
         &[
@@ -283,7 +285,7 @@ fn hold_through_splits(outcome: &mut Outcome, say: Progress<'_>) -> Result<()> {
         clients: 2,
         ..RigConfig::new(3, PROFILES[0])
     })?;
-    for lone in 0..3 {
+    for lone in 0..held.min(3) {
         let mut side = [0; 3];
         side[lone] = 1;
         let shape = Shape::split(&side);

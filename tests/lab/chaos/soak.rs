@@ -18,11 +18,11 @@ const HOGS: usize = 8;
 /// Heartbeats of a hundred that are lost on their way into each node.
 const LOSS: usize = 5;
 
-/// Soaks a farm of 3 and one of 8 nodes for `time` each.
+/// Soaks a farm of each of `sizes` nodes for `time`.
 ///
 /// # Errors
 /// A farm does not start, the loss cannot be set up, or `say` ends the run.
-pub fn run(seed: u64, time: Duration, say: Progress<'_>) -> Result<Outcome> {
+pub fn run(seed: u64, time: Duration, sizes: &[usize], say: Progress<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::new("soak", seed);
     let mut table = Table::new(
         "Nodes declared dead although none was, default pulse",
@@ -36,7 +36,7 @@ pub fn run(seed: u64, time: Duration, say: Progress<'_>) -> Result<Outcome> {
             "longest silence of a flow, ms",
         ],
     );
-    for nodes in [3, 8] {
+    for nodes in sizes.iter().copied() {
         say(&format!("{nodes} nodes, {} s", time.as_secs()))?;
         let rig = Rig::serve(&RigConfig {
             clients: 2,
