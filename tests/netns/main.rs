@@ -6,12 +6,14 @@
 mod chaos;
 mod common;
 mod continuity;
+mod drain;
 mod failover;
 mod host;
 mod instruments;
 mod life;
 mod modules;
 mod refusals;
+mod replay;
 mod serving;
 mod tools;
 mod wire;

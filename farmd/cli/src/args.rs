@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -35,6 +36,9 @@ pub struct Cli {
     /// The module that is meant
     #[arg(short = 'm', long = "module", global = true, value_name = "AM")]
     pub chosen_module: Option<String>,
+    /// Have these nodes do it, one after the other; `*` means all
+    #[arg(short = 'H', long = "on", global = true, value_name = "NODE", value_delimiter = ',')]
+    pub on: Vec<String>,
     /// Folder of cluster.xml, the key and the modules
     #[arg(
         long,
@@ -80,6 +84,14 @@ pub enum Verb {
     Stopstart(CommandArgs),
     /// Stop a module without its graceful pass
     Forcestop(CommandArgs),
+    /// Give a node's share away, and wait until its connections have ended
+    Drain(DrainArgs),
+    /// Take a drained node's share back
+    Undrain(UndrainArgs),
+    /// Change a node's weight at run time
+    Weight(WeightArgs),
+    /// Drain and restart all nodes, one at a time, under load
+    RollingRestart(RollingArgs),
     /// Show the whole farm: state, share and reason of every node
     #[command(visible_alias = "state")]
     Status(StatusArgs),
@@ -136,6 +148,99 @@ pub struct CommandArgs {
     /// Return when the module has reached its new state, although a script asks
     #[arg(long)]
     pub wait: bool,
+}
+
+/// Words of `drain`.
+#[derive(Args, Debug)]
+pub struct DrainArgs {
+    /// The node (this one if not given)
+    pub node: Option<String>,
+    /// Reset the connections that are left after this time
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
+    pub timeout: Duration,
+    /// Only this group
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Drain although no other node would serve
+    #[arg(long)]
+    pub force: bool,
+    /// Return at once; the connections have their time all the same
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// Words of `undrain`.
+#[derive(Args, Debug)]
+pub struct UndrainArgs {
+    /// The node (this one if not given)
+    pub node: Option<String>,
+    /// Only this group
+    #[arg(long)]
+    pub group: Option<String>,
+}
+
+/// Words of `weight`.
+#[derive(Args, Debug)]
+pub struct WeightArgs {
+    /// The node
+    pub node: String,
+    /// 0 to 65535, or `default` for what the configuration says
+    #[arg(value_name = "N", value_parser = weight)]
+    pub weight: Weight,
+    /// Only this group
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Set it to 0 although no other node would serve
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `N` or `default`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Weight(pub Option<u16>);
+
+/// Words of `rolling-restart`.
+#[derive(Args, Debug)]
+pub struct RollingArgs {
+    /// The module (all of them if not given)
+    #[arg(value_name = "AM")]
+    pub module: Option<String>,
+    /// On each node, reset the connections that are left after this time
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
+    pub timeout: Duration,
+}
+
+/// A time such as `90s`, `10m` or `500ms`; a number alone counts seconds. At most a day.
+fn time(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, u64); 5] = [
+        ("ms", 1),
+        ("s", 1000),
+        ("m", 60_000),
+        ("h", 3_600_000),
+        ("d", 86_400_000),
+    ];
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = if unit.is_empty() { "s" } else { unit };
+    let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+    let millis = number
+        .parse::<u64>()
+        .ok()
+        .zip(factor)
+        .and_then(|(n, factor)| n.checked_mul(factor));
+    millis
+        .filter(|millis| *millis <= 86_400_000)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "a time of at most a day is expected, for example 90s, 10m or 1h".to_owned())
+}
+
+fn weight(text: &str) -> Result<Weight, String> {
+    if text == "default" {
+        return Ok(Weight(None));
+    }
+    text.parse()
+        .map(|weight| Weight(Some(weight)))
+        .map_err(|_| "a number from 0 to 65535, or `default`, is expected".to_owned())
 }
 
 /// Words of verbs that need only a module.
@@ -332,4 +437,28 @@ pub struct DemoServerArgs {
     /// File that holds the process id while the server runs
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_weights_are_read_with_their_bounds() {
+        for (text, millis) in [
+            ("90", 90_000),
+            ("90s", 90_000),
+            ("10m", 600_000),
+            ("500ms", 500),
+            ("1d", 86_400_000),
+        ] {
+            assert_eq!(time(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "m", "2d", "10 m", "-1", "1w", "99999999999999999999"] {
+            assert!(time(text).unwrap_err().contains("10m"), "{text}");
+        }
+        assert_eq!(weight("default"), Ok(Weight(None)));
+        assert_eq!(weight("0"), Ok(Weight(Some(0))));
+        assert!(weight("65536").is_err() && weight("-1").is_err());
+    }
 }

@@ -91,8 +91,15 @@ fn no_such_module(module: &ModuleName) -> Failure {
     )
 }
 
-fn is_ready(node: &NodeModuleStatus) -> bool {
+/// It serves its share, and nothing is to be said.
+pub fn is_ready(node: &NodeModuleStatus) -> bool {
     node.state == Some(ModuleState::Up) && node.quality == Some(Quality::Ready) && node.why.is_empty()
+}
+
+/// It serves no share because an administrator has drained it.
+pub fn is_drained(node: &NodeModuleStatus) -> bool {
+    let ready = node.state == Some(ModuleState::Up) && node.quality == Some(Quality::Ready);
+    ready && node.shares.iter().any(|share| share.setting.drained.is_some())
 }
 
 /// 0 if every node of every module is UP Ready and takes part, 3 if no module runs anywhere, else 2.
@@ -159,7 +166,7 @@ fn wait_until(context: &Context, args: &WaitArgs, goal: Goal) -> Result<u8, Fail
         let here = here(&status, &module).ok_or_else(|| no_such_module(&module))?;
         let (state, quality) = (here.state, here.quality);
         let reached = match goal {
-            Goal::Started => is_ready(here),
+            Goal::Started => is_ready(here) || is_drained(here),
             Goal::Stable(goal) => state == Some(goal) && quality != Some(Quality::Transient),
         };
         let shown = match (state, quality) {

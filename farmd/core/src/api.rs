@@ -11,9 +11,14 @@
 //! | `POST /v1/modules/{am}/{verb}` | [`CommandRequest`] | lines of [`Reply`], the last one `done` or `failed`; verbs: `start stop restart stopstart forcestop config deconfig` |
 //! | `POST /v1/modules/{am}/print` | [`PrintRequest`] | lines of [`Reply`] |
 //! | `POST /v1/modules/{am}/resource` | [`ResourceRequest`] | lines of [`Reply`] |
+//! | `POST /v1/drain` | [`DrainRequest`] | lines of [`Reply`]; ends when no connection is left, or were reset |
+//! | `POST /v1/undrain` | [`UndrainRequest`] | lines of [`Reply`]; ends when the share is back |
+//! | `POST /v1/weight` | [`WeightRequest`] | lines of [`Reply`] |
+//! | any `/v1/on/{node}/{rest}` | as `/v1/{rest}` | what that node answers to `/v1/{rest}` |
 //! | `POST /v1/shutdown` | – | lines of [`Reply`]; ends the daemon after all modules stopped |
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -121,8 +126,63 @@ pub struct Share {
     pub buckets: u32,
     /// Buckets there are (4096).
     pub of: u32,
-    /// Buckets that are no longer owned but still carry connections.
+    /// Connections in buckets that are no longer owned.
     pub draining: u32,
+    /// What this node's weight was set to at run time; only of the node that answers.
+    #[serde(default, skip_serializing_if = "ShareSetting::is_default")]
+    pub setting: ShareSetting,
+    /// Whose connections `draining` are, those with the most first, at most [`MAX_CLIENTS`]; only of the node that answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clients: Vec<ClientConnections>,
+}
+
+/// Most clients named beside a number of connections.
+pub const MAX_CLIENTS: usize = 8;
+
+/// Connections of one client address.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClientConnections {
+    /// The client.
+    pub addr: IpAddr,
+    /// How many.
+    pub connections: u32,
+}
+
+/// What an administrator has set for one node's share of one group, over what the configuration says. Kept over restarts.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareSetting {
+    /// Weight instead of the configured one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    /// The node takes no new connections of the group, whatever its weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained: Option<Drained>,
+}
+
+impl ShareSetting {
+    /// True if nothing is set.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The weight in force where `configured` is what the configuration says.
+    pub fn effective(&self, configured: u16) -> u16 {
+        match self.drained {
+            Some(_) => 0,
+            None => self.weight.unwrap_or(configured),
+        }
+    }
+}
+
+/// Who drained, and when.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drained {
+    /// The user, with ` on NODE` after it if another node's.
+    pub by: String,
+    /// Seconds since 1970.
+    pub since: u64,
 }
 
 /// The cluster as seen by one node.
@@ -166,6 +226,53 @@ pub struct CommandRequest {
     pub identity: Option<String>,
     /// Return only when the module has reached its new stable state.
     pub wait: bool,
+}
+
+/// Which shares of a node a command means.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShareScope {
+    /// Only of this module; of every configured one without it.
+    pub module: Option<String>,
+    /// Only of groups with this name; of all without it.
+    pub group: Option<String>,
+}
+
+/// Body of `drain`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DrainRequest {
+    /// What is drained.
+    #[serde(flatten)]
+    pub scope: ShareScope,
+    /// When connections that are left are reset, in milliseconds from now.
+    pub timeout_ms: u64,
+    /// Drain although nobody else would serve.
+    #[serde(default)]
+    pub force: bool,
+    /// Return when the connections have ended; else at once.
+    #[serde(default)]
+    pub wait: bool,
+}
+
+/// Body of `undrain`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct UndrainRequest {
+    /// What gets its share back.
+    #[serde(flatten)]
+    pub scope: ShareScope,
+}
+
+/// Body of `weight`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct WeightRequest {
+    /// Whose weight.
+    #[serde(flatten)]
+    pub scope: ShareScope,
+    /// The weight; `None` for the configured one.
+    pub weight: Option<u16>,
+    /// Set it to 0 although nobody else would serve.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Body of `print`.

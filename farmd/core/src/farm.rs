@@ -7,24 +7,22 @@
 //! ask [`Farm::poll_timeout`] when to come back. The owner loop of the daemon, the simulator and the model
 //! checker all drive this same object.
 
+mod electorate;
+mod transmit;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::api::{ModuleState, Quality};
-use crate::balance::assign::BucketMap;
+use crate::balance::assign::{BucketMap, assign};
 use crate::balance::plan::GroupPlan;
-use crate::config::ClusterConfig;
-use crate::handover::{self, Handover, PeerGroup, Surroundings};
+use crate::config::{ClusterConfig, PartitionPolicy};
+use crate::handover::{self, Closed, Handover, PeerGroup, Surroundings};
 use crate::id::{Epoch, Incarnation, MacAddr, ModuleName, NodeId, NodeSet};
 use crate::membership::{self, Membership};
 use crate::requesters::Requesters;
 use crate::wire::auth::ClusterKey;
-use crate::wire::heartbeat::{BucketSet, Heartbeat, MAX_REQUESTERS, ModuleReport, ParseError, Requester};
-
-/// Most bucket maps in one heartbeat: with the rest of a full report they fit into the largest UDP datagram.
-const MAX_MAPS: usize = 4;
-/// When the maps follow that found no place.
-const MAPS_FOLLOW: Duration = Duration::from_millis(1);
+use crate::wire::heartbeat::{BucketSet, Heartbeat, ModuleReport, ParseError, Requester};
 
 /// What the daemon says of one of its modules.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,8 +41,12 @@ pub struct LocalModule {
     pub shut: bool,
     /// Ethernet address of each service interface.
     pub macs: Vec<MacAddr>,
-    /// Configured weight of this node in each group.
+    /// Weight of this node in each group.
     pub weights: Vec<u16>,
+    /// Which part of a divided farm serves.
+    pub partition: PartitionPolicy,
+    /// The witness of that policy answers this node.
+    pub witness_answers: bool,
 }
 
 /// A change worth a line in the log.
@@ -66,6 +68,13 @@ pub enum Event {
         /// Which module.
         module: ModuleName,
         /// Why; `None` if it may take part again.
+        why: Option<String>,
+    },
+    /// This node stops serving the module because of its part of the farm, or may serve again.
+    Withheld {
+        /// Which module.
+        module: ModuleName,
+        /// Why; `None` if it may serve again.
         why: Option<String>,
     },
     /// A peer tells of requesters this node did not know.
@@ -109,6 +118,7 @@ struct Module {
     local: LocalModule,
     groups: Vec<Handover>,
     kept_out: Option<String>,
+    withheld: Option<String>,
     /// A module that leaves STOP takes part at once, but proposes nothing before this: the others may have
     /// left STOP at the same moment, and neither would wait for the promise of one that it takes to be
     /// stopped.
@@ -128,10 +138,19 @@ pub struct Farm {
     lans: Vec<NodeSet>,
     membership: Membership,
     reports: BTreeMap<NodeId, Vec<ModuleReport>>,
+    /// Ethernet addresses that a peer has told per module; kept while it is in the view, heard or not.
+    macs: BTreeMap<NodeId, Vec<(ModuleName, Vec<MacAddr>)>>,
     modules: BTreeMap<ModuleName, Module>,
     requesters: Requesters,
     seq: u64,
+    /// Counts the heartbeats that go to everybody.
+    beat: u16,
     next_heartbeat: Duration,
+    /// Not before this are heartbeats repeated to `endangered` peers, or to those in `answer`.
+    next_nudge: Duration,
+    nudge_at: Option<Duration>,
+    /// Peers of which a heartbeat came in after some had gone missing: they wait to know that they are heard.
+    answer: NodeSet,
     /// Position, among all groups, of the one whose map is sent first.
     map_turn: usize,
     leaving: bool,
@@ -161,12 +180,17 @@ impl Farm {
             digest: config.digest,
             interval: config.heartbeat_interval,
             lans: lans.collect(),
-            membership: Membership::new(config, this, incarnation, now),
+            membership: Membership::new(config, this, now),
             reports: BTreeMap::new(),
+            macs: BTreeMap::new(),
             modules: BTreeMap::new(),
             requesters: Requesters::default(),
-            seq: 0,
+            seq: transmit::first_seq(incarnation),
+            beat: 0,
             next_heartbeat: now,
+            next_nudge: now,
+            nudge_at: None,
+            answer: NodeSet::EMPTY,
             map_turn: 0,
             leaving: false,
             plan_version: 0,
@@ -183,9 +207,14 @@ impl Farm {
         if usize::from(heartbeat.lan) != lan {
             return Err(Refused::Membership(membership::Refusal::OtherLan));
         }
+        let missed = self.membership.endangered(now).contains(heartbeat.sender);
         self.membership
             .handle_heartbeat(now, lan, &heartbeat)
             .map_err(Refused::Membership)?;
+        if missed {
+            self.answer.insert(heartbeat.sender);
+            self.next_nudge = self.next_nudge.min(now);
+        }
         for requester in &heartbeat.requesters {
             if self.requesters.learn_told(*requester) {
                 self.events.push_back(Event::Learned(*requester));
@@ -193,6 +222,9 @@ impl Farm {
         }
         let same_cluster = self.membership.peer(heartbeat.sender).is_some_and(|p| p.same_cluster());
         if same_cluster {
+            let macs = heartbeat.modules.iter().filter(|m| m.active());
+            let macs = macs.map(|m| (m.name.clone(), m.macs.clone())).collect();
+            self.macs.insert(heartbeat.sender, macs);
             self.reports.insert(heartbeat.sender, heartbeat.modules);
         } else {
             self.reports.remove(&heartbeat.sender);
@@ -252,6 +284,7 @@ impl Farm {
                 if local.state == ModuleState::Stop && module.local.state != ModuleState::Stop {
                     module.groups.iter_mut().for_each(Handover::stop);
                     module.kept_out = None;
+                    module.withheld = None;
                     self.plan_version += 1;
                 }
                 if local.state != ModuleState::Stop && module.local.state == ModuleState::Stop {
@@ -268,6 +301,7 @@ impl Farm {
                         local,
                         groups,
                         kept_out: None,
+                        withheld: None,
                         join_until: now + self.membership.join_time(),
                         joining: true,
                     },
@@ -316,6 +350,7 @@ impl Farm {
         let joined = self.modules.values().filter(|m| m.joining).map(|m| m.join_until);
         joined
             .chain(self.membership.poll_timeout())
+            .chain(self.nudge_at)
             .fold(self.next_heartbeat, Duration::min)
     }
 
@@ -344,11 +379,49 @@ impl Farm {
     /// True once buckets this node gave up are open elsewhere, or nobody is there to open them: the committed
     /// map gives it nothing.
     pub fn is_handed_over(&self, module: &ModuleName) -> bool {
-        self.modules.get(module).is_none_or(|m| {
-            m.groups.iter().all(|g| {
-                g.is_released() && (g.committed() == Epoch::default() || !g.map().owners().contains(self.this))
-            })
+        let groups = self.modules.get(module).map_or(0, |m| m.groups.len());
+        (0..groups).all(|group| self.is_group_handed_over(module, group))
+    }
+
+    /// As [`Self::is_handed_over`], of one group.
+    pub fn is_group_handed_over(&self, module: &ModuleName, group: usize) -> bool {
+        self.group(module, group).is_none_or(|g| {
+            g.is_released() && (g.committed() == Epoch::default() || !g.map().owners().contains(self.this))
         })
+    }
+
+    /// True if the committed map is the one that the weights told by the members of the view lead to, and this node has
+    /// open what it gives: no bucket is about to move.
+    pub fn is_settled(&self, module: &ModuleName, group: usize) -> bool {
+        let Some(local) = self.modules.get(module) else {
+            return true;
+        };
+        let Some(handover) = local.groups.get(group) else {
+            return true;
+        };
+        let out = self.membership.fenced().is_some() || local.kept_out.is_some() || local.withheld.is_some();
+        if out || self.membership.joining() || local.joining {
+            return false;
+        }
+        let view = self.membership.view();
+        let peers = self
+            .reports
+            .iter()
+            .filter(|(peer, _)| view.contains(**peer))
+            .filter_map(|(peer, modules)| {
+                let report = modules.iter().find(|r| r.name == *module)?;
+                let eligible = report.active() && report.digest == local.local.digest;
+                Some((*peer, report.groups.get(group).filter(|_| eligible)?.weight))
+            });
+        let own = if local.local.ready {
+            local.local.weights[group]
+        } else {
+            0
+        };
+        let weights: BTreeMap<NodeId, u16> = peers.chain([(self.this, own)]).filter(|(_, w)| *w > 0).collect();
+        let map = handover.map();
+        let mine = map.counts().get(&self.this).copied().unwrap_or(0) as usize;
+        handover.open_count() == mine && assign(map, &weights) == *map
     }
 
     /// The hand-over of one group, for status.
@@ -359,6 +432,19 @@ impl Farm {
     /// Why this node's module is kept out of the farm, if it is.
     pub fn kept_out(&self, module: &ModuleName) -> Option<&str> {
         self.modules.get(module)?.kept_out.as_deref()
+    }
+
+    /// Why this node does not serve its module although it could: the partition policy forbids it.
+    pub fn withheld(&self, module: &ModuleName) -> Option<&str> {
+        self.modules.get(module)?.withheld.as_deref()
+    }
+
+    /// Ethernet addresses of the service interfaces of `module` at each node in the view that runs it.
+    pub fn macs(&self, module: &ModuleName) -> impl Iterator<Item = (NodeId, &[MacAddr])> {
+        let of = move |macs: &'_ [(ModuleName, Vec<MacAddr>)]| macs.iter().position(|(name, _)| name == module);
+        self.macs
+            .iter()
+            .filter_map(move |(node, macs)| Some((*node, macs[of(macs)?].1.as_slice())))
     }
 
     /// Who is alive.
@@ -383,7 +469,7 @@ impl Farm {
 
     /// The node that proposes maps of `module`.
     pub fn coordinator(&self, module: &ModuleName) -> Option<NodeId> {
-        self.electorate(module).1
+        self.electorate(module).coordinator
     }
 
     fn turn(&mut self, now: Duration) {
@@ -400,6 +486,8 @@ impl Farm {
         }
         let heard = self.membership.heard(now);
         self.reports.retain(|peer, _| heard.contains(*peer));
+        let known = NodeSet::from_bits(heard.bits() | self.membership.view().bits());
+        self.macs.retain(|peer, _| known.contains(*peer));
         let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
         let mut plan_changed = false;
         for name in names {
@@ -413,10 +501,7 @@ impl Farm {
                 .flat_map(|m| &mut m.groups)
                 .for_each(|g| g.planned(version));
         }
-        if now >= self.next_heartbeat {
-            let more = self.send(now);
-            self.next_heartbeat = now + if more { MAPS_FOLLOW } else { self.interval };
-        }
+        self.transmit(now);
     }
 
     /// Lets every group of a module draw its conclusions.
@@ -428,12 +513,12 @@ impl Farm {
             module.joining = false;
             self.next_heartbeat = now;
         }
-        let (reference, coordinator) = self.electorate(name);
+        let electorate = self.electorate(name);
         let Some(module) = self.modules.get(name) else {
             return false;
         };
         let active = module.local.state != ModuleState::Stop;
-        let kept_out = match reference {
+        let kept_out = match electorate.reference {
             Some((node, digest)) if active && digest != module.local.digest => Some(format!(
                 "userconfig.xml differs from that of {} (digest {:016x}, here {:016x})",
                 self.name(node),
@@ -449,15 +534,29 @@ impl Farm {
             });
             self.next_heartbeat = now;
         }
-        let view = self.membership.view();
+        let withheld = self.withheld_by(module, &electorate).filter(|_| active);
+        // Who is told goes on changing with the view; that is worth no line each.
+        if withheld.is_some() != module.withheld.is_some() {
+            self.events.push_back(Event::Withheld {
+                module: name.clone(),
+                why: withheld.clone(),
+            });
+            self.next_heartbeat = now;
+        }
         let shut =
             self.membership.fenced().is_some() || self.paused || kept_out.is_some() || !active || module.local.shut;
+        let closed = match (shut, &withheld) {
+            (true, _) => Closed::Shut,
+            (false, Some(_)) => Closed::Draining,
+            (false, None) => Closed::No,
+        };
         let reports = &self.reports;
         let membership = &self.membership;
         let Some(module) = self.modules.get_mut(name) else {
             return false;
         };
         module.kept_out = kept_out;
+        module.withheld = withheld;
         let mut plan_changed = false;
         let mut send = false;
         for (i, group) in module.groups.iter_mut().enumerate() {
@@ -477,16 +576,17 @@ impl Farm {
                 ))
             });
             let peers: BTreeMap<NodeId, PeerGroup<'_>> = peers.collect();
-            let weight = if module.local.ready && !shut {
+            let weight = if module.local.ready && closed == Closed::No {
                 module.local.weights[i]
             } else {
                 0
             };
             let around = Surroundings {
-                view,
-                coordinator,
+                view: electorate.view,
+                coordinator: electorate.coordinator,
                 weight,
-                shut,
+                closed,
+                unheard: electorate.unheard,
                 peers: &peers,
             };
             let outcome = group.advance(&around);
@@ -503,136 +603,6 @@ impl Farm {
             self.next_heartbeat = now;
         }
         plan_changed
-    }
-
-    /// Whose configuration counts for `module` in this view, and who proposes maps.
-    ///
-    /// The configuration that counts is that of the member with the newest committed map: a newcomer never
-    /// displaces those that serve. If nobody serves yet it is that of the lowest active member.
-    fn electorate(&self, name: &ModuleName) -> (Option<(NodeId, u64)>, Option<NodeId>) {
-        let view = self.membership.view();
-        let mut active: Vec<(NodeId, u64, Epoch, bool)> = self
-            .reports
-            .iter()
-            .filter(|(peer, _)| view.contains(**peer))
-            .filter_map(|(peer, modules)| {
-                let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
-                let committed = report.groups.iter().map(|g| g.committed).max().unwrap_or_default();
-                let joining = self.membership.peer(*peer).is_some_and(|p| p.joining() || p.fenced());
-                Some((*peer, report.digest, committed, joining || report.joining))
-            })
-            .collect();
-        if let Some(module) = self.modules.get(name)
-            && module.local.state != ModuleState::Stop
-            && view.contains(self.this)
-        {
-            let committed = module.groups.iter().map(Handover::committed).max().unwrap_or_default();
-            let joining = self.membership.joining() || module.joining;
-            active.push((self.this, module.local.digest, committed, joining));
-        }
-        active.sort_by_key(|(node, ..)| *node);
-        let newest = active.iter().map(|(_, _, committed, _)| *committed).max();
-        let reference = active
-            .iter()
-            .find(|(_, _, committed, _)| Some(*committed) == newest)
-            .map(|(n, d, ..)| (*n, *d));
-        let coordinator = active
-            .iter()
-            .find(|(_, digest, _, joining)| !joining && reference.is_some_and(|(_, d)| d == *digest))
-            .map(|(n, ..)| *n);
-        (reference, coordinator)
-    }
-
-    /// Sends the node's state to all peers; true if some maps found no place and should follow soon.
-    fn send(&mut self, now: Duration) -> bool {
-        let mut maps = 0;
-        let mut left_out = false;
-        let mut modules: Vec<ModuleReport> = self.report_modules();
-        // Groups whose maps found no place last time come first now.
-        let groups: usize = modules.iter().map(|m| m.groups.len()).sum();
-        let turn = self.map_turn;
-        let mut last = turn;
-        for step in 0..groups {
-            let index = (turn + step) % groups;
-            let group = modules.iter_mut().flat_map(|m| &mut m.groups).nth(index);
-            let Some(group) = group.filter(|g| g.map.is_some()) else {
-                continue;
-            };
-            if maps < MAX_MAPS {
-                maps += 1;
-                last = index + 1;
-            } else {
-                group.map = None;
-                left_out = true;
-            }
-        }
-        self.map_turn = last.checked_rem(groups).unwrap_or(0);
-        let mut heartbeat = Heartbeat {
-            sender: self.this,
-            lan: 0,
-            // "Accepts nothing" is true only once the data plane has closed too.
-            fenced: self.membership.fenced().is_some() && self.modules.keys().all(|name| self.is_released(name)),
-            leaving: self.leaving,
-            joining: self.membership.joining(),
-            incarnation: self.incarnation,
-            seq: 0,
-            cluster_digest: self.digest,
-            hears: self.membership.hears(now),
-            excludes: self.membership.excluded(),
-            modules,
-            requesters: Vec::new(),
-        };
-        heartbeat.requesters = self.requesters.next(MAX_REQUESTERS);
-        self.seq += 1;
-        heartbeat.seq = self.seq;
-        for (lan, to) in self.lans.iter().enumerate().filter(|(_, to)| !to.is_empty()) {
-            heartbeat.lan = lan as u8;
-            self.transmits.push_back(Transmit {
-                lan,
-                to: *to,
-                payload: heartbeat.emit(&self.key),
-            });
-        }
-        left_out
-    }
-
-    /// What to say of each module.
-    fn report_modules(&self) -> Vec<ModuleReport> {
-        let reports = self.modules.iter().map(|(name, module)| {
-            let groups = module.groups.iter().enumerate().map(|(i, group)| {
-                let ready = module.local.ready && module.kept_out.is_none() && self.membership.fenced().is_none();
-                let weight = if ready { module.local.weights[i] } else { 0 };
-                group.report(weight, self.must_teach(name, i, group))
-            });
-            ModuleReport {
-                name: name.clone(),
-                digest: module.local.digest,
-                state: module.local.state,
-                quality: module.local.quality,
-                joining: module.joining,
-                why: module.kept_out.clone().unwrap_or_else(|| module.local.why.clone()),
-                macs: module.local.macs.clone(),
-                groups: groups.collect(),
-            }
-        });
-        reports.collect()
-    }
-
-    /// True if a member lacks this group's committed map and this node is the lowest that has it.
-    fn must_teach(&self, name: &ModuleName, index: usize, group: &Handover) -> bool {
-        let mine = group.committed();
-        let view = self.membership.view();
-        let peers = || {
-            self.reports
-                .iter()
-                .filter(|(n, _)| view.contains(**n))
-                .filter_map(|(n, modules)| {
-                    let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
-                    report.groups.get(index).map(|g| (*n, g))
-                })
-        };
-        peers().any(|(_, g)| g.committed < mine && g.promised != mine)
-            && !peers().any(|(n, g)| n < self.this && g.committed == mine)
     }
 
     fn name(&self, node: NodeId) -> &str {

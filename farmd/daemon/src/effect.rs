@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use farm_core::api::Reply;
+use farm_core::balance::plan::Plan;
 use farm_core::config::{ClusterConfig, ModuleConfig};
 use farm_core::id::ModuleName;
-use farm_sys::sock_diag::SockDiag;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::admission::Other;
@@ -20,8 +20,11 @@ use crate::checker::CheckerSet;
 use crate::event::{Event, EventSender};
 use crate::host::Host;
 use crate::journal::Journal;
+use crate::reset;
 use crate::script::{Folders, ScriptHandle, ScriptRequest, ScriptRunner};
+use crate::shares::Shares;
 use crate::store;
+use crate::witness::Witness;
 
 /// How often service interfaces are looked at: a lost link moves the share in well under a second.
 const LINK_INTERVAL: Duration = Duration::from_millis(100);
@@ -56,6 +59,15 @@ pub enum Effect {
     },
     /// End all probes of the module.
     StopCheckers(ModuleName),
+    /// Ask this witness for the module, or nobody.
+    WatchWitness {
+        /// Whose.
+        module: ModuleName,
+        /// Whom.
+        addr: Option<IpAddr>,
+    },
+    /// Whether all nodes are together: witnesses are asked often while they are not.
+    Whole(bool),
     /// Reset the TCP connections whose local address is one of these.
     ResetConnections {
         /// For the log.
@@ -90,6 +102,22 @@ pub enum Effect {
         /// It is.
         started: bool,
     },
+    /// Keep what was set for the shares.
+    KeepShares {
+        /// The command that waits for it.
+        job: u64,
+        /// All of it.
+        shares: Shares,
+    },
+    /// Reset the connections in buckets that are not this node's.
+    ResetHeld {
+        /// The drain that asks.
+        job: u64,
+        /// By which buckets are judged.
+        plan: Arc<Plan>,
+        /// Of these groups, by position in the plan.
+        groups: Vec<usize>,
+    },
     /// End the task, and with it the daemon.
     Exit,
 }
@@ -115,6 +143,8 @@ impl Executor {
     pub async fn run(mut self, mut effects: UnboundedReceiver<Effect>) {
         let mut scripts: BTreeMap<ModuleName, ScriptHandle> = BTreeMap::new();
         let mut checkers: BTreeMap<ModuleName, CheckerSet> = BTreeMap::new();
+        let mut whole = false;
+        let mut witnesses: BTreeMap<ModuleName, Witness> = BTreeMap::new();
         let mut links = tokio::time::interval(LINK_INTERVAL);
         links.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
@@ -152,6 +182,20 @@ impl Executor {
                     checkers.insert(module, set);
                 }
                 Effect::StopCheckers(module) => drop(checkers.remove(&module)),
+                Effect::WatchWitness { module, addr } => {
+                    // The one before ends first.
+                    witnesses.remove(&module);
+                    if let Some(addr) = addr {
+                        let runtime = tokio::runtime::Handle::current();
+                        let witness = Witness::start(&runtime, module.clone(), addr, self.events.clone());
+                        witness.set_whole(whole);
+                        witnesses.insert(module, witness);
+                    }
+                }
+                Effect::Whole(now) => {
+                    whole = now;
+                    witnesses.values().for_each(|witness| witness.set_whole(now));
+                }
                 Effect::ResetConnections { module, vips } => self.reset_connections(&module, &vips),
                 Effect::Configure {
                     module,
@@ -195,6 +239,14 @@ impl Executor {
                         );
                     }
                 }
+                Effect::KeepShares { job, shares } => {
+                    let result = shares.save(&self.folders.var).map_err(|e| e.to_string());
+                    self.events.send(Event::SharesKept { job, result });
+                }
+                Effect::ResetHeld { job, plan, groups } => {
+                    let result = reset::held(&plan, &groups).map_err(|e| e.to_string());
+                    self.events.send(Event::HeldReset { job, result });
+                }
                 Effect::Exit => return,
             }
         }
@@ -229,21 +281,7 @@ impl Executor {
 
     /// Clients of a VIP that goes away learn so at once instead of waiting for an answer.
     fn reset_connections(&self, module: &ModuleName, vips: &[IpAddr]) {
-        let result = SockDiag::open().and_then(|mut diag| {
-            let sockets = diag.tcp_sockets(vips)?;
-            let mut failed = None;
-            let mut count = 0;
-            for socket in &sockets {
-                match diag.destroy(socket) {
-                    Ok(()) => count += 1,
-                    // It has ended by itself meanwhile.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                    Err(error) => failed = Some(error),
-                }
-            }
-            failed.map_or(Ok(count), Err)
-        });
-        match result {
+        match reset::all(vips) {
             Ok(0) => {}
             Ok(count) => self
                 .journal

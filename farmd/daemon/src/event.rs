@@ -8,7 +8,10 @@
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use farm_core::api::{ClusterStatus, CommandRequest, FarmStatus, PrintRequest, Reply, ResourceRequest};
+use farm_core::api::{
+    ClientConnections, ClusterStatus, CommandRequest, DrainRequest, FarmStatus, PrintRequest, Reply, ResourceRequest,
+    UndrainRequest, WeightRequest,
+};
 use farm_core::id::ModuleName;
 use farm_core::module::state::{Script, ScriptOutcome};
 use farm_sys::event_fd::EventFd;
@@ -65,10 +68,17 @@ pub enum Event {
     PlanApplied {
         /// The plan's number.
         version: u64,
-        /// Buckets per group (position in the plan) in which this host has connections but which it does not own.
-        held: Vec<Vec<u16>>,
-        /// Connections in those buckets, per group.
-        connections: Vec<u32>,
+        /// What this host has of each group (position in the plan) in buckets that it does not own.
+        held: Vec<HeldGroup>,
+    },
+    /// The witness of a module's partition policy answers, or no longer.
+    Witness {
+        /// Whose.
+        module: ModuleName,
+        /// It answers.
+        answers: bool,
+        /// What was seen.
+        detail: String,
     },
     /// A requester of a VIP's address was seen.
     Requester(farm_core::wire::heartbeat::Requester),
@@ -94,11 +104,38 @@ pub enum Event {
         /// Who waits for it.
         replies: tokio::sync::mpsc::UnboundedSender<Reply>,
     },
+    /// A command about this node's shares.
+    Share(ShareCommand),
+    /// What was set for the shares is on the disk, or not.
+    SharesKept {
+        /// The command that made it so.
+        job: u64,
+        /// Why it will not outlast a restart.
+        result: Result<(), String>,
+    },
+    /// The answer to [`Effect::ResetHeld`](crate::effect::Effect::ResetHeld).
+    HeldReset {
+        /// The drain that asked.
+        job: u64,
+        /// Connections that were reset, or why not all were.
+        result: Result<u32, String>,
+    },
     /// SIGTERM or SIGINT.
     Shutdown {
         /// Which signal or command.
         by: String,
     },
+}
+
+/// Connections of one group in buckets that this host does not own.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HeldGroup {
+    /// The buckets.
+    pub buckets: Vec<u16>,
+    /// Connections in them.
+    pub connections: u32,
+    /// Whose they are: those with the most, at most [`farm_core::api::MAX_CLIENTS`].
+    pub clients: Vec<ClientConnections>,
 }
 
 /// A command and where its replies go.
@@ -110,6 +147,28 @@ pub struct Command {
     pub verb: Verb,
     /// Replies; the last one is `Done` or `Failed`. Dropped replies are not missed.
     pub replies: tokio::sync::mpsc::UnboundedSender<Reply>,
+}
+
+/// A command about this node's shares, and where its replies go.
+#[derive(Debug)]
+pub struct ShareCommand {
+    /// What to do.
+    pub verb: ShareVerb,
+    /// Who asks, for the log and the status.
+    pub by: String,
+    /// As in [`Command`].
+    pub replies: tokio::sync::mpsc::UnboundedSender<Reply>,
+}
+
+/// What a command about shares asks for.
+#[derive(Debug)]
+pub enum ShareVerb {
+    /// Take no new connections, and end those that are left at a deadline.
+    Drain(DrainRequest),
+    /// Take new connections again.
+    Undrain(UndrainRequest),
+    /// Take another share.
+    Weight(WeightRequest),
 }
 
 /// What a command asks for.

@@ -13,8 +13,12 @@ pub mod host;
 pub mod incarnation;
 pub mod journal;
 pub mod node;
+pub mod remote;
+pub mod reset;
 #[cfg(test)]
 mod scratch;
 pub mod script;
+pub mod shares;
 pub mod start;
 pub mod store;
+pub mod witness;

@@ -8,6 +8,7 @@
 mod command;
 mod module;
 mod publish;
+mod share;
 mod status;
 
 use std::collections::BTreeMap;
@@ -30,11 +31,13 @@ use tracing::{debug, info, warn};
 
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::Effect;
-use crate::event::{Event, Query};
+use crate::event::{Event, HeldGroup, Query};
 use crate::host::HostVip;
 use crate::journal::Journal;
+use crate::shares::Shares;
 use module::LocalModule;
 use publish::Published;
+use share::ShareDesk;
 
 /// Priority of the owner loop among real-time threads: above ordinary ones, below the kernel's own.
 const REALTIME_PRIORITY: u8 = 20;
@@ -52,6 +55,8 @@ const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What the loop is made of.
 pub struct Parts {
+    /// When the time of the loop and of its plans began.
+    pub start: Instant,
     /// The cluster.
     pub cluster: ClusterConfig,
     /// Its key.
@@ -74,10 +79,14 @@ pub struct Parts {
     pub lease: Arc<Lease>,
     /// The packet path's counters.
     pub counters: Arc<Counters>,
+    /// Counters of commands of other nodes.
+    pub command_counters: Arc<crate::remote::Counters>,
     /// Module logs.
     pub journal: Journal,
     /// Modules with an active copy.
     pub modules: Vec<(ModuleName, ModuleConfig, bool)>,
+    /// What was set for this node's shares.
+    pub shares: Shares,
     /// Things the administrator should know.
     pub warnings: Vec<String>,
 }
@@ -107,9 +116,11 @@ pub struct Node {
     /// How long a plan may be worked with after the last turn of this loop.
     lease_time: Duration,
     counters: Arc<Counters>,
+    command_counters: Arc<crate::remote::Counters>,
     journal: Journal,
     warnings: Vec<String>,
     published: Published,
+    desk: ShareDesk,
     refused: BTreeMap<&'static str, u64>,
     strangers: BTreeMap<IpAddr, Stranger>,
     sent: u64,
@@ -118,6 +129,8 @@ pub struct Node {
     received: u64,
     pauses: u64,
     last_turn: Duration,
+    /// All nodes are together, as the executor knows it.
+    whole: bool,
     /// Nothing may be accepted before the data plane works with this plan.
     fenced_until: Option<u64>,
     /// Since when the data plane has not confirmed the newest plan.
@@ -129,16 +142,11 @@ pub struct Node {
 impl Node {
     /// A node that starts now.
     pub fn new(parts: Parts) -> Self {
-        let farm = Farm::new(
-            &parts.cluster,
-            parts.key.clone(),
-            parts.this,
-            parts.incarnation,
-            Duration::ZERO,
-        );
+        let now = parts.start.elapsed();
+        let farm = Farm::new(&parts.cluster, parts.key.clone(), parts.this, parts.incarnation, now);
         let lease_time = parts.cluster.detection_time() - parts.cluster.heartbeat_interval;
         let mut node = Self {
-            start: Instant::now(),
+            start: parts.start,
             published: Published::new(parts.this, parts.key.hash_seed()),
             cluster: parts.cluster,
             this: parts.this,
@@ -152,8 +160,10 @@ impl Node {
             lease: parts.lease,
             lease_time,
             counters: parts.counters,
+            command_counters: parts.command_counters,
             journal: parts.journal,
             warnings: parts.warnings,
+            desk: ShareDesk::new(parts.shares),
             refused: BTreeMap::new(),
             strangers: BTreeMap::new(),
             sent: 0,
@@ -161,7 +171,8 @@ impl Node {
             send_failed: 0,
             received: 0,
             pauses: 0,
-            last_turn: Duration::ZERO,
+            last_turn: now,
+            whole: false,
             fenced_until: None,
             unconfirmed_since: None,
             ending: false,
@@ -170,7 +181,7 @@ impl Node {
         for (name, config, start) in parts.modules {
             node.adopt(name.clone(), config);
             if start && let Some(module) = node.modules.get_mut(&name) {
-                module.boot_at = Some(module.config.service.boot_delay);
+                module.boot_at = Some(now + module.config.service.boot_delay);
             }
         }
         node
@@ -212,7 +223,11 @@ impl Node {
             .modules
             .values()
             .flat_map(|m| [m.machine.poll_timeout(), m.boot_at]);
-        let deadline = machines.flatten().chain([self.farm.poll_timeout()]).min();
+        let deadline = machines
+            .flatten()
+            .chain(self.share_timeout())
+            .chain([self.farm.poll_timeout()])
+            .min();
         let timeout = deadline.map(|at| at.saturating_sub(self.now()));
         if let Err(error) = farm_sys::poll::wait_readable(&fds, timeout) {
             warn!(%error, "poll failed");
@@ -341,11 +356,12 @@ impl Node {
                 self.published.touch();
                 self.tell(&module, ModuleEvent::VipGone(problems));
             }
-            Event::PlanApplied {
-                version,
-                held,
-                connections,
-            } => self.handle_applied(now, version, &held, &connections),
+            Event::PlanApplied { version, held } => self.handle_applied(now, version, held),
+            Event::Witness {
+                module,
+                answers,
+                detail,
+            } => self.handle_witness(&module, answers, &detail),
             Event::Requester(requester) => self.farm.learn_requester(requester),
             Event::Configured {
                 module,
@@ -359,6 +375,9 @@ impl Node {
                 result,
                 replies,
             } => self.handle_deconfigured(&module, &by, result, &replies),
+            Event::Share(command) => self.handle_share(command),
+            Event::SharesKept { job, result } => self.handle_shares_kept(job, result),
+            Event::HeldReset { job, result } => self.handle_held_reset(job, result),
             Event::Shutdown { by } => self.shut_down(&by),
         }
     }
@@ -373,7 +392,7 @@ impl Node {
         self.tell(module, ModuleEvent::VipReady(result));
     }
 
-    fn handle_applied(&mut self, now: Duration, version: u64, held: &[Vec<u16>], connections: &[u32]) {
+    fn handle_applied(&mut self, now: Duration, version: u64, held: Vec<HeldGroup>) {
         if self.fenced_until.is_some_and(|fenced| fenced <= version) {
             self.fenced_until = None;
         }
@@ -382,11 +401,14 @@ impl Node {
         let Some((farm_version, groups)) = self.published.applied(version) else {
             return;
         };
-        let held = groups.into_iter().enumerate().map(|(i, key)| {
-            let buckets: BucketSet = held.get(i).into_iter().flatten().map(|b| usize::from(*b)).collect();
-            (key, (buckets, connections.get(i).copied().unwrap_or(0)))
+        let mut clients = BTreeMap::new();
+        let held = groups.into_iter().zip(held).map(|(key, held)| {
+            let buckets: BucketSet = held.buckets.iter().map(|b| usize::from(*b)).collect();
+            clients.insert(key.clone(), held.clients);
+            (key, (buckets, held.connections))
         });
         let held = held.collect();
+        self.desk.counted(clients);
         self.farm.handle_applied(now, farm_version, held);
     }
 
@@ -442,10 +464,16 @@ impl Node {
     /// Everything that follows from what the turn has changed.
     fn finish_turn(&mut self) {
         let now = self.now();
+        self.watch_shares();
         self.notice_handed_over();
         self.report_modules(now);
         self.publish();
         self.log_farm_events();
+        let whole = self.farm.membership().view().len() == self.cluster.nodes.len();
+        if whole != self.whole {
+            self.whole = whole;
+            self.queue(Effect::Whole(whole));
+        }
         if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
             self.farm.leave(now);
             self.left = Some(now);
@@ -481,23 +509,19 @@ impl Node {
     }
 
     fn shut_down(&mut self, by: &str) {
+        let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
         if self.ending {
+            // Asked twice: connections get no more time.
+            names.iter().for_each(|name| self.cut_stop_drain_short(name));
             return;
         }
         info!(by, "shutting down");
         self.ending = true;
-        let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
         for name in names {
             if let Some(module) = self.modules.get_mut(&name) {
                 module.boot_at = None;
             }
-            self.tell(
-                &name,
-                ModuleEvent::Stop {
-                    by: by.to_owned(),
-                    identity: None,
-                },
-            );
+            self.stop_module(&name, by.to_owned(), None);
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod arp_socket;
 pub mod caps;
 pub mod conntrack;
 pub mod event_fd;
+pub mod icmp;
 pub mod interface;
 pub mod netlink;
 mod netlink_message;

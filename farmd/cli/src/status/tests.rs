@@ -10,6 +10,8 @@ fn share(group: &str, buckets: u32, draining: u32) -> Share {
         buckets,
         of: 4096,
         draining,
+        setting: farm_core::api::ShareSetting::default(),
+        clients: Vec::new(),
     }
 }
 

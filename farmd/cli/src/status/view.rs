@@ -84,6 +84,9 @@ fn module_rows(module: &ModuleStatus, this: &str, style: Style, verbose: bool) -
     }
     text.push_str(&table.render(style, "  "));
 
+    if verbose {
+        text.push_str(&settings(module, this));
+    }
     if verbose && !module.resources.is_empty() {
         let mut table = Table::new(["RESOURCE", "VALUE"]);
         for (name, value) in &module.resources {
@@ -95,6 +98,31 @@ fn module_rows(module: &ModuleStatus, this: &str, style: Style, verbose: bool) -
             table.row([name.as_str().into(), Cell::new(value.as_str(), paint)]);
         }
         text.push_str(&table.render(style, "  "));
+    }
+    text
+}
+
+/// What was set for this node's shares at run time, and whose connections are left in what it gave away.
+fn settings(module: &ModuleStatus, this: &str) -> String {
+    let mut text = String::new();
+    let shares = module
+        .nodes
+        .iter()
+        .filter(|node| node.node == this)
+        .flat_map(|node| &node.shares);
+    for share in shares {
+        let group = &share.group;
+        if let Some(weight) = share.setting.weight {
+            let _ = writeln!(text, "  group {group}: weight {weight}, set at run time");
+        }
+        if !share.clients.is_empty() {
+            let named: Vec<String> = share
+                .clients
+                .iter()
+                .map(|c| format!("{} ({})", c.addr, c.connections))
+                .collect();
+            let _ = writeln!(text, "  group {group}: connections left of {}", named.join(", "));
+        }
     }
     text
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::check;
@@ -18,7 +19,7 @@ use super::report::{Report, Source, Span, Wrong, one_of, quote};
 use super::value::{self, Unit};
 use super::vip;
 use super::xml::{self, Element};
-use super::{Boot, ClusterConfig, ModuleConfig, ServiceConfig, UserConfig};
+use super::{Boot, ClusterConfig, ModuleConfig, PartitionPolicy, ServiceConfig, UserConfig};
 
 /// Default of the time limits of scripts.
 const SCRIPT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -107,7 +108,7 @@ fn module(
             "farm", "vip", "user", "vhost", "errd", "check", "failover", "heart", "rfs",
         ],
     );
-    let lans = farm(report, &node, &parts, mode, cluster);
+    let farm = farm(report, &node, &parts, mode, cluster);
     let vip = match parts.one(report, "vip") {
         Some(child) => {
             let vip = vip::decode(report, child, cluster);
@@ -145,7 +146,9 @@ fn module(
     let mut config = ModuleConfig {
         macros,
         service,
-        lans,
+        lans: farm.lans,
+        partition: farm.partition,
+        witness: farm.witness,
         vip,
         user,
         tcp_checkers,
@@ -201,14 +204,21 @@ fn service_attributes(report: &mut Report<'_>, node: &Node<'_>, mode: Option<Mod
     }
 }
 
-/// The lans of `<farm>`.
+/// What `<farm>` says.
+#[derive(Default)]
+struct Farm {
+    lans: Vec<String>,
+    partition: PartitionPolicy,
+    witness: Option<IpAddr>,
+}
+
 fn farm(
     report: &mut Report<'_>,
     service: &Node<'_>,
     parts: &Children<'_>,
     mode: Option<Mode>,
     cluster: Option<&ClusterConfig>,
-) -> Vec<String> {
+) -> Farm {
     let Some(child) = parts.one(report, "farm") else {
         if mode == Some(Mode::Farm) {
             let wrong = Wrong::new("a farm module has no `<farm>`");
@@ -217,12 +227,9 @@ fn farm(
                 wrong.hint("`<farm><lan name=\"default\"/></farm>` is expected in it"),
             );
         }
-        return Vec::new();
+        return Farm::default();
     };
-    let node = child.open(
-        report,
-        &["port", "pulse", "mlost_count", "slost_count", "partition", "witness"],
-    );
+    let node = child.open(report, &["port", "pulse", "mlost_count", "slost_count", "partition"]);
     let fits = [
         node.read(report, "port", value::port).is_some(),
         node.duration(report, "pulse", Unit::Milli, 1..=60_000).is_some(),
@@ -239,15 +246,8 @@ fn farm(
             node.warning(report, name, wrong.hint("it is set in cluster.xml"));
         }
     }
-    const PARTITION: [(&str, bool); 3] = [("serve", false), ("majority", true), ("witness", true)];
-    if node.read(report, "partition", value::word(&PARTITION)) == Some(true) {
-        let wrong = Wrong::new("`partition` has no effect: both sides of a partition serve");
-        node.warning(report, "partition", wrong);
-    }
-    if node.read(report, "witness", value::host_addr).is_some() {
-        node.inert(report, "witness");
-    }
-    let children = node.children(report, &["lan"]);
+    let children = node.children(report, &["lan", "witness"]);
+    let (partition, witness) = partition(report, &node, &children);
     children.need(report, "lan");
     let mut lans: Vec<(String, Span)> = Vec::new();
     for child in children.all("lan") {
@@ -283,9 +283,46 @@ fn farm(
     }
     if mode == Some(Mode::Light) {
         node.element_warning(report, Wrong::new("`<farm>` has no effect in a light module"));
-        return Vec::new();
+        return Farm::default();
     }
-    lans.into_iter().map(|(name, _)| name).collect()
+    Farm {
+        lans: lans.into_iter().map(|(name, _)| name).collect(),
+        partition,
+        witness,
+    }
+}
+
+/// Which part of a divided farm serves, and who is asked.
+fn partition(report: &mut Report<'_>, node: &Node<'_>, children: &Children<'_>) -> (PartitionPolicy, Option<IpAddr>) {
+    const POLICIES: [(&str, PartitionPolicy); 3] = [
+        ("serve", PartitionPolicy::Serve),
+        ("majority", PartitionPolicy::Majority),
+        ("witness", PartitionPolicy::Witness),
+    ];
+    let policy = node
+        .read(report, "partition", value::word(&POLICIES))
+        .unwrap_or_default();
+    let child = children.one(report, "witness");
+    let Some(child) = child else {
+        if policy == PartitionPolicy::Witness {
+            let wrong = Wrong::new("`partition=\"witness\"` names no witness");
+            node.error(
+                report,
+                "partition",
+                wrong.hint("`<witness addr=\"…\"/>` is expected in `<farm>`: an address outside the farm that answers ping, such as the gateway"),
+            );
+        }
+        return (policy, None);
+    };
+    let witness = child.open(report, &["addr"]);
+    witness.children(report, &[]);
+    let addr = witness.need(report, "addr", value::host_addr);
+    if policy != PartitionPolicy::Witness {
+        let wrong = Wrong::new("`<witness>` has no effect");
+        witness.element_warning(report, wrong.hint("it is asked with `partition=\"witness\"` only"));
+        return (policy, None);
+    }
+    (policy, addr)
 }
 
 /// Reports the name of a node or lan that `cluster.xml` does not have.
@@ -381,6 +418,9 @@ fn canonical(config: &ModuleConfig, mode: Option<Mode>) -> String {
     let _ = writeln!(out, "mode {mode:?}");
     for lan in &config.lans {
         let _ = writeln!(out, "lan {lan:?}");
+    }
+    if config.partition != PartitionPolicy::Serve {
+        let _ = writeln!(out, "partition {:?}", config.partition);
     }
     if let Some(vip) = &config.vip {
         vip::canonical(vip, &mut out);

@@ -68,7 +68,8 @@ fn survives(text: &str) {
         module::expand("f", text, &env).map(|_| Vec::new()),
     ];
     let spent = start.elapsed();
-    assert!(spent < Duration::from_secs(5), "{spent:?} for {} bytes", text.len());
+    // A second is usual for the largest; what grows with the square of the length takes hours.
+    assert!(spent < Duration::from_secs(120), "{spent:?} for {} bytes", text.len());
     for outcome in outcomes {
         let refused = outcome.is_err();
         let found = outcome.unwrap_or_else(|found| found);

@@ -12,7 +12,7 @@ use super::plane::Plane;
 use super::promises::Breach;
 use crate::api::{ModuleState, Quality};
 use crate::balance::plan::GroupPlan;
-use crate::config::{ClusterConfig, cluster};
+use crate::config::{ClusterConfig, PartitionPolicy, cluster};
 use crate::farm::{Event, Farm, LocalModule};
 use crate::id::{Incarnation, MacAddr, ModuleName, NodeId};
 use crate::wire::auth::ClusterKey;
@@ -184,6 +184,8 @@ impl Sim {
             shut: false,
             macs: vec![MacAddr([2, 0, 0, 0, 0, 1])],
             weights: vec![1],
+            partition: PartitionPolicy::Serve,
+            witness_answers: false,
         };
         let node = |_| Node {
             farm: None,

@@ -42,6 +42,17 @@ pub struct PeerGroup<'a> {
     pub report: &'a GroupReport,
 }
 
+/// Whether a node keeps its buckets closed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Closed {
+    /// No.
+    No,
+    /// It takes nothing new; its connections go on.
+    Draining,
+    /// Everything: it is fenced, kept out, or stopped.
+    Shut,
+}
+
 /// What is around at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings<'a> {
@@ -51,8 +62,10 @@ pub struct Surroundings<'a> {
     pub coordinator: Option<NodeId>,
     /// This node's weight, 0 while it is not ready.
     pub weight: u16,
-    /// This node must keep everything closed: it is fenced, or kept out.
-    pub shut: bool,
+    /// This node must keep everything closed.
+    pub closed: Closed,
+    /// A member that runs the module is not heard here: what it holds is not known.
+    pub unheard: bool,
     /// Every peer that is heard and has the module active, in the view or not.
     pub peers: &'a BTreeMap<NodeId, PeerGroup<'a>>,
 }
@@ -129,10 +142,12 @@ pub struct Handover {
     held: BucketSet,
     held_connections: u32,
     pending: Option<Pending>,
-    /// The data plane may still have open what is closed here, until it works with this plan; `Some(None)`
-    /// until the plan has its number.
+    /// The data plane may still have open what is closed here, or not yet keep requests for what is to be opened, until it works
+    /// with this plan; `Some(None)` until the plan has its number.
     closing: Option<Option<u64>>,
     shut: bool,
+    /// While shut, connections go on.
+    draining: bool,
     /// What each peer holds, and from it who holds each bucket.
     held_by: BTreeMap<NodeId, BucketSet>,
     holders: BTreeMap<usize, NodeSet>,
@@ -157,6 +172,7 @@ impl Handover {
             pending: None,
             closing: None,
             shut: false,
+            draining: false,
             held_by: BTreeMap::new(),
             holders: BTreeMap::new(),
             wanted: None,
@@ -176,13 +192,19 @@ impl Handover {
             ]
         });
         self.highest = seen.fold(self.highest, Epoch::max);
-        if around.shut || (self.shut && self.closing.is_some()) {
+        if around.closed != Closed::No || (self.shut && self.closing.is_some()) {
+            if around.closed != Closed::No {
+                let draining = around.closed == Closed::Draining;
+                outcome.plan_changed |= draining != self.draining;
+                self.draining = draining;
+            }
             self.shut_all(&mut outcome);
             self.learn(around, &mut outcome);
             return outcome;
         }
         if self.shut {
             self.shut = false;
+            self.draining = false;
             outcome.send = true;
             self.committed = Epoch::default();
             outcome.plan_changed |= !self.held.is_empty();
@@ -289,7 +311,7 @@ impl Handover {
         let mut plan = GroupPlan::closed(name);
         plan.owners = self.map.clone();
         plan.holders.clone_from(&self.holders);
-        if self.shut {
+        if self.shut && !self.draining {
             return plan;
         }
         plan.next = self
@@ -435,6 +457,13 @@ impl Handover {
                 lost: lost.len(),
             });
             self.close(lost);
+            self.closing = Some(None);
+        }
+        // Who gives up a bucket sends on what it has kept when the map is committed, and drops what comes later: by then the data plane
+        // here must be keeping requests for it. What a node outside the view had needs no wait: nobody is there to give it up.
+        let taken = |i: usize| map.owns(self.this, i) && !self.open.contains(i);
+        let given_up = |i: usize| self.map.owner_at(i).is_none_or(|n| n == self.this || view.contains(n));
+        if (0..BUCKETS).any(|i| taken(i) && given_up(i)) {
             self.closing = Some(None);
         }
         // An earlier release that the data plane has not confirmed yet has to be waited for too.
@@ -604,11 +633,12 @@ impl Handover {
             outcome.plan_changed = true;
         }
         // A peer's word on what it holds counts only if it was given after it released what was opened here.
-        let all_released = around
-            .peers
-            .values()
-            .filter(|p| p.eligible && !p.fenced)
-            .all(|p| p.report.promised >= self.guarded_at);
+        let all_released = !around.unheard
+            && around
+                .peers
+                .values()
+                .filter(|p| p.eligible && !p.fenced)
+                .all(|p| p.report.promised >= self.guarded_at);
         if all_released && !self.guarded.is_empty() {
             let left: BucketSet = self.guarded.iter().filter(|i| self.holders.contains_key(i)).collect();
             if left != self.guarded {

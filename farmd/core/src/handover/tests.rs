@@ -53,7 +53,8 @@ impl Farm {
             view: self.view,
             coordinator: self.view.first(),
             weight: self.weights[i],
-            shut,
+            closed: if shut { Closed::Shut } else { Closed::No },
+            unheard: false,
             peers: &peers,
         };
         let outcome = self.nodes[i].advance(&around);
@@ -134,6 +135,11 @@ fn a_bucket_is_opened_by_the_winner_only_after_the_losers_data_plane_has_closed_
         "{:?}",
         proposed.events
     );
+    // The winner's data plane must keep requests for these buckets before the loser gives them up.
+    let epoch = farm.nodes[0].pending.as_ref().map(|p| p.epoch);
+    assert_ne!(Some(farm.nodes[0].promised), epoch, "its plan is not in force");
+    farm.applied(0, &[]);
+    assert_eq!(Some(farm.nodes[0].promised), epoch);
     farm.tell(0);
     let released = farm.advance(1);
     assert!(
@@ -295,8 +301,9 @@ fn a_superseded_proposal_is_never_opened() {
     farm.advance(0);
     farm.tell(0);
     farm.advance(1);
+    farm.applied(1, &[]);
     let first = farm.nodes[1].report(1, false).promised;
-    assert!(first > settled, "node 1 loses nothing and promises at once");
+    assert!(first > settled, "node 1 loses nothing and promises with its plan");
     // Node 0 dies before it commits; node 1 proposes anew.
     farm.view.remove(id(0));
     farm.settle();

@@ -4,22 +4,25 @@
 //! and answers with the [`Membership::view`], whether this node must step out ([`Membership::fenced`]), and
 //! [`Event`]s for the log. It knows nothing of buckets. Called by [`crate::farm::Farm`] only.
 //!
-//! A peer is **down** when nothing of it was heard on any lan for the detection time. The **view** is a set
-//! of nodes that all hear each other, computed by every node from the rows ("whom I hear") in the heartbeats:
-//! as long as two candidates do not hear each other, the one that fewest others hear is left out (ties: the
-//! higher id). A node that finds itself left out has been told that others cannot hear it: it steps out. A
-//! node that has just started is *joining* for the detection time and one pulse: it serves nothing, and its
+//! A peer is **down** when nothing of it was heard on any lan for the detection time. The **view** is computed by every node from the rows
+//! ("whom I hear") in the heartbeats: a node that fails to talk both ways with two others is left out ([`view::Links::settle`]). A node
+//! that finds itself left out steps out. Each heartbeat acknowledges the newest one heard of every peer, so that a node knows that it is
+//! not heard *before* the others may take over ([`peer`]). While heartbeats go missing, more of them are sent to those concerned
+//! ([`Membership::endangered`]). A node that has just started is *joining* for the detection time and one pulse: it serves nothing, and its
 //! missing ears count against nobody.
 
+pub mod link;
 pub mod peer;
 pub mod view;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use peer::Timing;
+
 use crate::config::ClusterConfig;
-use crate::id::{Incarnation, NodeId, NodeSet};
-use crate::wire::heartbeat::Heartbeat;
+use crate::id::{NodeId, NodeSet};
+use crate::wire::heartbeat::{Ack, Echo, Heartbeat};
 
 pub use peer::{Peer, PeerState};
 
@@ -82,22 +85,28 @@ pub enum Event {
 #[derive(Clone, Debug)]
 pub struct Membership {
     this: NodeId,
-    incarnation: Incarnation,
     digest: u64,
-    detection_time: Duration,
+    timing: Timing,
+    /// Sequence numbers of this node's heartbeats and when they were sent, for twice the detection time.
+    sent: VecDeque<(u64, Duration)>,
     join_time: Duration,
     join_until: Duration,
     joining: bool,
     peers: BTreeMap<NodeId, Peer>,
     view: NodeSet,
     excluded: NodeSet,
+    links: view::Links,
     fenced: Option<String>,
     events: VecDeque<Event>,
 }
 
 impl Membership {
     /// A node that starts at `now`.
-    pub fn new(config: &ClusterConfig, this: NodeId, incarnation: Incarnation, now: Duration) -> Self {
+    pub fn new(config: &ClusterConfig, this: NodeId, now: Duration) -> Self {
+        let timing = Timing {
+            interval: config.heartbeat_interval,
+            detection_time: config.detection_time(),
+        };
         let peers = (0..config.nodes.len())
             .filter_map(NodeId::new)
             .filter(|n| *n != this)
@@ -111,15 +120,16 @@ impl Membership {
             .collect();
         Self {
             this,
-            incarnation,
             digest: config.digest,
-            detection_time: config.detection_time(),
+            timing,
+            sent: VecDeque::new(),
             join_time: config.detection_time() + config.heartbeat_interval,
             join_until: now + config.detection_time() + config.heartbeat_interval,
             joining: true,
             peers,
             view: [this].into_iter().collect(),
             excluded: NodeSet::EMPTY,
+            links: view::Links::default(),
             fenced: None,
             events: VecDeque::new(),
         }
@@ -130,12 +140,29 @@ impl Membership {
         if heartbeat.sender == self.this {
             return Err(Refusal::OwnName);
         }
-        let hears_us = heartbeat.hears_incarnation(self.this) == Some(self.incarnation.0 as u32);
+        let acked = heartbeat.acks(self.this);
+        let memory = &self.sent;
+        let sent = |ack: Ack| memory.iter().rev().find(|(seq, _)| Ack::of(*seq) == ack);
+        let acked_at = acked.and_then(sent).map(|(_, at)| *at);
         let same_cluster = heartbeat.cluster_digest == self.digest;
         let peer = self.peers.get_mut(&heartbeat.sender).ok_or(Refusal::UnknownSender)?;
-        peer.handle_heartbeat(now, lan, heartbeat, hears_us, same_cluster)?;
+        peer.handle_heartbeat(now, lan, heartbeat, acked_at, same_cluster)?;
+        let echo = heartbeat.echo.filter(|echo| echo.node == self.this);
+        if let Some((echo, at)) = echo.and_then(|echo| Some((echo, sent(echo.ack)?.1))) {
+            let kept = Duration::from_micros(echo.kept_us.into());
+            peer.handle_rtt(lan, now.saturating_sub(at).saturating_sub(kept));
+        }
         self.update(now);
         Ok(())
+    }
+
+    /// Notes that this node sends heartbeat `seq`.
+    pub fn note_sent(&mut self, now: Duration, seq: u64) {
+        let memory = 2 * self.timing.detection_time;
+        while self.sent.front().is_some_and(|(_, at)| *at + memory < now) {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((seq, now));
     }
 
     /// Lets time pass: peers go down, joining ends.
@@ -155,7 +182,7 @@ impl Membership {
     /// When [`Self::handle_timeout`] has something to do without a heartbeat. May change after every
     /// `handle_*`.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        let peers = self.peers.values().filter_map(|p| p.silent_at(self.detection_time));
+        let peers = self.peers.values().filter_map(|p| p.judged_at(self.timing));
         peers.chain(self.joining.then_some(self.join_until)).min()
     }
 
@@ -164,7 +191,24 @@ impl Membership {
         self.events.pop_front()
     }
 
-    /// The nodes that all hear each other, this one among them unless it is fenced.
+    /// Peers to or from which heartbeats have gone missing.
+    pub fn endangered(&self, now: Duration) -> NodeSet {
+        let peers = self.peers.iter().filter(|(_, p)| p.is_endangered(now, self.timing));
+        peers.map(|(n, _)| *n).collect()
+    }
+
+    /// When [`Self::endangered`] may have one more member if nothing is heard.
+    pub fn endangered_at(&self, now: Duration) -> Option<Duration> {
+        let peers = self.peers.values();
+        peers.filter_map(|p| p.endangered_at(now, self.timing)).min()
+    }
+
+    /// Who hears whom, as far as this node knows.
+    pub fn links(&self) -> &view::Links {
+        &self.links
+    }
+
+    /// The members of the view, this node among them unless it is fenced.
     pub fn view(&self) -> NodeSet {
         self.view
     }
@@ -196,21 +240,49 @@ impl Membership {
 
     /// Judgement on a peer now.
     pub fn peer_state(&self, now: Duration, node: NodeId) -> Option<PeerState> {
-        self.peers.get(&node).map(|p| p.state(now, self.detection_time))
+        self.peers.get(&node).map(|p| p.state(now, self.timing.detection_time))
     }
 
-    /// Whom this node hears, as it goes into heartbeats.
-    pub fn hears(&self, now: Duration) -> Vec<(NodeId, u32)> {
-        let heard = self.peers.iter().filter(|(_, p)| p.is_heard(now, self.detection_time));
-        heard.map(|(n, p)| (*n, p.incarnation().0 as u32)).collect()
+    /// What to tell one peer on `lan`, another one at each `turn`, so that it can take its round trip.
+    pub fn echo(&self, now: Duration, lan: usize, turn: u64) -> Option<Echo> {
+        let heard = self.peers.iter().filter_map(|(node, peer)| {
+            let link = peer.link(lan)?;
+            let kept = now.saturating_sub(link.heard_at()?);
+            (kept < self.timing.detection_time).then_some((*node, link, kept))
+        });
+        let heard: Vec<_> = heard.collect();
+        let index = turn.checked_rem(heard.len() as u64)?;
+        let (node, link, kept) = heard.get(index as usize)?;
+        Some(Echo {
+            node: *node,
+            ack: Ack::of(link.seq()),
+            kept_us: u32::try_from(kept.as_micros()).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// Whom this node hears, as it goes into heartbeats: with the newest that was heard.
+    pub fn hears(&self, now: Duration) -> Vec<(NodeId, Ack)> {
+        let heard = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.is_heard(now, self.timing.detection_time));
+        heard.map(|(n, p)| (*n, Ack::of(p.last_seq()))).collect()
     }
 
     /// Peers of which something was heard within the detection time, whether or not they hear this node.
     pub fn heard(&self, now: Duration) -> NodeSet {
         self.peers
             .iter()
-            .filter(|(_, p)| p.is_heard(now, self.detection_time))
+            .filter(|(_, p)| p.is_heard(now, self.timing.detection_time))
             .map(|(n, _)| *n)
+            .collect()
+    }
+
+    /// Peers that have fallen silent without a goodbye, and when each was last heard.
+    pub fn gone(&self, now: Duration) -> BTreeMap<NodeId, Duration> {
+        self.peers
+            .iter()
+            .filter_map(|(n, p)| Some((*n, p.silent_since(now, self.timing.detection_time)?)))
             .collect()
     }
 
@@ -221,7 +293,7 @@ impl Membership {
         }
         for (node, peer) in &mut self.peers {
             self.events
-                .extend(peer.judge(now, self.detection_time).map(|change| match change {
+                .extend(peer.judge(now, self.timing).map(|change| match change {
                     peer::Change::Alive { restarted } => Event::PeerAlive { peer: *node, restarted },
                     peer::Change::Down { why } => Event::PeerDown { peer: *node, why },
                 }));
@@ -232,7 +304,7 @@ impl Membership {
             heard: self
                 .peers
                 .iter()
-                .filter(|(_, p)| p.is_heard(now, self.detection_time))
+                .filter(|(_, p)| p.is_heard(now, self.timing.detection_time))
                 .map(|(n, p)| {
                     (
                         *n,
@@ -245,11 +317,18 @@ impl Membership {
                     )
                 })
                 .collect(),
+            gone: self
+                .peers
+                .iter()
+                .filter(|(_, p)| p.is_gone(now, self.timing.detection_time))
+                .map(|(n, _)| *n)
+                .collect(),
         };
         let agreement = match self.other_cluster(now) {
             Some(why) => return self.settle(NodeSet::EMPTY, Some(why)),
             None => view::agree(&ears),
         };
+        self.links = agreement.links;
         self.excluded = agreement.excluded;
         let (view, fenced) = match agreement.view {
             Some(view) => (view, None),
@@ -272,7 +351,7 @@ impl Membership {
         let others: Vec<(NodeId, bool)> = self
             .peers
             .iter()
-            .filter(|(_, p)| p.is_of_other_cluster(now, self.detection_time))
+            .filter(|(_, p)| p.is_of_other_cluster(now, self.timing.detection_time))
             .map(|(n, p)| (*n, !p.joining()))
             .collect();
         let theirs = others.iter().filter(|(_, settled)| *settled).map(|(n, _)| *n);
@@ -280,7 +359,7 @@ impl Membership {
         let heard = self
             .peers
             .iter()
-            .filter(|(_, p)| p.is_heard(now, self.detection_time) && !p.joining());
+            .filter(|(_, p)| p.is_heard(now, self.timing.detection_time) && !p.joining());
         let ours = heard.map(|(n, _)| *n).chain((!self.joining).then_some(self.this));
         let ours: NodeSet = ours.collect();
         let rank = |set: NodeSet| (set.len(), std::cmp::Reverse(set.first()));

@@ -1,10 +1,36 @@
 //! The failure detector for one peer, and the guard against recordings.
+//!
+//! A peer *hears this node* while what it acknowledges was sent so lately that it cannot take over yet: by its own clock it judges this
+//! node no sooner than the detection time after that heartbeat was sent. One pulse before, this node takes itself for unheard, so that it
+//! has closed everything when the peer may open. Of a peer that says nothing at all that cannot be said; it counts by its silence.
 
 use std::time::Duration;
 
 use crate::id::{Incarnation, NodeId, NodeSet};
 use crate::membership::Refusal;
+use crate::membership::link::Link;
 use crate::wire::heartbeat::Heartbeat;
+
+/// The times by which peers are judged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timing {
+    /// Time between two heartbeats.
+    pub interval: Duration,
+    /// Silence after which a peer is down; at least three intervals.
+    pub detection_time: Duration,
+}
+
+impl Timing {
+    /// How long after a heartbeat was sent nobody who has heard it takes over, less one pulse to close everything.
+    pub fn lease(self) -> Duration {
+        self.detection_time - self.interval
+    }
+
+    /// Age at which a heartbeat or its acknowledgement is missed: a pulse, and half of one for jitter.
+    pub fn late(self) -> Duration {
+        self.interval * 3 / 2
+    }
+}
 
 /// Judgement on a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,14 +61,16 @@ pub enum Change {
 /// One configured peer.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Last sequence number per lan; `None` where the peer has no address.
-    lans: Vec<Option<u64>>,
+    /// `None` where the peer has no address.
+    lans: Vec<Option<Link>>,
     incarnation: Incarnation,
     heard_at: Option<Duration>,
     since: Duration,
     alive: bool,
     was_alive_as: Option<Incarnation>,
     hears: NodeSet,
+    /// When this node sent the newest of its heartbeats that the peer acknowledges.
+    acked_at: Option<Duration>,
     hears_us: bool,
     excludes: NodeSet,
     joining: bool,
@@ -55,13 +83,14 @@ impl Peer {
     /// A peer never heard; `lans` says on which lans it is.
     pub fn new(lans: Vec<bool>, now: Duration) -> Self {
         Self {
-            lans: lans.into_iter().map(|on| on.then_some(0)).collect(),
+            lans: lans.into_iter().map(|on| on.then(Link::default)).collect(),
             incarnation: Incarnation(0),
             heard_at: None,
             since: now,
             alive: false,
             was_alive_as: None,
             hears: NodeSet::EMPTY,
+            acked_at: None,
             hears_us: false,
             excludes: NodeSet::EMPTY,
             joining: false,
@@ -71,16 +100,17 @@ impl Peer {
         }
     }
 
-    /// Takes a heartbeat unless it is not newer than what was seen.
+    /// Takes a heartbeat unless it is not newer than what was seen. `acked_at` is when this node sent what the heartbeat acknowledges.
     pub fn handle_heartbeat(
         &mut self,
         now: Duration,
         lan: usize,
         heartbeat: &Heartbeat,
-        hears_us: bool,
+        acked_at: Option<Duration>,
         same_cluster: bool,
     ) -> Result<(), Refusal> {
-        let last = self.lans.get(lan).copied().flatten().ok_or(Refusal::UnknownSender)?;
+        let link = self.lans.get(lan).and_then(Option::as_ref);
+        let last = link.map(Link::seq).ok_or(Refusal::UnknownSender)?;
         if heartbeat.incarnation < self.incarnation
             || (heartbeat.incarnation == self.incarnation && heartbeat.seq <= last)
         {
@@ -88,16 +118,18 @@ impl Peer {
         }
         if heartbeat.incarnation > self.incarnation {
             self.incarnation = heartbeat.incarnation;
-            self.lans.iter_mut().flatten().for_each(|seq| *seq = 0);
+            self.lans.iter_mut().flatten().for_each(Link::restart);
             self.alive = false;
         }
-        let newest = self.lans.iter().flatten().all(|seq| *seq < heartbeat.seq);
-        self.lans[lan] = Some(heartbeat.seq);
+        let newest = self.last_seq() < heartbeat.seq;
+        if let Some(Some(link)) = self.lans.get_mut(lan) {
+            link.handle_heartbeat(now, heartbeat.seq, heartbeat.beat);
+        }
         self.heard_at = Some(now);
         // The same heartbeat comes in on every lan; an older one on a slower lan must not undo a newer one.
         if newest {
             self.hears = heartbeat.hears_set();
-            self.hears_us = hears_us;
+            self.acked_at = acked_at;
             self.excludes = heartbeat.excludes;
             self.joining = heartbeat.joining;
             self.fenced = heartbeat.fenced;
@@ -110,6 +142,7 @@ impl Peer {
     /// Forgets when the peer was heard; its sequence numbers still count.
     pub fn forget(&mut self) {
         self.heard_at = None;
+        self.acked_at = None;
         self.hears_us = false;
     }
 
@@ -118,9 +151,34 @@ impl Peer {
         self.same_cluster && !self.leaving && self.heard_at.is_some_and(|at| now < at + detection_time)
     }
 
-    /// When the peer goes down if nothing more is heard.
-    pub fn silent_at(&self, detection_time: Duration) -> Option<Duration> {
-        self.heard_at.filter(|_| self.alive).map(|at| at + detection_time)
+    /// When the judgement changes if nothing more is heard.
+    pub fn judged_at(&self, timing: Timing) -> Option<Duration> {
+        let silent = self
+            .heard_at
+            .filter(|_| self.alive)
+            .map(|at| at + timing.detection_time);
+        let unheard = self.acked_at.zip(self.heard_at).filter(|_| self.hears_us);
+        let unheard = unheard
+            .map(|(acked, heard)| (acked + timing.lease(), heard + timing.interval))
+            .filter(|(unheard, spoken)| unheard <= spoken)
+            .map(|(unheard, _)| unheard);
+        silent.into_iter().chain(unheard).min()
+    }
+
+    /// True if heartbeats between the peer and this node have gone missing, so that more of them are worth their cost: the peer has been
+    /// silent, or has not acknowledged anything, for longer than a pulse and a half.
+    pub fn is_endangered(&self, now: Duration, timing: Timing) -> bool {
+        let Some(heard_at) = self.heard_at.filter(|_| self.is_heard(now, timing.detection_time)) else {
+            return false;
+        };
+        let late = timing.late();
+        now >= heard_at + late || self.acked_at.is_some_and(|at| heard_at >= at + late)
+    }
+
+    /// When it may become so if nothing more is heard.
+    pub fn endangered_at(&self, now: Duration, timing: Timing) -> Option<Duration> {
+        let at = self.heard_at.filter(|_| self.is_heard(now, timing.detection_time))? + timing.late();
+        (at > now).then_some(at)
     }
 
     /// Judgement now.
@@ -137,8 +195,21 @@ impl Peer {
         }
     }
 
+    /// When the peer was last heard, if it has fallen silent without a goodbye.
+    pub fn silent_since(&self, now: Duration, detection_time: Duration) -> Option<Duration> {
+        let silent = |at: &Duration| self.same_cluster && !self.leaving && now >= *at + detection_time;
+        self.heard_at.filter(silent)
+    }
+
     /// Updates the judgement and says what changed.
-    pub fn judge(&mut self, now: Duration, detection_time: Duration) -> Option<Change> {
+    pub fn judge(&mut self, now: Duration, timing: Timing) -> Option<Change> {
+        let detection_time = timing.detection_time;
+        // Of the time after its last word nothing can be said but that it is silent.
+        let spoken = self.heard_at.map(|at| now.min(at + timing.interval));
+        self.hears_us = match (self.acked_at, spoken) {
+            (Some(acked), Some(spoken)) => spoken < acked + timing.lease(),
+            _ => false,
+        };
         let alive = self.is_heard(now, detection_time) && self.hears_us;
         if alive == self.alive {
             return None;
@@ -161,6 +232,11 @@ impl Peer {
     /// True if authentic heartbeats come in that are of another `cluster.xml`.
     pub fn is_of_other_cluster(&self, now: Duration, detection_time: Duration) -> bool {
         !self.same_cluster && !self.leaving && self.heard_at.is_some_and(|at| now < at + detection_time)
+    }
+
+    /// True if it has said itself that it is no member: it has left, or is of another `cluster.xml`.
+    pub fn is_gone(&self, now: Duration, detection_time: Duration) -> bool {
+        (self.leaving || !self.same_cluster) && self.heard_at.is_some_and(|at| now < at + detection_time)
     }
 
     /// Why the peer is not alive; empty if it is.
@@ -195,6 +271,23 @@ impl Peer {
     /// Whom it hears.
     pub fn hears(&self) -> NodeSet {
         self.hears
+    }
+
+    /// What the lan at position `lan` does with its heartbeats; `None` if it is not on it.
+    pub fn link(&self, lan: usize) -> Option<&Link> {
+        self.lans.get(lan)?.as_ref()
+    }
+
+    /// A round trip to it was taken on `lan`.
+    pub(super) fn handle_rtt(&mut self, lan: usize, rtt: Duration) {
+        if let Some(Some(link)) = self.lans.get_mut(lan) {
+            link.handle_rtt(rtt);
+        }
+    }
+
+    /// Highest sequence number heard on any lan.
+    pub fn last_seq(&self) -> u64 {
+        self.lans.iter().flatten().map(Link::seq).max().unwrap_or(0)
     }
 
     /// True if it hears this incarnation of this node.

@@ -1,7 +1,22 @@
 use super::*;
 use crate::config::cluster;
+use crate::id::Incarnation;
 
-const ME: u64 = 1_000_000;
+/// Stands for the newest heartbeat of node 0.
+const NEWEST: Ack = Ack::of(0xff_ffff);
+
+impl Membership {
+    /// Takes a heartbeat that acknowledges, in place of [`NEWEST`], one that this node sends now.
+    fn hear(&mut self, now: Duration, lan: usize, heartbeat: &Heartbeat) -> Result<(), Refusal> {
+        let seq = now.as_micros() as u64;
+        self.note_sent(now, seq);
+        let mut heartbeat = heartbeat.clone();
+        for (_, ack) in heartbeat.hears.iter_mut().filter(|(_, ack)| *ack == NEWEST) {
+            *ack = Ack::of(seq);
+        }
+        self.handle_heartbeat(now, lan, &heartbeat)
+    }
+}
 
 fn id(i: usize) -> NodeId {
     NodeId::new(i).unwrap()
@@ -31,14 +46,14 @@ fn config(lans: usize) -> ClusterConfig {
 
 /// Node 0, started at 0.
 fn membership(config: &ClusterConfig) -> Membership {
-    Membership::new(config, id(0), Incarnation(ME), Duration::ZERO)
+    Membership::new(config, id(0), Duration::ZERO)
 }
 
 /// A heartbeat of a settled node that hears node 0 and all the others.
 fn heartbeat(config: &ClusterConfig, sender: usize, incarnation: u64, seq: u64) -> Heartbeat {
     let hears = (0..3)
         .filter(|n| *n != sender)
-        .map(|n| (id(n), if n == 0 { ME as u32 } else { 7 }));
+        .map(|n| (id(n), if n == 0 { NEWEST } else { Ack::of(7) }));
     Heartbeat {
         sender: id(sender),
         lan: 0,
@@ -49,7 +64,9 @@ fn heartbeat(config: &ClusterConfig, sender: usize, incarnation: u64, seq: u64) 
         seq,
         cluster_digest: config.digest,
         hears: hears.collect(),
+        beat: seq as u16,
         excludes: NodeSet::EMPTY,
+        echo: None,
         modules: Vec::new(),
         requesters: Vec::new(),
     }
@@ -66,9 +83,7 @@ fn hear_all(membership: &mut Membership, config: &ClusterConfig, until: Duration
     while now <= until {
         seq += 1;
         for peer in [1, 2] {
-            membership
-                .handle_heartbeat(now, 0, &heartbeat(config, peer, 7, seq))
-                .unwrap();
+            membership.hear(now, 0, &heartbeat(config, peer, 7, seq)).unwrap();
         }
         membership.handle_timeout(now);
         now += ms(50);
@@ -80,11 +95,11 @@ fn a_replay_is_refused_in_any_order() {
     let config = config(1);
     let mut m = membership(&config);
     for seq in [1, 2, 5] {
-        assert_eq!(m.handle_heartbeat(ms(seq), 0, &heartbeat(&config, 1, 7, seq)), Ok(()));
+        assert_eq!(m.hear(ms(seq), 0, &heartbeat(&config, 1, 7, seq)), Ok(()));
     }
     for seq in [5, 4, 1, 0] {
         assert_eq!(
-            m.handle_heartbeat(ms(10), 0, &heartbeat(&config, 1, 7, seq)),
+            m.hear(ms(10), 0, &heartbeat(&config, 1, 7, seq)),
             Err(Refusal::Replay),
             "number {seq}"
         );
@@ -94,37 +109,31 @@ fn a_replay_is_refused_in_any_order() {
         Some(ms(5)),
         "what is refused proves nothing"
     );
-    assert_eq!(m.handle_heartbeat(ms(11), 0, &heartbeat(&config, 1, 7, 6)), Ok(()));
+    assert_eq!(m.hear(ms(11), 0, &heartbeat(&config, 1, 7, 6)), Ok(()));
 }
 
 #[test]
 fn an_old_incarnation_is_refused_and_a_new_one_starts_to_count_anew() {
     let config = config(1);
     let mut m = membership(&config);
-    m.handle_heartbeat(ms(1), 0, &heartbeat(&config, 1, 7, 100)).unwrap();
-    assert_eq!(
-        m.handle_heartbeat(ms(2), 0, &heartbeat(&config, 1, 6, 101)),
-        Err(Refusal::Replay)
-    );
+    m.hear(ms(1), 0, &heartbeat(&config, 1, 7, 100)).unwrap();
+    assert_eq!(m.hear(ms(2), 0, &heartbeat(&config, 1, 6, 101)), Err(Refusal::Replay));
     events(&mut m);
-    m.handle_heartbeat(ms(3), 0, &heartbeat(&config, 1, 8, 1)).unwrap();
+    m.hear(ms(3), 0, &heartbeat(&config, 1, 8, 1)).unwrap();
     assert!(events(&mut m).contains(&Event::PeerAlive {
         peer: id(1),
         restarted: true
     }));
     assert_eq!(m.peer(id(1)).unwrap().incarnation(), Incarnation(8));
-    assert_eq!(
-        m.handle_heartbeat(ms(4), 0, &heartbeat(&config, 1, 7, 102)),
-        Err(Refusal::Replay)
-    );
-    assert_eq!(m.hears(ms(4)), [(id(1), 8)]);
+    assert_eq!(m.hear(ms(4), 0, &heartbeat(&config, 1, 7, 102)), Err(Refusal::Replay));
+    assert_eq!(m.hears(ms(4)), [(id(1), Ack::of(1))]);
 }
 
 #[test]
 fn a_first_start_is_no_restart() {
     let config = config(1);
     let mut m = membership(&config);
-    m.handle_heartbeat(ms(1), 0, &heartbeat(&config, 1, 7, 1)).unwrap();
+    m.hear(ms(1), 0, &heartbeat(&config, 1, 7, 1)).unwrap();
     assert!(events(&mut m).contains(&Event::PeerAlive {
         peer: id(1),
         restarted: false
@@ -135,26 +144,23 @@ fn a_first_start_is_no_restart() {
 fn strangers_and_impostors_are_refused() {
     let config = config(2);
     let mut m = membership(&config);
-    assert_eq!(
-        m.handle_heartbeat(ms(1), 0, &heartbeat(&config, 0, 7, 1)),
-        Err(Refusal::OwnName)
-    );
+    assert_eq!(m.hear(ms(1), 0, &heartbeat(&config, 0, 7, 1)), Err(Refusal::OwnName));
     let stranger = Heartbeat {
         sender: id(9),
         ..heartbeat(&config, 1, 7, 1)
     };
-    assert_eq!(m.handle_heartbeat(ms(1), 0, &stranger), Err(Refusal::UnknownSender));
+    assert_eq!(m.hear(ms(1), 0, &stranger), Err(Refusal::UnknownSender));
     assert_eq!(
-        m.handle_heartbeat(ms(1), 1, &heartbeat(&config, 2, 7, 1)),
+        m.hear(ms(1), 1, &heartbeat(&config, 2, 7, 1)),
         Err(Refusal::UnknownSender),
         "not on that lan"
     );
     assert_eq!(
-        m.handle_heartbeat(ms(1), 7, &heartbeat(&config, 1, 7, 1)),
+        m.hear(ms(1), 7, &heartbeat(&config, 1, 7, 1)),
         Err(Refusal::UnknownSender),
         "no such lan"
     );
-    assert_eq!(m.handle_heartbeat(ms(1), 0, &heartbeat(&config, 2, 7, 1)), Ok(()));
+    assert_eq!(m.hear(ms(1), 0, &heartbeat(&config, 2, 7, 1)), Ok(()));
 }
 
 #[test]
@@ -162,10 +168,10 @@ fn a_peer_that_hears_another_incarnation_of_this_node_does_not_hear_it() {
     let config = config(1);
     let mut m = membership(&config);
     let stale = Heartbeat {
-        hears: vec![(id(0), 41)],
+        hears: vec![(id(0), Ack::of(41))],
         ..heartbeat(&config, 1, 7, 1)
     };
-    m.handle_heartbeat(ms(1), 0, &stale).unwrap();
+    m.hear(ms(1), 0, &stale).unwrap();
     assert!(!m.peer(id(1)).unwrap().hears_us());
     assert_eq!(m.peer_state(ms(1), id(1)), Some(PeerState::Suspect));
     assert!(events(&mut m).is_empty());
@@ -182,13 +188,15 @@ fn a_goodbye_is_believed_at_once() {
         leaving: true,
         ..heartbeat(&config, 2, 7, 100)
     };
-    m.handle_heartbeat(ms(501), 0, &goodbye).unwrap();
+    m.hear(ms(501), 0, &goodbye).unwrap();
     assert_eq!(m.view(), set(&[0, 1]));
     assert!(events(&mut m).contains(&Event::PeerDown {
         peer: id(2),
         why: "it has left".to_owned()
     }));
     assert_eq!(m.peer_state(ms(501), id(2)), Some(PeerState::Down));
+    assert!(m.gone(ms(5000)).contains_key(&id(1)));
+    assert!(!m.gone(ms(5000)).contains_key(&id(2)), "who left in order is not gone");
 }
 
 #[test]
@@ -197,8 +205,14 @@ fn silence_is_judged_after_the_detection_time_and_not_before() {
     let mut m = membership(&config);
     hear_all(&mut m, &config, ms(500));
     events(&mut m);
-    m.handle_heartbeat(ms(520), 0, &heartbeat(&config, 1, 7, 100)).unwrap();
+    m.hear(ms(520), 0, &heartbeat(&config, 1, 7, 100)).unwrap();
     assert_eq!(m.poll_timeout(), Some(ms(750)), "250 ms after node 2 was last heard");
+    assert_eq!(
+        m.endangered_at(ms(520)),
+        Some(ms(575)),
+        "a pulse and a half after node 2 was last heard"
+    );
+    assert_eq!(m.endangered(ms(575)), set(&[2]));
     assert_eq!(
         m.peer_state(ms(626), id(2)),
         Some(PeerState::Suspect),
@@ -206,8 +220,24 @@ fn silence_is_judged_after_the_detection_time_and_not_before() {
     );
     m.handle_timeout(ms(749));
     assert_eq!(m.view(), set(&[0, 1, 2]));
+    assert!(m.gone(ms(749)).is_empty());
     m.handle_timeout(ms(750));
+    assert_eq!(
+        m.view(),
+        set(&[0, 1, 2]),
+        "node 1 still hears it: one observer evicts nobody"
+    );
+    let without = Heartbeat {
+        hears: vec![(id(0), NEWEST)],
+        ..heartbeat(&config, 1, 7, 101)
+    };
+    m.hear(ms(760), 0, &without).unwrap();
     assert_eq!(m.view(), set(&[0, 1]));
+    assert_eq!(
+        m.gone(ms(750)),
+        BTreeMap::from([(id(2), ms(500))]),
+        "when it was last heard"
+    );
     let down = Event::PeerDown {
         peer: id(2),
         why: "no heartbeat for 250 ms".to_owned(),
@@ -234,7 +264,7 @@ fn joining_lasts_a_detection_time_and_a_pulse_and_again_after_a_pause() {
     m.handle_timeout(ms(300));
     assert!(!m.joining());
     assert_eq!(events(&mut m), [Event::Joined]);
-    m.handle_heartbeat(ms(990), 0, &heartbeat(&config, 1, 7, 1)).unwrap();
+    m.hear(ms(990), 0, &heartbeat(&config, 1, 7, 1)).unwrap();
     m.handle_pause(ms(1000));
     assert!(m.joining());
     assert_eq!(
@@ -243,7 +273,7 @@ fn joining_lasts_a_detection_time_and_a_pulse_and_again_after_a_pause() {
         "what was heard before the pause is void"
     );
     assert_eq!(
-        m.handle_heartbeat(ms(1001), 0, &heartbeat(&config, 1, 7, 1)),
+        m.hear(ms(1001), 0, &heartbeat(&config, 1, 7, 1)),
         Err(Refusal::Replay),
         "but still known"
     );
@@ -256,20 +286,20 @@ fn a_node_that_is_joining_steps_out_for_nobody() {
     let config = config(1);
     let mut m = membership(&config);
     let deaf = |seq| Heartbeat {
-        hears: vec![(id(2), 7)],
+        hears: vec![(id(2), Ack::of(7))],
         ..heartbeat(&config, 1, 7, seq)
     };
-    m.handle_heartbeat(ms(10), 0, &deaf(1)).unwrap();
+    m.hear(ms(10), 0, &deaf(1)).unwrap();
     assert_eq!(m.fenced(), None);
     let mut seq = 1;
     for t in (60..=310).step_by(50) {
         seq += 1;
-        m.handle_heartbeat(ms(t), 0, &deaf(seq)).unwrap();
+        m.hear(ms(t), 0, &deaf(seq)).unwrap();
     }
     let why = m.fenced().expect("joined, and a peer it hears does not hear it");
     assert_eq!(why, "1 of the nodes it hears do not hear it");
     assert_eq!(m.view(), NodeSet::EMPTY);
-    m.handle_heartbeat(ms(320), 0, &heartbeat(&config, 1, 7, 50)).unwrap();
+    m.hear(ms(320), 0, &heartbeat(&config, 1, 7, 50)).unwrap();
     assert_eq!(m.fenced(), None);
     assert!(m.view().contains(id(1)));
 }
@@ -283,11 +313,11 @@ fn a_node_of_another_cluster_is_not_heard() {
         cluster_digest: config.digest ^ 1,
         ..heartbeat(&config, 2, 7, 100)
     };
-    m.handle_heartbeat(ms(510), 0, &other).unwrap();
+    m.hear(ms(510), 0, &other).unwrap();
     assert_eq!(m.view(), set(&[0, 1]));
     assert_eq!(m.heard(ms(510)), set(&[1]));
     assert_eq!(m.peer(id(2)).unwrap().why(ms(510), ms(250)), "its cluster.xml differs");
-    m.handle_heartbeat(ms(520), 0, &heartbeat(&config, 2, 7, 101)).unwrap();
+    m.hear(ms(520), 0, &heartbeat(&config, 2, 7, 101)).unwrap();
     assert_eq!(m.view(), set(&[0, 1, 2]));
 }
 
@@ -295,22 +325,19 @@ fn a_node_of_another_cluster_is_not_heard() {
 fn the_same_heartbeat_counts_once_on_each_lan_and_a_slower_lan_undoes_nothing() {
     let config = config(2);
     let mut m = membership(&config);
-    m.handle_heartbeat(ms(1), 0, &heartbeat(&config, 1, 7, 1)).unwrap();
+    m.hear(ms(1), 0, &heartbeat(&config, 1, 7, 1)).unwrap();
     assert_eq!(
-        m.handle_heartbeat(ms(2), 1, &heartbeat(&config, 1, 7, 1)),
+        m.hear(ms(2), 1, &heartbeat(&config, 1, 7, 1)),
         Ok(()),
         "its copy on the other lan"
     );
-    assert_eq!(
-        m.handle_heartbeat(ms(3), 1, &heartbeat(&config, 1, 7, 1)),
-        Err(Refusal::Replay)
-    );
+    assert_eq!(m.hear(ms(3), 1, &heartbeat(&config, 1, 7, 1)), Err(Refusal::Replay));
     let fenced = Heartbeat {
         fenced: true,
         ..heartbeat(&config, 1, 7, 3)
     };
-    m.handle_heartbeat(ms(4), 0, &fenced).unwrap();
-    m.handle_heartbeat(ms(5), 1, &heartbeat(&config, 1, 7, 2)).unwrap();
+    m.hear(ms(4), 0, &fenced).unwrap();
+    m.hear(ms(5), 1, &heartbeat(&config, 1, 7, 2)).unwrap();
     assert!(m.peer(id(1)).unwrap().fenced(), "number 2 is older news than number 3");
 }
 
@@ -322,7 +349,7 @@ fn of_two_lans_losing_one_loses_no_node() {
         for seq in 1..=40 {
             let now = ms(seq * 50);
             for lan in (0..2).filter(|lan| *lan != lost || seq < 20) {
-                m.handle_heartbeat(now, lan, &heartbeat(&config, 1, 7, seq)).unwrap();
+                m.hear(now, lan, &heartbeat(&config, 1, 7, seq)).unwrap();
             }
             m.handle_timeout(now);
             assert!(seq < 2 || m.view().contains(id(1)), "lan {lost} at {now:?}");
@@ -340,18 +367,18 @@ fn of_two_cluster_files_that_of_the_more_nodes_counts_and_the_other_node_steps_o
         (0, &[], &[1, 2], true),
     ] {
         let config = config(1);
-        let mut m = Membership::new(&config, id(own_id), Incarnation(7), ms(0));
+        let mut m = Membership::new(&config, id(own_id), ms(0));
         m.handle_timeout(ms(400));
         assert!(!m.joining());
         for (peers, digest) in [(same, config.digest), (other, config.digest ^ 1)] {
             for peer in peers {
-                let hears = vec![(id(own_id), 7)];
+                let hears = vec![(id(own_id), NEWEST)];
                 let heartbeat = Heartbeat {
                     hears,
                     cluster_digest: digest,
                     ..heartbeat(&config, *peer, 5, 1)
                 };
-                m.handle_heartbeat(ms(401), 0, &heartbeat).unwrap();
+                m.hear(ms(401), 0, &heartbeat).unwrap();
             }
         }
         assert_eq!(
@@ -366,4 +393,63 @@ fn of_two_cluster_files_that_of_the_more_nodes_counts_and_the_other_node_steps_o
             assert_eq!(m.fenced(), None, "what is no longer heard no longer counts");
         }
     }
+}
+
+#[test]
+fn what_a_peer_acknowledges_ends_before_it_may_take_over() {
+    let config = config(1);
+    let mut m = membership(&config);
+    hear_all(&mut m, &config, ms(500));
+    events(&mut m);
+    // The others are heard, and have heard nothing of this node since what it sent at 500 ms.
+    let ack = Ack::of(500_000);
+    for (seq, t) in [(100, 550), (101, 600), (102, 650)] {
+        for peer in [1, 2] {
+            let stale = Heartbeat {
+                hears: vec![(id(0), ack), (id(3 - peer), Ack::of(7))],
+                ..heartbeat(&config, peer, 7, seq)
+            };
+            m.hear(ms(t), 0, &stale).unwrap();
+        }
+        assert_eq!(m.endangered(ms(t)), if t < 575 { NodeSet::EMPTY } else { set(&[1, 2]) });
+    }
+    assert_eq!(m.poll_timeout(), Some(ms(700)), "a pulse before 750 ms");
+    m.handle_timeout(ms(699));
+    assert_eq!(m.fenced(), None);
+    m.handle_timeout(ms(700));
+    assert_eq!(m.fenced(), Some("2 of the nodes it hears do not hear it"));
+}
+
+#[test]
+fn silence_of_all_is_no_sign_of_being_unheard() {
+    let config = config(1);
+    let mut m = membership(&config);
+    hear_all(&mut m, &config, ms(500));
+    m.handle_timeout(ms(740));
+    assert_eq!(m.fenced(), None);
+    assert_eq!(m.view(), set(&[0, 1, 2]));
+    m.handle_timeout(ms(750));
+    assert_eq!((m.fenced(), m.view()), (None, set(&[0])));
+}
+
+#[test]
+fn an_echo_tells_the_round_trip() {
+    let config = config(1);
+    let mut m = membership(&config);
+    m.note_sent(ms(10), 5);
+    let echo = Echo {
+        node: id(0),
+        ack: Ack::of(5),
+        kept_us: 1500,
+    };
+    let answer = Heartbeat {
+        echo: Some(echo),
+        ..heartbeat(&config, 1, 7, 1)
+    };
+    m.hear(ms(13), 0, &answer).unwrap();
+    let rtt = m.peer(id(1)).unwrap().link(0).unwrap().rtt().unwrap();
+    assert_eq!(rtt.last, Duration::from_micros(1500));
+    let mine = m.echo(ms(20), 0, 0).unwrap();
+    assert_eq!((mine.node, mine.ack, mine.kept_us), (id(1), Ack::of(1), 7000));
+    assert_eq!(m.echo(ms(400), 0, 0), None, "what is not heard is not answered");
 }

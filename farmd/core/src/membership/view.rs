@@ -1,4 +1,4 @@
-//! From "who hears whom" to one set of nodes that all hear each other.
+//! From "who hears whom" to one set of nodes that can agree with each other.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,21 @@ pub struct Row {
     pub hears: NodeSet,
     /// It has just started and cannot have heard everybody.
     pub joining: bool,
-    /// It hears the present incarnation of this node.
+    /// It hears this node, as lately as [`super::Peer`] asks for.
     pub hears_this: bool,
     /// It leaves this node out of its view.
     pub excludes_this: bool,
 }
 
 /// What [`agree`] finds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Agreement {
-    /// The nodes that all hear each other, or none if this node must step out.
+    /// The members, or none if this node must step out.
     pub view: Option<NodeSet>,
     /// Candidates that were left out.
     pub excluded: NodeSet,
+    /// Who hears whom among the candidates.
+    pub links: Links,
 }
 
 /// All that is known at one node.
@@ -35,14 +37,60 @@ pub struct Ears {
     pub joining: bool,
     /// The peers it hears, with their rows.
     pub heard: BTreeMap<NodeId, Row>,
+    /// Peers that have said lately that they are no members.
+    pub gone: NodeSet,
+}
+
+/// Who hears whom, as far as one node knows.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Links(BTreeMap<NodeId, NodeSet>);
+
+impl Links {
+    /// True if `a` and `b` hear each other. Of a node without a row nothing bad is known.
+    pub fn talk(&self, a: NodeId, b: NodeId) -> bool {
+        self.hears(a, b) && self.hears(b, a)
+    }
+
+    /// True if somebody in `nodes` does not talk with another of them.
+    pub fn is_broken(&self, nodes: NodeSet) -> bool {
+        nodes.iter().any(|a| nodes.iter().any(|b| a < b && !self.talk(a, b)))
+    }
+
+    fn hears(&self, from: NodeId, to: NodeId) -> bool {
+        self.0.get(&from).is_none_or(|row| row.contains(to))
+    }
+
+    /// Those of `nodes` that can agree with each other, and among them the *hubs*, that talk with all the others.
+    ///
+    /// One pair that does not talk costs nobody his place as long as somebody talks with all: messages that matter go by the hub. A
+    /// node goes if it fails to talk with two others (of two nodes: with the other one), or, while there is no hub, with one. Of several
+    /// the one goes that talks with the fewest; among equals the one that the fewest hear, because the deaf cannot know that
+    /// they are; then the higher id.
+    pub fn settle(&self, nodes: NodeSet) -> (NodeSet, NodeSet) {
+        let mut left = nodes;
+        loop {
+            let others = |n: NodeId| left.iter().filter(move |m| *m != n);
+            let silent = |n: NodeId| others(n).filter(|m| !self.talk(n, *m)).count();
+            let hubs: NodeSet = left.iter().filter(|n| silent(*n) == 0).collect();
+            let allowed = usize::from(left.len() > 2 && !hubs.is_empty());
+            let rank = |n: &NodeId| {
+                let heard_by = others(*n).filter(|m| self.hears(*m, *n)).count();
+                (std::cmp::Reverse(silent(*n)), heard_by, std::cmp::Reverse(*n))
+            };
+            match left.iter().filter(|n| silent(*n) > allowed).min_by_key(rank) {
+                None => return (left, hubs),
+                Some(worst) => left.remove(worst),
+            }
+        }
+    }
 }
 
 /// The view this node belongs to, or `None` if it must step out because others cannot hear it.
 ///
-/// Candidates are this node, the peers it hears, and those that a peer hears although this node does not (one that only this node cannot hear is
-/// not dead). Of a candidate that is not heard here nothing is known but that; it counts as hearing everybody. While a pair does not hear each other, the candidate
-/// that talks both ways with the fewest goes; among equals the one that the fewest hear (the deaf cannot know that they are), then the higher id. What this node cannot see, a peer between it and the others can: a settled peer that leaves this node out has
-/// the last word.
+/// Candidates are this node, the peers it hears, and those that a peer hears although this node does not (one that only this node cannot
+/// hear is not dead). Of a candidate that is not heard here nothing is known but that; it counts as hearing everybody. Of the candidates
+/// [`Links::settle`] leaves the view. What this node cannot see, a peer between it and the others can: a settled peer that leaves this node
+/// out has the last word.
 pub fn agree(ears: &Ears) -> Agreement {
     // A peer that is joining, or that this joining node has not yet reached, is no candidate until both hear each other.
     let settled = |row: &Row| row.hears_this || !(row.joining || ears.joining);
@@ -54,41 +102,36 @@ pub fn agree(ears: &Ears) -> Agreement {
         .collect();
     let mut candidates: NodeSet = rows.keys().copied().collect();
     for row in rows.values().filter(|row| row.hears_this && !row.joining) {
-        let unheard = row.hears.iter().filter(|n| !ears.heard.contains_key(n));
+        let unheard = row.hears.iter();
+        let unheard = unheard.filter(|n| !ears.heard.contains_key(n) && !ears.gone.contains(*n));
         candidates = NodeSet::from_bits(candidates.bits() | unheard.collect::<NodeSet>().bits());
     }
     candidates.insert(ears.this);
-    let hears = |from: NodeId, to: NodeId| -> bool {
-        if from == ears.this {
-            return ears.heard.contains_key(&to);
-        }
-        match rows.get(&from) {
-            Some(row) if to == ears.this => row.hears_this,
-            Some(row) => row.hears.contains(to) || rows.get(&to).is_some_and(|r| r.joining) || row.joining,
-            None => true,
-        }
-    };
-    let all = candidates;
-    let view = loop {
-        let heard_by = |n: NodeId| candidates.iter().filter(|&m| m != n && hears(m, n)).count();
-        let deaf_pair = |n: NodeId| candidates.iter().any(|m| m != n && !(hears(n, m) && hears(m, n)));
-        let talks_with = |n: NodeId| {
+    let joining: NodeSet = rows.iter().filter(|(_, r)| r.joining).map(|(n, _)| *n).collect();
+    let mut links = Links::default();
+    for (node, row) in &rows {
+        // Missing ears of and for a joining node count against nobody but in what concerns this node.
+        let mut hears = if row.joining {
             candidates
-                .iter()
-                .filter(|&m| m != n && hears(m, n) && hears(n, m))
-                .count()
+        } else {
+            NodeSet::from_bits(row.hears.bits() | joining.bits())
         };
-        let rank = |n: &NodeId| (talks_with(*n), heard_by(*n), std::cmp::Reverse(*n));
-        let worst = candidates.iter().filter(|&n| deaf_pair(n)).min_by_key(rank);
-        match worst {
-            None => break Some(candidates),
-            Some(n) if n == ears.this && !ears.joining => break None,
-            // A joining node serves nothing and need not step out; it leaves out whom it cannot agree with.
-            Some(n) if n == ears.this => break Some([ears.this].into_iter().collect()),
-            Some(n) => candidates.remove(n),
+        hears.remove(ears.this);
+        if row.hears_this {
+            hears.insert(ears.this);
         }
+        links.0.insert(*node, hears);
+    }
+    links.0.insert(ears.this, ears.heard.keys().copied().collect());
+    let (view, _) = links.settle(candidates);
+    let inside = view.contains(ears.this);
+    let view = match inside {
+        true => Some(view),
+        // A joining node serves nothing and need not step out; it leaves out whom it cannot agree with.
+        false if ears.joining => Some([ears.this].into_iter().collect()),
+        false => None,
     };
-    let excluded: NodeSet = all
+    let excluded: NodeSet = candidates
         .iter()
         .filter(|&n| n != ears.this && !view.is_some_and(|v| v.contains(n)))
         .collect();
@@ -99,10 +142,12 @@ pub fn agree(ears: &Ears) -> Agreement {
         Some(view) if !told || ears.joining => Agreement {
             view: Some(view),
             excluded,
+            links,
         },
         _ => Agreement {
             view: None,
             excluded: NodeSet::EMPTY,
+            links,
         },
     }
 }
@@ -144,6 +189,7 @@ mod tests {
             this: n(this),
             joining: false,
             heard: heard.collect(),
+            gone: NodeSet::EMPTY,
         }
     }
 
@@ -179,23 +225,39 @@ mod tests {
     }
 
     #[test]
-    fn one_broken_way_of_three_leaves_out_the_same_node_everywhere() {
-        for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)] {
-            let views = all(3, &[(from, to)]);
-            let inside: Vec<NodeSet> = views.iter().flatten().copied().collect();
-            assert_eq!(inside.len(), 2, "{from}->{to}: {views:?}");
-            assert!(inside.iter().all(|v| *v == inside[0]), "{from}->{to}: {views:?}");
-            for (i, view) in views.iter().enumerate() {
-                assert_eq!(view.is_some(), inside[0].contains(n(i)), "{from}->{to}: {views:?}");
+    fn one_pair_of_three_that_does_not_talk_costs_nobody_his_place() {
+        for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+            let cuts: [&[(usize, usize)]; 3] = [&[(a, b)], &[(b, a)], &[(a, b), (b, a)]];
+            for cut in cuts {
+                assert_eq!(all(3, cut), vec![Some(set(&[0, 1, 2])); 3], "{cut:?}");
             }
         }
     }
 
     #[test]
-    fn a_cut_between_two_of_three_leaves_out_one_of_them() {
+    fn the_hub_is_the_one_that_talks_with_all() {
+        let agreement = agree(&ears(1, 3, &[(0, 1)], &[]));
+        let (members, hubs) = agreement.links.settle(set(&[0, 1, 2]));
+        assert_eq!((members, hubs), (set(&[0, 1, 2]), set(&[2])));
         assert_eq!(
-            all(3, &[(0, 1), (1, 0)]),
-            vec![Some(set(&[0, 2])), None, Some(set(&[0, 2]))]
+            agreement.links.settle(set(&[0, 1])),
+            (set(&[1]), set(&[1])),
+            "of two that do not talk one goes"
+        );
+    }
+
+    #[test]
+    fn without_a_hub_somebody_goes() {
+        // 0 and 1, and 2 and 3, do not hear each other: nobody talks with all.
+        let cut = [(0, 1), (1, 0), (2, 3), (3, 2)];
+        assert_eq!(
+            all(4, &cut),
+            vec![
+                Some(set(&[0, 1, 2])),
+                Some(set(&[0, 1, 2])),
+                Some(set(&[0, 1, 2])),
+                None
+            ]
         );
     }
 
@@ -224,12 +286,8 @@ mod tests {
                 row.hears.remove(n(2));
             }
         }
-        assert_eq!(
-            agree(&ears),
-            Agreement {
-                view: Some(set(&[0, 1])),
-                excluded: NodeSet::EMPTY
-            }
-        );
+        let agreement = agree(&ears);
+        assert_eq!(agreement.view, Some(set(&[0, 1])));
+        assert_eq!(agreement.excluded, NodeSet::EMPTY);
     }
 }

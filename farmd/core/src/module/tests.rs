@@ -28,8 +28,11 @@ pub(super) fn config(actions: &[CheckerAction]) -> ModuleConfig {
             loop_interval: Duration::from_secs(86_400),
         },
         lans: vec!["default".into()],
+        partition: crate::config::PartitionPolicy::Serve,
+        witness: None,
         vip: Some(VipConfig {
             tcp_reset: true,
+            drain: Duration::ZERO,
             interfaces: Vec::new(),
             groups: Vec::new(),
         }),

@@ -5,11 +5,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 
-use farm_core::api::ClusterStatus;
+use farm_core::api::{ClusterStatus, Reply, exit};
+use farm_core::config;
+use farm_core::id::NodeId;
+use farm_core::wire::auth::ClusterKey;
 use farm_sys::event_fd::EventFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::event::{Command, Event, Query, Verb};
+
+/// Node s1 of a cluster whose s2 is nowhere.
+fn peers() -> Arc<Peers> {
+    let xml = r#"<cluster><lans><lan name="default"><node name="s1" addr="127.0.0.1"/><node name="s2" addr="127.0.0.2"/></lan></lans></cluster>"#;
+    let (cluster, _) = config::cluster::parse("cluster.xml", xml).unwrap();
+    Arc::new(Peers::new(
+        cluster,
+        ClusterKey::from_bytes([7; 32]),
+        NodeId::new(0).unwrap(),
+    ))
+}
 
 /// A folder of its own that goes away with it.
 struct Folder(PathBuf);
@@ -102,7 +117,7 @@ impl Served {
         let told = owner(receiver);
         runtime.block_on(async {
             let listener = bind(&folder.socket()).unwrap();
-            tokio::spawn(serve(listener, sender));
+            tokio::spawn(serve(listener, sender, peers()));
         });
         Self { folder, told, runtime }
     }
@@ -206,7 +221,7 @@ fn only_root_and_the_daemons_own_user_are_heard() {
     let (sender, events) = EventSender::channel(Arc::new(EventFd::new().unwrap()));
     let answer = runtime.block_on(async {
         let (mut client, server) = UnixStream::pair().unwrap();
-        tokio::spawn(converse(server, None, sender));
+        tokio::spawn(converse(server, None, sender, peers()));
         let request = b"POST /v1/modules/demo/stop HTTP/1.1\r\nhost: farm\r\nconnection: close\r\n\r\n";
         client.write_all(request).await.unwrap();
         let mut answer = String::new();

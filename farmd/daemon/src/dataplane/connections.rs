@@ -4,17 +4,24 @@
 //! other network namespaces (containers). It keeps no answer and decides nothing. The raw data plane's thread asks at each change
 //! of the plan and while buckets are guarded or held.
 
+// Looked up by key only; never iterated.
+#![allow(clippy::disallowed_types)]
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use farm_core::api::{ClientConnections, MAX_CLIENTS};
 use farm_core::balance::flow::{FlowKey, TCP};
 use farm_core::balance::hash;
-use farm_core::balance::plan::Plan;
+use farm_core::balance::plan::{BucketState, Plan};
 use farm_core::config::{Affinity, Protocol};
 use farm_core::id::Bucket;
 use farm_sys::conntrack::Conntrack;
 use farm_sys::sock_diag::SockDiag;
 use tracing::debug;
+
+use crate::event::HeldGroup;
 
 /// One connection of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,10 +112,67 @@ pub fn place(plan: &Plan, connection: Connection) -> Option<(usize, Bucket, Flow
     Some((rule.group, bucket, flow))
 }
 
+/// Most client addresses told apart when the connections of a group are counted; further ones count, but are not named.
+const MAX_COUNTED_CLIENTS: usize = 4096;
+
+/// Puts the connections of guarded and closed buckets into `flows`, and says what lies in closed ones.
+pub fn sort_out(plan: &Plan, connections: Vec<Connection>, flows: &mut HashSet<FlowKey>) -> Vec<HeldGroup> {
+    let mut held = vec![BTreeSet::new(); plan.groups.len()];
+    let mut count = vec![0; plan.groups.len()];
+    let mut clients = vec![BTreeMap::new(); plan.groups.len()];
+    for connection in connections {
+        let Some((group, bucket, flow)) = place(plan, connection) else {
+            continue;
+        };
+        match plan.groups[group].states[bucket.index()] {
+            BucketState::Own => {}
+            BucketState::Guarded => {
+                flows.insert(flow);
+            }
+            BucketState::Draining | BucketState::Foreign => {
+                flows.insert(flow);
+                held[group].insert(bucket.index() as u16);
+                count[group] += 1;
+                if clients[group].len() < MAX_COUNTED_CLIENTS || clients[group].contains_key(&flow.client) {
+                    *clients[group].entry(flow.client).or_insert(0) += 1;
+                }
+            }
+        }
+    }
+    let groups = held.into_iter().zip(count).zip(clients);
+    let group = |((buckets, connections), clients): ((BTreeSet<u16>, u32), BTreeMap<IpAddr, u32>)| HeldGroup {
+        buckets: buckets.into_iter().collect(),
+        connections,
+        clients: most(clients),
+    };
+    groups.map(group).collect()
+}
+
+/// The clients with the most connections, in that order.
+fn most(clients: BTreeMap<IpAddr, u32>) -> Vec<ClientConnections> {
+    let clients = clients.into_iter();
+    let mut most: Vec<ClientConnections> = clients
+        .map(|(addr, connections)| ClientConnections { addr, connections })
+        .collect();
+    most.sort_by_key(|client| std::cmp::Reverse(client.connections));
+    most.truncate(MAX_CLIENTS);
+    most
+}
+
+/// True if every bucket is to this host what it was, of the same VIPs and rules.
+pub fn same_states(old: &Plan, new: &Plan) -> bool {
+    let services = |plan: &Plan| plan.vips.iter().map(|v| (v.addr, v.rules.clone())).collect::<Vec<_>>();
+    old.groups.len() == new.groups.len()
+        && old
+            .groups
+            .iter()
+            .zip(&new.groups)
+            .all(|(a, b)| a.name == b.name && a.states == b.states)
+        && services(old) == services(new)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use farm_core::balance::hash::Seed;
     use farm_core::balance::plan::{GroupPlan, RulePlan, VipPlan};
     use farm_core::config::L2Mode;
@@ -144,6 +208,7 @@ mod tests {
             groups: ["web/secure", "web/plain"]
                 .map(|name| GroupPlan::closed(name.into()))
                 .into(),
+            gone: BTreeMap::new(),
         }
     }
 

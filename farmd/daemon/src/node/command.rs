@@ -150,10 +150,14 @@ impl Node {
                 text: format!("{what} {module} accepted"),
             });
         }
+        if what == "stop" {
+            return self.stop_module(&module, request.by, request.identity);
+        }
+        self.cut_stop_drain_short(&module);
         self.tell(&module, make(request.by, request.identity));
     }
 
-    fn queue(&mut self, effect: Effect) {
+    pub(super) fn queue(&self, effect: Effect) {
         if self.effects.send(effect).is_err() {
             tracing::warn!("the executor has ended; a command is left undone");
         }
@@ -202,6 +206,10 @@ impl Node {
             Ok(()) => {
                 let now = self.now();
                 self.modules.remove(module);
+                self.queue(Effect::WatchWitness {
+                    module: module.clone(),
+                    addr: None,
+                });
                 self.farm.remove_module(now, module);
                 self.published.touch();
                 self.journal.audit(by, &format!("deconfig {module}"), Ok("done"));

@@ -40,6 +40,7 @@ impl Published {
             seed,
             vips: Vec::new(),
             groups: Vec::new(),
+            gone: BTreeMap::new(),
         });
         Self {
             this,
@@ -70,6 +71,7 @@ impl Published {
             seed: self.seed,
             vips: Vec::new(),
             groups: Vec::new(),
+            gone: BTreeMap::new(),
         }
     }
 
@@ -80,6 +82,12 @@ impl Published {
         }
         let (_, farm_version, groups) = self.under_way.front().filter(|(v, ..)| *v == version)?;
         Some((*farm_version, groups.clone()))
+    }
+
+    /// The newest plan, and what its groups are.
+    pub(super) fn newest(&self) -> (Arc<Plan>, Groups) {
+        let groups = self.under_way.back().map(|(_, _, groups)| groups.clone());
+        (Arc::clone(&self.plan), groups.unwrap_or_default())
     }
 
     /// The plan for a person.
@@ -107,11 +115,14 @@ impl Node {
     pub(super) fn publish(&mut self) -> bool {
         let farm_version = self.farm.plan_version();
         let macs = self.peer_macs();
-        if self.published.farm_version == Some(farm_version) && self.published.macs == macs {
+        let gone = self.farm.membership().gone(self.now());
+        let published = &self.published;
+        if published.farm_version == Some(farm_version) && published.macs == macs && published.plan.gone == gone {
             return false;
         }
         self.published.version += 1;
-        let (plan, groups) = self.build_plan(self.published.version, &macs);
+        let (mut plan, groups) = self.build_plan(self.published.version, &macs);
+        plan.gone = gone;
         let plan = Arc::new(plan);
         self.published.farm_version = Some(farm_version);
         self.published.macs = macs;
@@ -126,15 +137,11 @@ impl Node {
     }
 
     fn peer_macs(&self) -> PeerMacs {
-        let reports = self
-            .farm
-            .reports()
-            .iter()
-            .flat_map(|(peer, modules)| modules.iter().map(move |m| (*peer, m)));
-        reports
-            .filter(|(_, m)| m.active())
-            .map(|(peer, m)| ((m.name.clone(), peer), m.macs.clone()))
-            .collect()
+        let of = |name: &ModuleName| -> Vec<((ModuleName, NodeId), Vec<MacAddr>)> {
+            let macs = self.farm.macs(name);
+            macs.map(|(peer, macs)| ((name.clone(), peer), macs.to_vec())).collect()
+        };
+        self.modules.keys().flat_map(of).collect()
     }
 
     fn build_plan(&self, version: u64, macs: &PeerMacs) -> (Plan, Groups) {
@@ -214,6 +221,13 @@ impl Node {
                 Event::KeptOut { module, why: None } => {
                     self.journal
                         .write(&module, "farm", 'I', "No longer kept out of the farm");
+                }
+                Event::Withheld { module, why } => {
+                    let text = why.map_or_else(
+                        || "The farm is whole again: this node may serve".to_owned(),
+                        |why| format!("Stops serving: {why}"),
+                    );
+                    self.journal.write(&module, "farm", 'E', &text);
                 }
                 Event::Learned(requester) => self.plane.learn(requester),
             }

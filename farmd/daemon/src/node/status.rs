@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use farm_core::api::{
     API_VERSION, ClusterStatus, FarmStatus, ModuleState, ModuleStatus, NodeModuleStatus, PeerStatus, Quality, Share,
+    ShareSetting,
 };
 use farm_core::config::GroupConfig;
 use farm_core::id::{BUCKETS, ModuleName, NodeId};
@@ -57,6 +58,8 @@ impl Node {
                     buckets,
                     of: BUCKETS as u32,
                     draining,
+                    setting: ShareSetting::default(),
+                    clients: Vec::new(),
                 }
             };
             groups.iter().enumerate().map(share).collect()
@@ -74,13 +77,16 @@ impl Node {
                 return absent("not configured on this node".to_owned());
             };
             let (state, quality) = (module.machine.state(), module.machine.quality());
-            let open = shares(&|i| {
+            let mut open = shares(&|i| {
                 self.farm
                     .group(name, i)
                     .map(|g| (g.open_count() as u32, g.held_connections()))
             });
-            let machine_why = module.link_problem.clone().unwrap_or_else(|| module.machine.why());
-            let why = self.why_here(name, state, quality, machine_why, &open);
+            for (i, share) in open.iter_mut().enumerate() {
+                share.setting = self.desk.setting(name, &share.group);
+                share.clients = self.desk.clients(name, i);
+            }
+            let why = self.why_here(name, state, quality, self.why_of(name, module), &open);
             return NodeModuleStatus {
                 state: Some(state),
                 quality: Some(quality),
@@ -123,6 +129,12 @@ impl Node {
         }
     }
 
+    /// Why this node does not serve its share of `name`, as its status says; empty if it does.
+    pub(super) fn why_no_share(&self, name: &ModuleName) -> String {
+        let vip = self.modules.get(name).and_then(|m| m.config.vip.as_ref());
+        self.node_status(name, self.this, vip.map_or(&[], |v| &v.groups)).why
+    }
+
     /// Why this node does not serve its share, if so.
     fn why_here(
         &self,
@@ -138,19 +150,20 @@ impl Node {
         if let Some(fenced) = self.farm.membership().fenced() {
             return format!("stepped out: {fenced}");
         }
+        if let Some(withheld) = self.farm.withheld(name) {
+            return format!("does not serve: {withheld}");
+        }
         if !why.is_empty() || (state, quality) != (ModuleState::Up, Quality::Ready) {
             return why;
         }
         if self.farm.membership().joining() {
             return "joining: listening for the others".to_owned();
         }
-        let own = self.cluster.name(self.this);
-        let groups = self
-            .modules
-            .get(name)
-            .and_then(|m| m.config.vip.as_ref())
-            .map_or(&[][..], |v| &v.groups);
-        let wanted = groups.iter().any(|g| g.weight(own) > 0);
+        let module = self.modules.get(name);
+        let groups = module
+            .iter()
+            .flat_map(|m| m.config.vip.iter().flat_map(|v| v.groups.iter().map(|g| (*m, g))));
+        let wanted = groups.into_iter().any(|(m, g)| self.share_weight(name, m, g) > 0);
         if wanted && !shares.is_empty() && shares.iter().all(|s| s.buckets == 0) {
             return "no share yet: the hand-over is under way".to_owned();
         }
@@ -227,6 +240,7 @@ impl Node {
 
     pub(super) fn metrics(&self) -> BTreeMap<String, u64> {
         let mut metrics = self.counters.read();
+        metrics.extend(self.command_counters.read());
         for (what, count) in &self.refused {
             metrics.insert(format!("heartbeats_refused_{what}"), *count);
         }

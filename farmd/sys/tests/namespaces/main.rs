@@ -10,6 +10,7 @@ mod lab;
 
 mod arp_socket;
 mod conntrack;
+mod icmp;
 mod interface;
 mod netlink;
 mod netns;

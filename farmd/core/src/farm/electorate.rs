@@ -1,0 +1,145 @@
+//! Who has a say in one module: who runs it, whose configuration counts, who proposes maps, and whether this node may serve.
+//!
+//! Decides from the reports of the peers and the view; it changes nothing. Called by [`super::Farm`] only.
+
+use crate::api::ModuleState;
+use crate::config::PartitionPolicy;
+use crate::handover::Handover;
+use crate::id::{Epoch, ModuleName, NodeId, NodeSet};
+
+use super::{Farm, Module};
+
+/// What [`Farm::electorate`] finds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Electorate {
+    /// Whose configuration counts, and its digest.
+    pub reference: Option<(NodeId, u64)>,
+    /// Who proposes maps.
+    pub coordinator: Option<NodeId>,
+    /// The view without the nodes that run the module and cannot agree with the others that do.
+    pub view: NodeSet,
+    /// Those, as seen by this node if it talks with all that run the module; told to those that do not.
+    pub leaves_out: NodeSet,
+    /// All that run the module.
+    pub runs: NodeSet,
+    /// This node is left out.
+    pub left_out: bool,
+    /// A node that runs the module is a member although this node does not hear it.
+    pub unheard: bool,
+}
+
+struct Candidate {
+    node: NodeId,
+    digest: u64,
+    committed: Epoch,
+    joining: bool,
+}
+
+impl Farm {
+    /// Whose configuration counts for `module` in this view, and who proposes maps.
+    ///
+    /// The configuration that counts is that of the member with the newest committed map: a newcomer never
+    /// displaces those that serve. If nobody serves yet it is that of the lowest active member. Maps are proposed by the lowest that has that
+    /// configuration, has joined, and talks both ways with all that run the module. Where nobody does, [`crate::membership::view::Links::settle`]
+    /// tells who does not take part.
+    pub(super) fn electorate(&self, name: &ModuleName) -> Electorate {
+        let view = self.membership.view();
+        let reports = || self.reports.iter().filter(|(peer, _)| view.contains(**peer));
+        let mut active: Vec<Candidate> = reports()
+            .filter_map(|(peer, modules)| {
+                let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
+                let peer_joining = self.membership.peer(*peer).is_some_and(|p| p.joining() || p.fenced());
+                Some(Candidate {
+                    node: *peer,
+                    digest: report.digest,
+                    committed: report.groups.iter().map(|g| g.committed).max().unwrap_or_default(),
+                    joining: peer_joining || report.joining,
+                })
+            })
+            .collect();
+        if let Some(module) = self.modules.get(name)
+            && module.local.state != ModuleState::Stop
+            && view.contains(self.this)
+        {
+            active.push(Candidate {
+                node: self.this,
+                digest: module.local.digest,
+                committed: module.groups.iter().map(Handover::committed).max().unwrap_or_default(),
+                joining: self.membership.joining() || module.joining,
+            });
+        }
+        active.sort_by_key(|c| c.node);
+        let newest = active.iter().map(|c| c.committed).max();
+        let reference = active
+            .iter()
+            .find(|c| Some(c.committed) == newest)
+            .map(|c| (c.node, c.digest));
+        // Of members that are not heard here, what was heard last, and what others say.
+        let told = reports()
+            .filter_map(|(_, modules)| modules.iter().find(|r| r.name == *name))
+            .fold(0, |bits, report| bits | report.runs.bits());
+        let remembered: NodeSet = self.macs(name).map(|(node, _)| node).collect();
+        let unheard = NodeSet::from_bits((told | remembered.bits()) & view.bits());
+        let unheard = unheard
+            .iter()
+            .filter(|n| *n != self.this && !self.reports.contains_key(n));
+        let unheard: NodeSet = unheard.collect();
+        let runs: NodeSet = active.iter().map(|c| c.node).chain(unheard.iter()).collect();
+        // Who talks with all has seen more than this node.
+        let told_out = reports()
+            .filter(|(peer, _)| self.membership.peer(**peer).is_some_and(|p| p.hears_us()))
+            .filter_map(|(_, modules)| modules.iter().find(|r| r.name == *name))
+            .fold(0, |bits, report| bits | report.leaves_out.bits());
+        let links = self.membership.links();
+        let (members, hubs) = links.settle(NodeSet::from_bits(runs.bits() & !told_out));
+        let sees_all = runs.iter().all(|n| n == self.this || links.talk(self.this, n));
+        let eligible = |c: &&Candidate| !c.joining && reference.is_some_and(|(_, digest)| digest == c.digest);
+        let coordinator = active.iter().filter(|c| hubs.contains(c.node)).find(eligible);
+        Electorate {
+            reference,
+            coordinator: coordinator.map(|c| c.node),
+            view: NodeSet::from_bits(view.bits() & !(runs.bits() & !members.bits())),
+            leaves_out: if sees_all {
+                NodeSet::from_bits(runs.bits() & !members.bits())
+            } else {
+                NodeSet::EMPTY
+            },
+            runs,
+            left_out: runs.contains(self.this) && !members.contains(self.this),
+            unheard: members.bits() & unheard.bits() != 0,
+        }
+    }
+
+    /// Why this node must not serve `module` although it could: its part of the farm is not the one that serves, or nobody stands between it
+    /// and a node it cannot agree with.
+    pub(super) fn withheld_by(&self, module: &Module, electorate: &Electorate) -> Option<String> {
+        if electorate.left_out {
+            return Some(
+                "it does not talk with a node that serves, and no node that runs the module talks with both".to_owned(),
+            );
+        }
+        let (here, all) = (self.membership.view(), self.names.len());
+        if here.is_empty() || here.len() == all {
+            return None;
+        }
+        match module.local.partition {
+            PartitionPolicy::Serve => None,
+            // Of two equal halves the one with the first node of cluster.xml serves.
+            PartitionPolicy::Majority => {
+                let whole = 2 * here.len() > all || (2 * here.len() == all && here.first() == NodeId::new(0));
+                (!whole).then(|| {
+                    format!(
+                        "partition=\"majority\" and only {} of {all} nodes are together here",
+                        here.len()
+                    )
+                })
+            }
+            PartitionPolicy::Witness => (!module.local.witness_answers).then(|| {
+                format!(
+                    "partition=\"witness\", only {} of {all} nodes are together here and the witness does not answer",
+                    here.len()
+                )
+            }),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What this node says, when, and to whom.
+//!
+//! Called by [`super::Farm`] at the end of each turn.
+
+use std::time::Duration;
+
+use crate::handover::Handover;
+use crate::id::{Incarnation, ModuleName, NodeId, NodeSet};
+use crate::wire::heartbeat::{Heartbeat, MAX_REQUESTERS, ModuleReport};
+
+use super::electorate::Electorate;
+use super::{Farm, Transmit};
+
+/// Most bucket maps in one heartbeat: with the rest of a full report they fit into the largest UDP datagram.
+const MAX_MAPS: usize = 4;
+/// When the maps follow that found no place.
+const MAPS_FOLLOW: Duration = Duration::from_millis(1);
+/// Nodes up to which each heartbeat carries requesters.
+const FEW: usize = 8;
+/// Heartbeats per pulse to peers to or from which some have gone missing.
+const NUDGES: u32 = 4;
+
+/// Where the sequence numbers of an incarnation begin: so that those of two incarnations are not taken for each other (Fibonacci hashing,
+/// Knuth, The Art of Computer Programming, volume 3, section 6.4).
+pub(super) const fn first_seq(incarnation: Incarnation) -> u64 {
+    incarnation.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40
+}
+
+impl Farm {
+    /// Sends what is due now, and notes when the next is.
+    pub(super) fn transmit(&mut self, now: Duration) {
+        let mut urgent = self.membership.endangered(now);
+        urgent = NodeSet::from_bits(urgent.bits() | self.answer.bits());
+        let nudge = self.interval / NUDGES;
+        if now >= self.next_heartbeat {
+            self.beat = self.beat.wrapping_add(1);
+            let more = self.send(now, None);
+            self.next_heartbeat = now + if more { MAPS_FOLLOW } else { self.interval };
+            self.next_nudge = now + nudge;
+            self.answer = NodeSet::EMPTY;
+        } else if now >= self.next_nudge && !urgent.is_empty() {
+            self.send(now, Some(urgent));
+            self.next_nudge = now + nudge;
+            self.answer = NodeSet::EMPTY;
+        }
+        self.nudge_at = if urgent.is_empty() {
+            self.membership.endangered_at(now)
+        } else {
+            Some(self.next_nudge)
+        };
+    }
+
+    /// Sends the node's state to all peers, or to `only` these; true if some maps found no place and should follow soon.
+    fn send(&mut self, now: Duration, only: Option<NodeSet>) -> bool {
+        let mut maps = 0;
+        let mut left_out = false;
+        let mut modules: Vec<ModuleReport> = self.report_modules();
+        // Groups whose maps found no place last time come first now.
+        let groups: usize = modules.iter().map(|m| m.groups.len()).sum();
+        let turn = self.map_turn;
+        let mut last = turn;
+        for step in 0..groups {
+            let index = (turn + step) % groups;
+            let group = modules.iter_mut().flat_map(|m| &mut m.groups).nth(index);
+            let Some(group) = group.filter(|g| g.map.is_some()) else {
+                continue;
+            };
+            if maps < MAX_MAPS {
+                maps += 1;
+                last = index + 1;
+            } else {
+                group.map = None;
+                left_out = true;
+            }
+        }
+        self.map_turn = last.checked_rem(groups).unwrap_or(0);
+        self.seq += 1;
+        self.membership.note_sent(now, self.seq);
+        // Many nodes tell the same; in turn they are as quick, and a heartbeat stays short.
+        let requesters = match self.names.len() {
+            0..=FEW => MAX_REQUESTERS,
+            _ if self.beat.is_multiple_of(8) => MAX_REQUESTERS / 2,
+            _ => 0,
+        };
+        let mut heartbeat = Heartbeat {
+            sender: self.this,
+            lan: 0,
+            // "Accepts nothing" is true only once the data plane has closed too.
+            fenced: self.membership.fenced().is_some() && self.modules.keys().all(|name| self.is_released(name)),
+            leaving: self.leaving,
+            joining: self.membership.joining(),
+            incarnation: self.incarnation,
+            seq: self.seq,
+            beat: self.beat,
+            cluster_digest: self.digest,
+            hears: self.membership.hears(now),
+            excludes: self.membership.excluded(),
+            echo: None,
+            modules,
+            requesters: self.requesters.next(requesters),
+        };
+        for (lan, all) in self.lans.iter().enumerate() {
+            let to = only.map_or(*all, |only| NodeSet::from_bits(all.bits() & only.bits()));
+            if to.is_empty() {
+                continue;
+            }
+            heartbeat.lan = lan as u8;
+            heartbeat.echo = self.membership.echo(now, lan, self.seq);
+            self.transmits.push_back(Transmit {
+                lan,
+                to,
+                payload: heartbeat.emit(&self.key),
+            });
+        }
+        left_out
+    }
+
+    /// What to say of each module.
+    fn report_modules(&self) -> Vec<ModuleReport> {
+        let reports = self.modules.iter().map(|(name, module)| {
+            let held_back = module.kept_out.as_ref().or(module.withheld.as_ref());
+            let groups = module.groups.iter().enumerate().map(|(i, group)| {
+                let ready = module.local.ready && held_back.is_none() && self.membership.fenced().is_none();
+                let weight = if ready { module.local.weights[i] } else { 0 };
+                group.report(weight, self.must_teach(name, i, group))
+            });
+            let electorate = if self.membership.links().is_broken(self.membership.view()) {
+                self.electorate(name)
+            } else {
+                Electorate::default()
+            };
+            ModuleReport {
+                name: name.clone(),
+                digest: module.local.digest,
+                state: module.local.state,
+                quality: module.local.quality,
+                joining: module.joining,
+                runs: electorate.runs,
+                leaves_out: electorate.leaves_out,
+                why: held_back.unwrap_or(&module.local.why).clone(),
+                macs: module.local.macs.clone(),
+                groups: groups.collect(),
+            }
+        });
+        reports.collect()
+    }
+
+    /// True if a member lacks this group's committed map and this node is the lowest that has it and talks with that member.
+    fn must_teach(&self, name: &ModuleName, index: usize, group: &Handover) -> bool {
+        let mine = group.committed();
+        let view = self.membership.view();
+        let links = self.membership.links();
+        let peers = || {
+            self.reports
+                .iter()
+                .filter(|(n, _)| view.contains(**n))
+                .filter_map(|(n, modules)| {
+                    let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
+                    report.groups.get(index).map(|g| (*n, g))
+                })
+        };
+        let taught_by_another =
+            |n: NodeId| peers().any(|(m, g)| m < self.this && g.committed == mine && m != n && links.talk(m, n));
+        peers()
+            .filter(|(_, g)| g.committed < mine && g.promised != mine)
+            .any(|(n, _)| !taught_by_another(n))
+    }
+}

@@ -1,0 +1,213 @@
+//! Farms whose network is broken in one way or in half: who serves, who steps out, and when.
+
+use std::time::Duration;
+
+use super::plane::common;
+use super::sim::{Action, Sim, ms};
+use crate::config::PartitionPolicy;
+use crate::farm::Event;
+use crate::id::BUCKETS;
+
+/// Lets `time` pass; nobody accepts what somebody else accepts for a single moment, cut or not.
+fn run_without_two_owners(sim: &mut Sim, time: Duration) {
+    let end = sim.now + time;
+    while sim.now < end {
+        sim.run(Duration::from_micros(500)).unwrap();
+        for a in 0..sim.nodes.len() {
+            for b in a + 1..sim.nodes.len() {
+                let (one, other) = (&sim.nodes[a].plane, &sim.nodes[b].plane);
+                let leased = sim.now < one.lease_until && sim.now < other.lease_until;
+                let both = common(&one.open, &other.open).count();
+                assert!(
+                    !leased || both == 0,
+                    "s{a} and s{b} both accept {both} at {:?}",
+                    sim.now
+                );
+            }
+        }
+    }
+}
+
+fn cut(sim: &mut Sim, one: &[usize], other: &[usize]) {
+    for (a, b) in one.iter().flat_map(|a| other.iter().map(move |b| (*a, *b))) {
+        sim.act(Action::Cut(a, b));
+        sim.act(Action::Cut(b, a));
+    }
+}
+
+fn started(nodes: usize, policy: PartitionPolicy, seed: u64) -> Sim {
+    let mut sim = Sim::new(nodes, 1, seed);
+    for node in 0..nodes {
+        sim.nodes[node].local.partition = policy;
+        sim.act(Action::Restart(node));
+        sim.act(Action::Start(node));
+    }
+    sim.run(ms(1000)).unwrap();
+    sim.check_covered().unwrap();
+    sim
+}
+
+fn withheld(sim: &Sim, node: usize) -> bool {
+    sim.farm(node).withheld(&sim.module).is_some()
+}
+
+#[test]
+fn a_node_that_nobody_hears_has_closed_before_the_others_open() {
+    for (nodes, seed) in (2..=5).flat_map(|n| (0..4).map(move |s| (n, s))) {
+        for mute in 0..nodes {
+            let mut sim = Sim::started(nodes, 100 + seed);
+            sim.run(Duration::from_micros(seed * 12_500)).unwrap();
+            for other in (0..nodes).filter(|n| *n != mute) {
+                sim.act(Action::Cut(mute, other));
+            }
+            run_without_two_owners(&mut sim, ms(400));
+            assert_eq!(sim.counts()[mute], 0, "s{mute} of {nodes}");
+            assert_eq!(sim.counts().iter().sum::<usize>(), BUCKETS, "{:?}", sim.counts());
+            sim.act(Action::MendAll);
+            run_without_two_owners(&mut sim, ms(400));
+            sim.check_covered().unwrap();
+        }
+    }
+}
+
+#[test]
+fn one_pair_that_does_not_talk_evicts_nobody_and_hand_overs_go_by_the_third() {
+    for (a, b, both) in [
+        (0, 1, false),
+        (1, 0, false),
+        (0, 1, true),
+        (0, 2, true),
+        (1, 2, true),
+        (2, 1, false),
+    ] {
+        let mut sim = Sim::started(3, 31);
+        let before = sim.counts();
+        let since = sim.now;
+        sim.act(Action::Cut(a, b));
+        if both {
+            sim.act(Action::Cut(b, a));
+        }
+        run_without_two_owners(&mut sim, ms(1500));
+        assert_eq!(
+            (sim.counts(), sim.proposals(since)),
+            (before, 0),
+            "{a} {b}: nothing moves"
+        );
+        for node in 0..3 {
+            assert_eq!(sim.farm(node).membership().view().len(), 3, "{a} {b} at s{node}");
+        }
+        // Everybody in turn gives its share away and takes it back.
+        for node in 0..3 {
+            sim.act(Action::Weight(node, 0));
+            run_without_two_owners(&mut sim, ms(300));
+            let mut counts = sim.counts();
+            assert_eq!(counts.remove(node), 0, "{a} {b}: s{node} gives everything");
+            assert_eq!(counts, [2048, 2048], "{a} {b}");
+            sim.act(Action::Weight(node, 1));
+            run_without_two_owners(&mut sim, ms(300));
+            let counts = sim.counts();
+            assert!(counts.iter().all(|c| (1365..=1366).contains(c)), "{a} {b}: {counts:?}");
+        }
+        // The one in between goes: of the two left one serves, or each its part if neither hears the other.
+        let third = 3 - a - b;
+        sim.act(Action::Crash(third));
+        sim.run(sim.detection() + ms(300)).unwrap();
+        let counts = sim.counts();
+        if both {
+            assert_eq!((counts[a], counts[b]), (BUCKETS, BUCKETS));
+        } else {
+            assert_eq!((counts[a], counts[b]), (0, BUCKETS), "{b} does not hear {a}");
+        }
+        sim.act(Action::MendAll);
+        sim.run(ms(600)).unwrap();
+        sim.check_covered().unwrap();
+    }
+}
+
+#[test]
+fn where_the_third_does_not_run_the_module_one_of_the_pair_does_not_take_part() {
+    for both in [false, true] {
+        let mut sim = Sim::started(3, 32);
+        sim.act(Action::Stop(2));
+        run_without_two_owners(&mut sim, ms(500));
+        sim.act(Action::Cut(0, 1));
+        if both {
+            sim.act(Action::Cut(1, 0));
+        }
+        sim.run(ms(800)).unwrap();
+        let counts = sim.counts();
+        assert_eq!(counts.iter().filter(|c| **c == BUCKETS).count(), 1, "{counts:?}");
+        assert_eq!(counts.iter().sum::<usize>(), BUCKETS, "{counts:?}");
+        let out = if counts[0] == 0 { 0 } else { 1 };
+        assert!(withheld(&sim, out));
+        sim.act(Action::MendAll);
+        sim.run(ms(600)).unwrap();
+        sim.check_covered().unwrap();
+        assert!(!withheld(&sim, out));
+    }
+}
+
+#[test]
+fn by_majority_the_larger_part_serves_and_of_two_halves_the_one_with_the_first_node() {
+    for (nodes, one) in [
+        (3, vec![0, 1]),
+        (3, vec![1, 2]),
+        (4, vec![0, 3]),
+        (2, vec![0]),
+        (5, vec![1, 2, 4]),
+    ] {
+        let other: Vec<usize> = (0..nodes).filter(|n| !one.contains(n)).collect();
+        let mut sim = started(nodes, PartitionPolicy::Majority, 33);
+        let since = sim.now;
+        cut(&mut sim, &one, &other);
+        sim.run(sim.detection() + ms(100)).unwrap();
+        let sum = |part: &[usize]| part.iter().map(|n| sim.counts()[*n]).sum::<usize>();
+        assert_eq!((sum(&one), sum(&other)), (BUCKETS, 0), "{one:?} of {nodes}");
+        for node in 0..nodes {
+            assert_eq!(withheld(&sim, node), other.contains(&node));
+        }
+        let events = sim.log.iter().filter(|(at, node, event)| {
+            *at > since
+                && other.contains(node)
+                && matches!(event, Event::Withheld { why: Some(why), .. } if why.contains("majority"))
+        });
+        assert_eq!(events.count(), other.len(), "each says so once");
+        sim.act(Action::MendAll);
+        sim.run(ms(400)).unwrap();
+        sim.check_covered().unwrap();
+    }
+}
+
+#[test]
+fn with_a_witness_only_a_part_that_reaches_it_serves() {
+    let mut sim = started(3, PartitionPolicy::Witness, 34);
+    cut(&mut sim, &[0], &[1, 2]);
+    sim.nodes[1].local.witness_answers = true;
+    sim.nodes[2].local.witness_answers = true;
+    sim.act(Action::Weight(1, 1));
+    sim.act(Action::Weight(2, 1));
+    sim.run(sim.detection() + ms(200)).unwrap();
+    assert_eq!(sim.counts(), [0, 2048, 2048]);
+    sim.act(Action::MendAll);
+    sim.run(ms(400)).unwrap();
+    sim.check_covered().unwrap();
+}
+
+#[test]
+fn a_part_that_does_not_serve_keeps_its_connections_through_the_merge() {
+    let mut sim = started(3, PartitionPolicy::Majority, 35);
+    sim.flows = 1000;
+    sim.flow_time = ms(60_000);
+    cut(&mut sim, &[0], &[1, 2]);
+    sim.run(sim.detection() + ms(200)).unwrap();
+    assert_eq!(sim.counts()[0], 0);
+    let plan = sim.farm(0).group_plan(&sim.module, 0).unwrap();
+    let draining = |s: &&crate::balance::plan::BucketState| **s == crate::balance::plan::BucketState::Draining;
+    let kept = plan.states.iter().filter(draining).count();
+    assert!(kept > 1000, "connections in {kept} buckets go on");
+    sim.act(Action::MendAll);
+    // The promise that nobody resets what another one has is checked after every event.
+    sim.run(ms(1000)).unwrap();
+    let plan = sim.farm(0).group_plan(&sim.module, 0).unwrap();
+    assert!(plan.states.iter().filter(draining).count() > 0, "and after the merge");
+}
