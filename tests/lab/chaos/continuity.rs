@@ -43,7 +43,7 @@ impl Act {
             Self::Restart => "farmd stopped in order and started",
             Self::KillDaemon => "farmd killed (-9) and started",
             Self::Drain => "drained and undrained",
-            Self::Weight => "weight 3, then 1",
+            Self::Weight => "weight 3, then as before",
             Self::Crash => "power cut",
         }
     }
@@ -86,14 +86,14 @@ impl Act {
                 rig.start_again(node)?;
             }
             Self::Drain => {
-                node.farm_ok(&["drain", node.name(), "-m", MODULE, "--timeout", "1s"])?;
+                node.farm_ok(&["drain", node.name(), "-m", MODULE, "--no-wait"])?;
                 std::thread::sleep(breath);
                 node.farm_ok(&["undrain", node.name(), "-m", MODULE])?;
             }
             Self::Weight => {
                 node.farm_ok(&["weight", node.name(), "3", "-m", MODULE])?;
                 std::thread::sleep(breath);
-                node.farm_ok(&["weight", node.name(), "1", "-m", MODULE])?;
+                node.farm_ok(&["weight", node.name(), "default", "-m", MODULE])?;
             }
             Self::Crash => {
                 node.crash()?;

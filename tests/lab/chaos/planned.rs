@@ -46,7 +46,7 @@ const CHANGES: [Change; 7] = [
     Change {
         name: "drain",
         verb: "drain",
-        words: &["drain", "{}", "-m", MODULE],
+        words: &["drain", "{}", "--no-wait", "-m", MODULE],
     },
     Change {
         name: "undrain",
@@ -59,9 +59,9 @@ const CHANGES: [Change; 7] = [
         words: &["weight", "{}", "3", "-m", MODULE],
     },
     Change {
-        name: "weight 1",
+        name: "weight back",
         verb: "weight",
-        words: &["weight", "{}", "1", "-m", MODULE],
+        words: &["weight", "{}", "default", "-m", MODULE],
     },
 ];
 
