@@ -1,14 +1,16 @@
-//! `farm-lab`: the farm in a box for people. Shows it (`demo`), measures it (`bench`), or leaves it running (`up`).
+//! `farm-lab`: the farm in a box for people. Shows it (`demo`), measures it (`bench`), breaks it on purpose (`chaos`), or leaves it running (`up`).
 //!
 //! Owns the command line and the way out: Ctrl-C and SIGTERM end it in an orderly way, and nothing is left behind whatever ends it.
 //! All work is done by the `farm_lab` library.
 
 mod bench;
+mod chaos;
 mod demo;
 mod screen;
 mod stop;
 mod up;
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -52,6 +54,18 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Break farms on purpose and measure what clients see: crashes, freezes, partitions, planned changes
+    Chaos(Box<chaos::ChaosArgs>),
+    /// Serve as the application of a node under `chaos`
+    #[command(hide = true)]
+    Responder {
+        /// The node's name
+        #[arg(long)]
+        name: String,
+        /// A virtual address that answers datagrams
+        #[arg(long)]
+        vip: Vec<Ipv4Addr>,
+    },
     /// Run a farm with nginx to play with, until Ctrl-C
     Up {
         /// Number of servers
@@ -85,11 +99,17 @@ impl From<ModeArg> for Mode {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Command::Responder { name, vip } = &args.command {
+        return serve(name, vip);
+    }
     stop::watch();
     let result = match args.command {
         Command::Demo { once, nodes, mode } => demo::run(once, nodes.into(), mode.into()),
         Command::Bench { rounds, seconds, json } => bench::run(rounds.into(), seconds.into(), json.as_deref()),
         Command::Up { nodes, mode, routed } => up::run(nodes.into(), mode.into(), routed),
+        Command::Chaos(args) => chaos::run(&args),
+        // Served above: it is a program of its own, which any signal ends at once.
+        Command::Responder { .. } => Ok(true),
     };
     farm_lab::clean_up();
     match result {
@@ -98,6 +118,17 @@ fn main() -> ExitCode {
         Err(_) if stop::asked() => ExitCode::from(130),
         Err(error) => {
             eprintln!("farm-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The application of a node, until it is ended.
+fn serve(name: &str, vips: &[Ipv4Addr]) -> ExitCode {
+    match farm_lab::responder::run(name, vips) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("farm-lab responder: {error}");
             ExitCode::FAILURE
         }
     }

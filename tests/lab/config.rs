@@ -209,6 +209,13 @@ pub fn client_addrs(count: usize) -> Vec<Ipv4Addr> {
     std::iter::once(Ipv4Addr::new(198, 18, 0, 100)).chain(more).collect()
 }
 
+/// Addresses of the further LAN client `index`, 1 to 15, at most 2000 of them.
+pub fn more_client_addrs(index: usize, count: usize) -> Vec<Ipv4Addr> {
+    (0..count.min(2000))
+        .map(|i| Ipv4Addr::new(198, 18, (128 + 8 * index + i / 250) as u8, (1 + i % 250) as u8))
+        .collect()
+}
+
 /// Addresses of the client behind the router.
 pub fn far_addrs(count: usize) -> Vec<Ipv4Addr> {
     (0..count.min(200))
@@ -227,6 +234,7 @@ mod tests {
         let mut all: Vec<Ipv4Addr> = (0..60).map(node_addr).collect();
         all.extend(client_addrs(4000));
         all.extend(far_addrs(200));
+        all.extend((1..16).flat_map(|index| more_client_addrs(index, 2000)));
         all.extend([VIP, VIP2, ROUTER, FAR_ROUTER]);
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     }

@@ -11,14 +11,21 @@
 //! is on the wire. It never touches the interfaces, sysctls or firewall of the host. Used by `farm-lab` and by the tests.
 #![allow(clippy::missing_errors_doc)]
 
+pub mod chaos;
 pub mod client;
 pub mod config;
+pub mod control;
+pub mod crowd;
 pub mod hold;
 pub mod http;
 pub mod module;
 pub mod node;
+pub mod pinger;
 pub mod probe;
 pub mod process;
+pub mod random;
+pub mod requester;
+pub mod responder;
 pub mod space;
 pub mod udp;
 pub mod wire;
@@ -41,7 +48,7 @@ pub use node::Node;
 pub use process::wait_until;
 pub use space::Space;
 
-use config::{FAR_ROUTER, ROUTER, client_addrs, far_addrs, node_addr, node_name};
+use config::{FAR_ROUTER, ROUTER, client_addrs, far_addrs, more_client_addrs, node_addr, node_name};
 use module::nginx_scripts;
 use node::NODE_LINK;
 use space::connect;
@@ -386,6 +393,24 @@ fn client_space(name: &str, switch: &Space, port: &str, addrs: &[std::net::Ipv4A
     space.ip(&lines)?;
     // Many addresses mean many neighbours for the nodes, and for the client one entry per node: keep the defaults.
     Ok(Client::new(space, addrs.to_vec()))
+}
+
+/// Adds a client on the lab's LAN, number `index` (1 to 15), with `count` addresses (at most 2000), the first one 198.18.(128 + 8 x index).1.
+///
+/// Each client has its own neighbour table, so each enters the farm by a node of its own.
+pub fn add_client(lab: &Lab, index: usize, count: usize) -> Result<Client> {
+    client_space(
+        &format!("client{index}"),
+        &lab.switch,
+        &client_port(index),
+        &more_client_addrs(index, count),
+        16,
+    )
+}
+
+/// The switch port of the client that [`add_client`] adds.
+pub fn client_port(index: usize) -> String {
+    format!("c{index}")
 }
 
 /// Adds a host on the lab's LAN (a load balancer for comparison, an intruder…): its namespace with `addr` on `eth0`.

@@ -11,11 +11,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use farm_core::api::FarmStatus;
+use farm_sys::netlink::Netlink;
 
+use crate::control;
 use crate::module::{ModuleText, copy_module, nginx_conf, repository, write_file};
 use crate::process::{
     Finished, children_of, run_limited, signal, spawn_kept, wait_limited, wait_until, with_parent_death,
@@ -76,6 +78,8 @@ struct Daemon {
 #[derive(Debug, Default)]
 struct Processes {
     machine: Option<Machine>,
+    /// A process namespace that was killed and is not yet known to have ended.
+    ending: Option<Machine>,
     daemon: Option<Daemon>,
 }
 
@@ -159,6 +163,7 @@ impl Node {
     /// Gives the node its process namespace; nothing if it has one. The link comes up too.
     pub fn power_on(&self) -> Result<()> {
         let mut processes = self.processes();
+        self.wait_ended(&mut processes)?;
         if processes.machine.is_none() {
             processes.machine = Some(self.machine()?);
         }
@@ -172,18 +177,57 @@ impl Node {
         self.end_processes()
     }
 
+    /// Cuts the power and says since when the node is silent: the link drops, then every process ends without a word.
+    ///
+    /// Returns before the kernel has taken down what they leave; [`Self::power_on`] waits for that.
+    pub fn crash(&self) -> Result<Instant> {
+        let at = self.switch.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let netlink = Netlink::open().await?;
+                let index = netlink.link_index(&self.port).await?;
+                let at = Instant::now();
+                netlink.link_down(index).await?;
+                Ok::<_, anyhow::Error>(at)
+            })
+        });
+        let at = at.with_context(|| format!("cannot drop the link of {}", self.name))?;
+        self.kill_processes()?;
+        Ok(at)
+    }
+
+    /// The switch port of the node.
+    pub fn port(&self) -> &str {
+        &self.port
+    }
+
+    /// What the daemon answers to `GET path`, without the command line in between.
+    pub fn ask<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T> {
+        control::get(&self.dirs.run, path)
+    }
+
     fn end_processes(&self) -> Result<()> {
+        self.kill_processes()?;
+        self.wait_ended(&mut self.processes())
+    }
+
+    fn kill_processes(&self) -> Result<()> {
         let mut processes = self.processes();
-        let machine = processes.machine.take();
-        if let Some(machine) = &machine {
+        self.wait_ended(&mut processes)?;
+        if let Some(machine) = processes.machine.take() {
             signal(machine.init, "KILL")?;
+            processes.ending = Some(machine);
         }
         // The namespace ends only when nsenter has let go of farmd, which it does not while it is stopped.
         if let Some(mut daemon) = processes.daemon.take() {
             let _ = daemon.outer.kill();
             let _ = daemon.outer.wait();
         }
-        if let Some(mut machine) = machine {
+        Ok(())
+    }
+
+    fn wait_ended(&self, processes: &mut Processes) -> Result<()> {
+        if let Some(mut machine) = processes.ending.take() {
             wait_limited(&mut machine.outer, Duration::from_secs(10))?
                 .with_context(|| format!("the processes of {} do not end", self.name))?;
         }

@@ -3,6 +3,7 @@
 //! Needs root (or a user namespace), `/dev/net/tun`, nginx, iproute2, nftables, and the built `farmd` and `farm` beside this binary
 //! or in `FARM_BIN`. `scripts/test` runs it one test at a time: `cargo test --release --test netns -- --test-threads=1`.
 
+mod chaos;
 mod common;
 mod continuity;
 mod drain;

@@ -117,6 +117,11 @@ impl Netlink {
         self.set_flag(index, LinkFlags::Up, true, "bring up").await
     }
 
+    /// Brings an interface down.
+    pub async fn link_down(&self, index: u32) -> Result<(), NetlinkError> {
+        self.set_flag(index, LinkFlags::Up, false, "bring down").await
+    }
+
     /// Gives a link its hardware address. Some drivers want the link down for that.
     pub async fn set_mac(&self, index: u32, mac: [u8; 6]) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).address(mac.to_vec()).build();

@@ -1,0 +1,196 @@
+//! `farm-lab chaos`: breaks farms on purpose and measures what clients see of it.
+//!
+//! Owns the options, the order of the matrices, and what is printed and written; the measurements are `farm_lab::chaos`. Ends with
+//! failure only if a promise was broken, not because a time was missed.
+
+mod histogram;
+mod markdown;
+mod record;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use farm_lab::chaos::{
+    Outcome, Profile, connect, continuity, failover, freeze, partition, planned, soak, traffic, vrrp,
+};
+
+use crate::stop;
+use record::Record;
+
+/// Names of the matrices, in the order in which they run.
+const MATRICES: [&str; 9] = [
+    "failover",
+    "planned",
+    "connect",
+    "continuity",
+    "freeze",
+    "partition",
+    "soak",
+    "keepalived",
+    "traffic",
+];
+
+/// Options of `farm-lab chaos`.
+#[derive(Args)]
+pub struct ChaosArgs {
+    /// Only these matrices: failover, planned, connect, continuity, freeze, partition, soak, keepalived, traffic
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = MATRICES)]
+    only: Vec<String>,
+    /// A short form of everything: a few minutes in all; options that are given count all the same
+    #[arg(long)]
+    short: bool,
+    /// Decides victims, moments and shapes; the same seed gives the same plan
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// failover: crashes for each number of nodes and profile [default: 200; short: 3]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    kills: Option<u32>,
+    /// failover: numbers of nodes [default: 2,3,8,16; short: 2,3]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(2..=32))]
+    nodes: Vec<u8>,
+    /// failover: heartbeat profiles, default (50 ms x 5) and fast (20 ms x 5) [default: both; short: default]
+    #[arg(long, value_delimiter = ',', value_parser = ["default", "fast"])]
+    profiles: Vec<String>,
+    /// connect: crashes under a stream of new connections [default: 30; short: 3]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    crashes: Option<u32>,
+    /// planned: rounds of every planned change [default: 20; short: 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rounds: Option<u32>,
+    /// continuity: established connections that are held [default: 10000; short: 1000]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(10..=50_000))]
+    connections: Option<u32>,
+    /// freeze: freezes and one-way cuts of each kind [default: 20; short: 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    freezes: Option<u32>,
+    /// partition: shapes of 5 nodes; all 64 of 3 nodes run, in short form 8 [default: 20; short: 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    shapes: Option<u32>,
+    /// soak: seconds with 8 processor hogs and 5 % loss of heartbeats, for 3 and for 8 nodes [default: 600; short: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    soak: Option<u32>,
+    /// keepalived: crashes of each of the three, interleaved [default: 20; short: 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    vrrp_kills: Option<u32>,
+    /// Write every value to this file as JSON; an earlier run's matrices that did not run again stay in it
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write histograms of the gaps into this folder as SVG
+    #[arg(long, value_name = "FOLDER")]
+    svg: Option<PathBuf>,
+    /// Write the tables between the markers of this Markdown file
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Run nothing: take the results from this JSON file, for --svg and --markdown
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    from: Option<PathBuf>,
+}
+
+impl ChaosArgs {
+    fn number(&self, given: Option<u32>, long: u32, short: u32) -> usize {
+        given.unwrap_or(if self.short { short } else { long }) as usize
+    }
+
+    fn sizes(&self) -> Vec<usize> {
+        match (self.nodes.as_slice(), self.short) {
+            ([], true) => vec![2, 3],
+            ([], false) => vec![2, 3, 8, 16],
+            (given, _) => given.iter().map(|nodes| usize::from(*nodes)).collect(),
+        }
+    }
+
+    fn profiles(&self) -> Result<Vec<Profile>> {
+        let names: Vec<&str> = match (self.profiles.as_slice(), self.short) {
+            ([], true) => vec!["default"],
+            ([], false) => vec!["default", "fast"],
+            (given, _) => given.iter().map(String::as_str).collect(),
+        };
+        names.into_iter().map(Profile::named).collect()
+    }
+
+    fn run(&self, matrix: &str) -> Result<Outcome> {
+        let seed = self.seed;
+        let say = &mut |text: &str| {
+            if !text.is_empty() {
+                println!("     {text}");
+            }
+            stop::check()
+        };
+        match matrix {
+            "failover" => {
+                let (nodes, profiles) = (self.sizes(), self.profiles()?);
+                let kills = self.number(self.kills, 200, 3);
+                let options = failover::Options {
+                    seed,
+                    kills,
+                    nodes,
+                    profiles,
+                };
+                failover::run(&options, say)
+            }
+            "planned" => planned::run(seed, self.number(self.rounds, 20, 2), say),
+            "connect" => connect::run(seed, self.number(self.crashes, 30, 3), say),
+            "continuity" => continuity::run(seed, self.number(self.connections, 10_000, 1000), 3, say),
+            "freeze" => freeze::run(seed, self.number(self.freezes, 20, 2), say),
+            "partition" => {
+                let of_three = if self.short { 8 } else { 64 };
+                partition::run(seed, of_three, self.number(self.shapes, 20, 2), 3, say)
+            }
+            "soak" => {
+                let seconds = self.number(self.soak, 600, 10) as u64;
+                soak::run(seed, Duration::from_secs(seconds), &[3, 8], say)
+            }
+            "keepalived" => vrrp::run(seed, self.number(self.vrrp_kills, 20, 2), say),
+            "traffic" => traffic::run(if self.short { &[2, 8] } else { &[2, 8, 16, 32] }, say),
+            _ => bail!("there is no matrix `{matrix}`"),
+        }
+    }
+}
+
+/// Runs what was asked for, or only writes what an earlier run has measured; false if a promise was broken.
+pub fn run(args: &ChaosArgs) -> Result<bool> {
+    let record = match &args.from {
+        Some(file) => Record::read(file)?,
+        None => measure(args)?,
+    };
+    // With what the file has of earlier runs, so that one matrix can be repeated without losing the others.
+    let all = match &args.json {
+        Some(file) => &Record::read(file)?,
+        None => &record,
+    };
+    if let Some(folder) = &args.svg {
+        for file in histogram::write_all(all, folder)? {
+            println!("wrote {}", file.display());
+        }
+    }
+    if let Some(file) = &args.markdown {
+        markdown::fill(all, file)?;
+        println!("wrote {}", file.display());
+    }
+    Ok(record.outcomes.iter().all(|outcome| outcome.violations.is_empty()))
+}
+
+fn measure(args: &ChaosArgs) -> Result<Record> {
+    let chosen: Vec<&str> = MATRICES
+        .into_iter()
+        .filter(|name| args.only.is_empty() || args.only.iter().any(|only| only == name))
+        .collect();
+    let mut record = Record::here();
+    println!("{}; seed {}", record.machine, args.seed);
+    for (index, matrix) in chosen.iter().enumerate() {
+        println!("\n{}/{}  {matrix}", index + 1, chosen.len());
+        let begun = Instant::now();
+        let mut outcome = args.run(matrix)?;
+        outcome.seconds = begun.elapsed().as_secs_f64();
+        record::print(&outcome);
+        record.outcomes.push(outcome);
+        // After each matrix, so that a run that is ended early leaves what it has measured.
+        if let Some(file) = &args.json {
+            record.write(file)?;
+        }
+    }
+    record::print_summary(&record);
+    Ok(record)
+}

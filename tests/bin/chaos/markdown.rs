@@ -1,0 +1,92 @@
+//! From a record to the tables of a Markdown file.
+//!
+//! Owns what stands between `<!-- chaos:NAME -->` and `<!-- /chaos:NAME -->`, where NAME is a matrix, `machine` or `summary`; the rest of the file is
+//! somebody's prose and stays as it is. So no number in it is typed by hand.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use farm_lab::chaos::{Outcome, Table};
+
+use super::record::Record;
+
+/// Fills the markers of `file`.
+pub fn fill(record: &Record, file: &Path) -> Result<()> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut filled = replace(&text, "machine", &format!("{}.\n", record.machine))?;
+    filled = replace(&filled, "summary", &summary(record))?;
+    for outcome in &record.outcomes {
+        filled = replace(&filled, &outcome.matrix, &section(outcome))?;
+    }
+    fs::write(file, filled).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// `text` with `new` between the markers called `name`.
+fn replace(text: &str, name: &str, new: &str) -> Result<String> {
+    let (open, close) = (format!("<!-- chaos:{name} -->\n"), format!("<!-- /chaos:{name} -->"));
+    let Some((before, rest)) = text.split_once(&open) else {
+        bail!("the file has no line `{}`", open.trim_end());
+    };
+    let Some((_, after)) = rest.split_once(&close) else {
+        bail!("the file has no `{close}` after `{}`", open.trim_end());
+    };
+    Ok(format!("{before}{open}{new}{close}{after}"))
+}
+
+fn section(outcome: &Outcome) -> String {
+    let mut text: String = outcome.tables.iter().map(table).collect();
+    for note in &outcome.notes {
+        text.push_str(&format!("{note}\n\n"));
+    }
+    text.push_str(&format!("(seed {}, {:.0} s)\n", outcome.seed, outcome.seconds));
+    text
+}
+
+fn table(table: &Table) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let rule = vec!["---".to_owned(); table.columns.len()];
+    let rows: String = table.rows.iter().map(|row| line(row)).collect();
+    format!("{}:\n\n{}{}{rows}\n", table.title, line(&table.columns), line(&rule))
+}
+
+fn summary(record: &Record) -> String {
+    let mut text = String::from("| matrix | promises | goals |\n| --- | --- | --- |\n");
+    for outcome in &record.outcomes {
+        let list = |all: &[String], none: &str| {
+            if all.is_empty() {
+                none.to_owned()
+            } else {
+                all.join("; ")
+            }
+        };
+        text.push_str(&format!(
+            "| {} | {} | {} |\n",
+            outcome.matrix,
+            list(&outcome.violations, "kept"),
+            list(&outcome.missed, "met")
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stands_between_the_markers_changes_and_twice_is_as_once() {
+        let text = "a\n<!-- chaos:x -->\nold\n<!-- /chaos:x -->\nb\n";
+        let once = replace(text, "x", "new\n").unwrap();
+        assert_eq!(once, "a\n<!-- chaos:x -->\nnew\n<!-- /chaos:x -->\nb\n");
+        assert_eq!(replace(&once, "x", "new\n").unwrap(), once);
+        assert!(replace(text, "y", "").unwrap_err().to_string().contains("chaos:y"));
+    }
+
+    #[test]
+    fn a_table_has_a_rule_under_its_head() {
+        let mut one = Table::new("T", &["a", "b"]);
+        one.row(["1".to_owned(), "2".to_owned()]);
+        assert_eq!(table(&one), "T:\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\n");
+    }
+}

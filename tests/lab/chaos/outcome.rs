@@ -1,0 +1,140 @@
+//! What a matrix found: tables for people, every value for machines, and what of it breaks a promise or misses a goal.
+//!
+//! Owns the shapes only; `farm-lab chaos` prints them, writes them as JSON and turns them into Markdown and pictures.
+
+use serde::{Deserialize, Serialize};
+
+/// Result of one matrix.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Name of the matrix, as `--only` has it.
+    pub matrix: String,
+    /// The seed it ran with.
+    pub seed: u64,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// Tables, in order.
+    pub tables: Vec<Table>,
+    /// Values to draw a histogram of.
+    pub series: Vec<Series>,
+    /// Broken promises: each makes the run fail.
+    pub violations: Vec<String>,
+    /// Goals that were missed; reported, no failure.
+    pub missed: Vec<String>,
+    /// What a reader must know: what was left out and why.
+    pub notes: Vec<String>,
+}
+
+impl Outcome {
+    /// Nothing found yet.
+    pub fn new(matrix: &str, seed: u64) -> Self {
+        Self {
+            matrix: matrix.to_owned(),
+            seed,
+            ..Self::default()
+        }
+    }
+
+    /// Notes `what` as missed if the 99th percentile of `values` (or the largest, below 100 values) is above `goal`.
+    pub fn judge_p99(&mut self, what: &str, values: &[f64], goal: f64) {
+        let p99 = quantile(values, 0.99);
+        if values.is_empty() {
+            self.missed.push(format!("{what}: nothing was measured"));
+        } else if p99 > goal {
+            self.missed
+                .push(format!("{what}: p99 {} ms, goal {goal:.0} ms", cell_ms(p99)));
+        }
+    }
+}
+
+/// One table.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Table {
+    /// What it shows, with the unit.
+    pub title: String,
+    /// Heads of the columns.
+    pub columns: Vec<String>,
+    /// Cells by row.
+    pub rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table without rows.
+    pub fn new(title: &str, columns: &[&str]) -> Self {
+        Self {
+            title: title.to_owned(),
+            columns: columns.iter().map(|column| (*column).to_owned()).collect(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+}
+
+/// Values of one thing.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Series {
+    /// Pictures hold all series of one group.
+    pub group: String,
+    /// What was measured.
+    pub name: String,
+    /// Milliseconds, in the order of measurement.
+    pub values: Vec<f64>,
+    /// The goal in milliseconds, if there is one.
+    pub goal: Option<f64>,
+}
+
+/// The value that `share` (0 to 1) of `values` do not exceed (nearest rank); not a number if there are none.
+pub fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted
+        .get(rank.clamp(1, sorted.len().max(1)) - 1)
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
+/// Milliseconds for a table: whole ones, below ten with one decimal.
+pub fn cell_ms(value: f64) -> String {
+    if value.is_nan() {
+        "–".to_owned()
+    } else if value < 10.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.0}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_that_were_measured() {
+        let values: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!(
+            (
+                quantile(&values, 0.5),
+                quantile(&values, 0.99),
+                quantile(&values, 1.0),
+                quantile(&values, 0.0)
+            ),
+            (50.0, 99.0, 100.0, 1.0)
+        );
+        assert!(quantile(&[], 0.5).is_nan());
+        assert_eq!(quantile(&[7.0], 0.99), 7.0);
+    }
+
+    #[test]
+    fn a_goal_is_missed_by_its_99th_percentile_and_by_nothing_measured() {
+        let mut outcome = Outcome::new("x", 1);
+        outcome.judge_p99("good", &[1.0, 2.0], 2.0);
+        outcome.judge_p99("bad", &[1.0, 3.0], 2.0);
+        outcome.judge_p99("none", &[], 2.0);
+        assert_eq!(outcome.missed.len(), 2, "{:?}", outcome.missed);
+    }
+}

@@ -1,0 +1,92 @@
+//! Size and number of heartbeats at rest, as each daemon counts them.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::{MODULE, Outcome, PROFILES, Progress, Rig, RigConfig, Table, pause};
+use crate::Node;
+
+/// How long the counters are watched.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// Ethernet, IPv4 and UDP headers in front of each heartbeat.
+const HEADERS: f64 = 42.0;
+
+/// Goal: bytes of heartbeats a node sends in a second with 32 nodes at the default pulse.
+const GOAL: f64 = 5000.0;
+
+/// Measures farms of each of `sizes` nodes at the default pulse.
+///
+/// # Errors
+/// A farm does not start, or `say` ends the run.
+pub fn run(sizes: &[usize], say: Progress<'_>) -> Result<Outcome> {
+    let mut outcome = Outcome::new("traffic", 0);
+    let mut table = Table::new(
+        "Heartbeats that one node sends at rest, default pulse (mean over the nodes)",
+        &[
+            "nodes",
+            "datagrams/s",
+            "bytes each",
+            "bytes/s",
+            "bytes/s with headers",
+            "goal",
+        ],
+    );
+    for nodes in sizes {
+        say(&format!("{nodes} nodes"))?;
+        let rig = Rig::serve(&RigConfig {
+            clients: 1,
+            ..RigConfig::new(*nodes, PROFILES[0])
+        })?;
+        // What the start has changed has been told by then.
+        pause(Duration::from_secs(2), say)?;
+        let before = sent(&rig)?;
+        let begun = Instant::now();
+        pause(WINDOW, say)?;
+        let after = sent(&rig)?;
+        let seconds = begun.elapsed().as_secs_f64() * *nodes as f64;
+        let (datagrams, bytes) = ((after.0 - before.0) / seconds, (after.1 - before.1) / seconds);
+        let goal = if *nodes == 32 {
+            format!("{GOAL:.0}")
+        } else {
+            "–".into()
+        };
+        table.row([
+            nodes.to_string(),
+            format!("{datagrams:.0}"),
+            format!("{:.0}", bytes / datagrams),
+            format!("{bytes:.0}"),
+            format!("{:.0}", bytes + datagrams * HEADERS),
+            goal,
+        ]);
+        if *nodes == 32 && bytes > GOAL {
+            outcome.missed.push(format!(
+                "{bytes:.0} bytes/s of heartbeats sent per node at 32 nodes, goal {GOAL:.0}"
+            ));
+        }
+        say(&table.rows.last().map(|row| row.join("  ")).unwrap_or_default())?;
+    }
+    outcome.tables.push(table);
+    outcome
+        .notes
+        .push(format!("One module (`{MODULE}`) with one group is served."));
+    Ok(outcome)
+}
+
+/// Heartbeats and their bytes sent by all nodes so far.
+fn sent(rig: &Rig) -> Result<(f64, f64)> {
+    let mut sum = (0.0, 0.0);
+    for node in &rig.lab.nodes {
+        sum.0 += counter(node, "heartbeats_sent")? as f64;
+        sum.1 += counter(node, "heartbeats_sent_bytes")? as f64;
+    }
+    Ok(sum)
+}
+
+fn counter(node: &Node, name: &str) -> Result<u64> {
+    let counters: BTreeMap<String, u64> = node.ask("/v1/metrics")?;
+    let value = counters.get(name).copied();
+    value.with_context(|| format!("{} does not count {name}", node.name()))
+}
