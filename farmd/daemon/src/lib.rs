@@ -9,6 +9,7 @@ pub mod control;
 pub mod dataplane;
 pub mod effect;
 pub mod event;
+pub mod heartbeat_io;
 pub mod history;
 pub mod host;
 pub mod incarnation;

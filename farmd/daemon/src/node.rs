@@ -14,8 +14,7 @@ mod share;
 mod status;
 
 use std::collections::BTreeMap;
-use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -30,11 +29,12 @@ use farm_core::wire::auth::ClusterKey;
 use farm_core::wire::heartbeat::{BucketSet, ParseError};
 use farm_sys::event_fd::EventFd;
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::Effect;
 use crate::event::{Event, HeldGroup, Query};
+use crate::heartbeat_io::HeartbeatIo;
 use crate::history::History;
 use crate::host::HostVip;
 use crate::journal::Journal;
@@ -71,8 +71,8 @@ pub struct Parts {
     pub this: NodeId,
     /// Start number.
     pub incarnation: Incarnation,
-    /// One heartbeat socket per lan this node is on, with the lan's position.
-    pub sockets: Vec<(usize, UdpSocket)>,
+    /// Where heartbeats leave and come in.
+    pub heartbeats: HeartbeatIo,
     /// Events from the edges.
     pub events: mpsc::Receiver<Event>,
     /// Rings when there are some.
@@ -116,7 +116,7 @@ pub struct Node {
     incarnation: Incarnation,
     farm: Farm,
     modules: BTreeMap<ModuleName, LocalModule>,
-    sockets: Vec<(usize, UdpSocket)>,
+    heartbeats: HeartbeatIo,
     events: mpsc::Receiver<Event>,
     wake: Arc<EventFd>,
     effects: UnboundedSender<Effect>,
@@ -168,7 +168,7 @@ impl Node {
             incarnation: parts.incarnation,
             farm,
             modules: BTreeMap::new(),
-            sockets: parts.sockets,
+            heartbeats: parts.heartbeats,
             events: parts.events,
             wake: parts.wake,
             effects: parts.effects,
@@ -251,7 +251,7 @@ impl Node {
 
     fn wait(&self) {
         let mut fds = vec![self.wake.as_fd()];
-        fds.extend(self.sockets.iter().map(|(_, s)| s.as_fd()));
+        fds.extend(self.heartbeats.fds());
         let machines = self
             .modules
             .values()
@@ -288,37 +288,29 @@ impl Node {
         let for_ms = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
         self.record(None, Happening::Paused { for_ms });
         // What waits in the sockets tells how the others were, not how they are.
-        let mut void = [0; 1];
-        for (_, socket) in &self.sockets {
-            while socket.recv_from(&mut void).is_ok() {}
-        }
+        self.heartbeats.discard();
         self.farm.handle_pause(now);
         self.publish();
         self.fenced_until = Some(self.published.version());
     }
 
     fn receive(&mut self, buffer: &mut [u8]) {
-        for i in 0..self.sockets.len() {
-            for _ in 0..DATAGRAM_BUDGET {
-                let (lan, socket) = &self.sockets[i];
-                let lan = *lan;
-                match socket.recv_from(buffer) {
-                    Ok((length, from)) => {
-                        self.received += 1;
-                        if !self.cluster.lans[lan].nodes.iter().any(|(_, addr)| *addr == from.ip()) {
-                            *self.refused.entry("unknown_address").or_default() += 1;
-                            continue;
-                        }
-                        let now = self.now();
-                        if let Err(refused) = self.farm.handle_datagram(now, lan, &buffer[..length]) {
-                            self.note_refusal(now, from, refused);
-                        }
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // An ICMP error about an earlier datagram: that peer's daemon is not running.
-                    Err(error) => debug!(%error, "receiving heartbeats"),
-                }
+        let (start, farm) = (self.start, &mut self.farm);
+        let mut refusals = Vec::new();
+        let mut received = 0;
+        let strangers = self.heartbeats.receive(buffer, DATAGRAM_BUDGET, |lan, from, datagram| {
+            received += 1;
+            let now = start.elapsed();
+            if let Err(refused) = farm.handle_datagram(now, lan, datagram) {
+                refusals.push((now, from, refused));
             }
+        });
+        self.received += received + strangers;
+        if strangers > 0 {
+            *self.refused.entry("unknown_address").or_default() += strangers;
+        }
+        for (now, from, refused) in refusals {
+            self.note_refusal(now, from, refused);
         }
     }
 
@@ -533,24 +525,10 @@ impl Node {
         self.sent_rate.note(self.now(), self.sent_bytes);
         while let Some(transmit) = self.farm.poll_transmit() {
             self.heartbeat_bytes = transmit.payload.len() as u64;
-            let Some((_, socket)) = self.sockets.iter().find(|(lan, _)| *lan == transmit.lan) else {
-                continue;
-            };
-            for (node, addr) in &self.cluster.lans[transmit.lan].nodes {
-                if !transmit.to.contains(*node) {
-                    continue;
-                }
-                match socket.send_to(&transmit.payload, SocketAddr::new(*addr, self.cluster.port)) {
-                    Ok(_) => {
-                        self.sent += 1;
-                        self.sent_bytes += transmit.payload.len() as u64;
-                    }
-                    Err(error) => {
-                        self.send_failed += 1;
-                        debug!(%error, to = %addr, "sending a heartbeat");
-                    }
-                }
-            }
+            let sent = self.heartbeats.send(&transmit);
+            self.sent += sent.datagrams;
+            self.sent_bytes += sent.datagrams * transmit.payload.len() as u64;
+            self.send_failed += sent.failed;
         }
     }
 

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -159,9 +159,9 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     })
 }
 
-/// The sockets of a daemon. Those per lan have the lan's position.
+/// The sockets of a daemon. Those for commands have their lan's position.
 struct Bound {
-    heartbeats: Vec<(usize, UdpSocket)>,
+    heartbeats: HeartbeatIo,
     commands: Vec<(usize, TcpListener)>,
     control: tokio::net::UnixListener,
 }
@@ -256,7 +256,7 @@ async fn serve(
         key,
         this,
         incarnation,
-        sockets: bound.heartbeats,
+        heartbeats: bound.heartbeats,
         events: inbox,
         wake,
         effects,
@@ -411,50 +411,52 @@ fn read_key(etc: &Path) -> Result<ClusterKey, StartError> {
     ClusterKey::from_hex(&text).map_err(|e| fail(Exit::Data, format!("{}: {e}", path.display())))
 }
 
-/// The heartbeat sockets, one per lan this node is on, with the lan's position.
-fn bind(cluster: &ClusterConfig, this: NodeId) -> Result<Vec<(usize, UdpSocket)>, StartError> {
-    bind_each(cluster, this, "UDP", farm_sys::udp::bind)
+/// The heartbeat sockets.
+fn bind(cluster: &ClusterConfig, this: NodeId) -> Result<HeartbeatIo, StartError> {
+    HeartbeatIo::open(cluster, this).map_err(|e| not_bound(cluster, this, "UDP", &e.lan, e.addr, &e.error))
 }
 
 /// The sockets for commands of other nodes, at the same addresses.
 fn bind_commands(cluster: &ClusterConfig, this: NodeId) -> Result<Vec<(usize, TcpListener)>, StartError> {
-    bind_each(cluster, this, "TCP", |local| {
-        let listener = TcpListener::bind(local)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    })
-}
-
-fn bind_each<S>(
-    cluster: &ClusterConfig,
-    this: NodeId,
-    protocol: &str,
-    open: impl Fn(SocketAddr) -> io::Result<S>,
-) -> Result<Vec<(usize, S)>, StartError> {
-    let mut sockets = Vec::new();
+    let mut listeners = Vec::new();
     for (i, lan) in cluster.lans.iter().enumerate() {
         let Some((_, addr)) = lan.nodes.iter().find(|(node, _)| *node == this) else {
             continue;
         };
         let local = SocketAddr::new(*addr, cluster.port);
-        let socket = open(local).map_err(|e| {
-            let text = match e.kind() {
-                io::ErrorKind::AddrInUse => format!(
-                    "{protocol} port {local} (lan {}) is in use: another farmd, or another program; `ss -tulpn` shows which",
-                    lan.name
-                ),
-                io::ErrorKind::AddrNotAvailable => format!(
-                    "{addr} of node {} (lan {}) is not an address of this host",
-                    cluster.name(this),
-                    lan.name
-                ),
-                _ => format!("{protocol} port {local} (lan {}): {e}", lan.name),
-            };
-            fail(Exit::Unavailable, text)
-        })?;
-        sockets.push((i, socket));
+        let listener = TcpListener::bind(local).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        listeners.push((
+            i,
+            listener.map_err(|e| not_bound(cluster, this, "TCP", &lan.name, local, &e))?,
+        ));
     }
-    Ok(sockets)
+    Ok(listeners)
+}
+
+/// What to say of an address that could not be used.
+fn not_bound(
+    cluster: &ClusterConfig,
+    this: NodeId,
+    protocol: &str,
+    lan: &str,
+    local: SocketAddr,
+    error: &io::Error,
+) -> StartError {
+    let text = match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "{protocol} port {local} (lan {lan}) is in use: another farmd, or another program; `ss -tulpn` shows which"
+        ),
+        io::ErrorKind::AddrNotAvailable => format!(
+            "{} of node {} (lan {lan}) is not an address of this host",
+            local.ip(),
+            cluster.name(this),
+        ),
+        _ => format!("{protocol} port {local} (lan {lan}): {error}"),
+    };
+    fail(Exit::Unavailable, text)
 }
 
 /// Loads the active copies; one that no longer fits is left out with a warning, the others are served.

@@ -1,0 +1,214 @@
+//! The sockets that heartbeats travel on: one or, with `cast="broadcast"`, two per lan.
+//!
+//! Owns the sockets and which of them a datagram leaves by; it neither reads a datagram nor decides when one is sent. The owner loop
+//! polls [`HeartbeatIo::fds`], takes what came in and hands over what the core wants sent.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use farm_core::config::{Cast, ClusterConfig};
+use farm_core::farm::Transmit;
+use farm_core::id::{NodeId, NodeSet};
+
+/// Sockets and addresses of one lan.
+#[derive(Debug)]
+struct LanIo {
+    /// Position in `cluster.xml`.
+    lan: usize,
+    own: IpAddr,
+    peers: Vec<(NodeId, IpAddr)>,
+    /// All of them.
+    everybody: NodeSet,
+    /// For datagrams to this node, and for all that it sends.
+    socket: UdpSocket,
+    /// Where broadcasts come in, and the address they go to.
+    broadcast: Option<(UdpSocket, SocketAddr)>,
+}
+
+/// What became of one [`Transmit`].
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Sent {
+    /// Datagrams handed to the kernel.
+    pub datagrams: u64,
+    /// Datagrams it did not take.
+    pub failed: u64,
+}
+
+/// See the module doc.
+#[derive(Debug)]
+pub struct HeartbeatIo {
+    lans: Vec<LanIo>,
+    port: u16,
+}
+
+/// Why a lan's sockets could not be opened.
+#[derive(Debug)]
+pub struct OpenError {
+    /// Name of the lan.
+    pub lan: String,
+    /// The address that was to be used.
+    pub addr: SocketAddr,
+    /// What the system says.
+    pub error: io::Error,
+}
+
+impl HeartbeatIo {
+    /// Opens the sockets of all lans that `this` node is on.
+    ///
+    /// # Errors
+    /// The first address that cannot be used. A lan with `cast="broadcast"` needs its address on an interface with a broadcast address.
+    pub fn open(cluster: &ClusterConfig, this: NodeId) -> Result<Self, OpenError> {
+        let mut lans = Vec::new();
+        for (index, lan) in cluster.lans.iter().enumerate() {
+            let Some((_, own)) = lan.nodes.iter().find(|(node, _)| *node == this) else {
+                continue;
+            };
+            let local = SocketAddr::new(*own, cluster.port);
+            let failed = |addr: SocketAddr| {
+                move |error: io::Error| OpenError {
+                    lan: lan.name.clone(),
+                    addr,
+                    error,
+                }
+            };
+            let socket = farm_sys::udp::bind(local).map_err(failed(local))?;
+            let broadcast = match lan.cast {
+                Cast::Unicast => None,
+                Cast::Broadcast => {
+                    let to = SocketAddr::new(broadcast_address(*own).map_err(failed(local))?, cluster.port);
+                    socket.set_broadcast(true).map_err(failed(local))?;
+                    Some((farm_sys::udp::bind(to).map_err(failed(to))?, to))
+                }
+            };
+            let peers: Vec<(NodeId, IpAddr)> = lan.nodes.iter().filter(|(node, _)| *node != this).copied().collect();
+            lans.push(LanIo {
+                lan: index,
+                own: *own,
+                everybody: peers.iter().map(|(node, _)| *node).collect(),
+                peers,
+                socket,
+                broadcast,
+            });
+        }
+        Ok(Self {
+            lans,
+            port: cluster.port,
+        })
+    }
+
+    /// What becomes readable when a datagram has come in.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let sockets = self.lans.iter().flat_map(LanIo::sockets);
+        sockets.map(|socket| socket.as_fd())
+    }
+
+    /// Throws away all that has come in.
+    pub fn discard(&self) {
+        let mut void = [0; 1];
+        for socket in self.lans.iter().flat_map(LanIo::sockets) {
+            while socket.recv_from(&mut void).is_ok() {}
+        }
+    }
+
+    /// Calls `take(lan, from, datagram)` for what has come in, up to `budget` datagrams of each socket.
+    ///
+    /// `from` is the address of a node on that lan; what others send is counted in the answer. A datagram longer than `buffer` is cut.
+    pub fn receive(&self, buffer: &mut [u8], budget: usize, mut take: impl FnMut(usize, SocketAddr, &[u8])) -> u64 {
+        let mut strangers = 0;
+        for lan in &self.lans {
+            for socket in lan.sockets() {
+                for _ in 0..budget {
+                    match socket.recv_from(buffer) {
+                        // One's own broadcast comes back.
+                        Ok((_, from)) if lan.broadcast.is_some() && from.ip() == lan.own => {}
+                        Ok((length, from)) if from.ip() == lan.own || lan.has(from.ip()) => {
+                            take(lan.lan, from, &buffer[..length]);
+                        }
+                        Ok(_) => strangers += 1,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                        // An ICMP error about an earlier datagram: that peer's daemon is not running.
+                        Err(error) => tracing::debug!(%error, "receiving heartbeats"),
+                    }
+                }
+            }
+        }
+        strangers
+    }
+
+    /// Sends a heartbeat: by one broadcast if it is for everybody and the lan has that, else to each node.
+    pub fn send(&self, transmit: &Transmit) -> Sent {
+        let mut sent = Sent::default();
+        let Some(lan) = self.lans.iter().find(|lan| lan.lan == transmit.lan) else {
+            return sent;
+        };
+        let mut send = |to: SocketAddr| match lan.socket.send_to(&transmit.payload, to) {
+            Ok(_) => sent.datagrams += 1,
+            Err(error) => {
+                sent.failed += 1;
+                tracing::debug!(%error, %to, "sending a heartbeat");
+            }
+        };
+        match &lan.broadcast {
+            Some((_, to)) if transmit.to == lan.everybody => send(*to),
+            _ => {
+                let peers = lan.peers.iter().filter(|(node, _)| transmit.to.contains(*node));
+                peers.for_each(|(_, addr)| send(SocketAddr::new(*addr, self.port)));
+            }
+        }
+        sent
+    }
+}
+
+impl LanIo {
+    fn sockets(&self) -> impl Iterator<Item = &UdpSocket> {
+        std::iter::once(&self.socket).chain(self.broadcast.as_ref().map(|(socket, _)| socket))
+    }
+
+    fn has(&self, addr: IpAddr) -> bool {
+        self.peers.iter().any(|(_, peer)| *peer == addr)
+    }
+}
+
+/// The broadcast address of the subnet in which this host has `own`.
+fn broadcast_address(own: IpAddr) -> io::Result<IpAddr> {
+    let interfaces = farm_sys::interface::interfaces();
+    let prefix = interfaces
+        .iter()
+        .flat_map(|interface| &interface.addrs)
+        .find(|(addr, _)| *addr == own)
+        .map(|(_, prefix)| *prefix);
+    match (own, prefix) {
+        (IpAddr::V4(own), Some(prefix @ 0..=30)) => Ok(subnet_broadcast(own, prefix).into()),
+        (_, Some(prefix)) => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{own}/{prefix} has no broadcast address; cast=\"unicast\" is expected on this lan"),
+        )),
+        (_, None) => Err(io::ErrorKind::AddrNotAvailable.into()),
+    }
+}
+
+/// All host bits set (RFC 919).
+fn subnet_broadcast(own: Ipv4Addr, prefix: u8) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(own) | u32::MAX.checked_shr(prefix.into()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_broadcast_address_has_all_host_bits_set() {
+        let own = Ipv4Addr::new(198, 18, 5, 77);
+        assert_eq!(subnet_broadcast(own, 24), Ipv4Addr::new(198, 18, 5, 255));
+        assert_eq!(subnet_broadcast(own, 15), Ipv4Addr::new(198, 19, 255, 255));
+        assert_eq!(subnet_broadcast(own, 30), Ipv4Addr::new(198, 18, 5, 79));
+        assert_eq!(subnet_broadcast(own, 32), own);
+    }
+
+    #[test]
+    fn an_address_of_another_host_has_none() {
+        let error = broadcast_address("198.18.255.254".parse().unwrap()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+    }
+}
