@@ -283,15 +283,22 @@ fn drain_before_a_stop_lets_connections_end_and_stops_at_its_time() {
     wait_drained(second);
     assert!(farm(second, &["stop", MODULE]).ok());
     assert_eq!(own_row(second, MODULE).state, Some(ModuleState::Stop));
-    wait_until(Duration::from_secs(10), "the clients to notice", || {
-        // They speak every 100 ms.
-        std::thread::sleep(Duration::from_millis(500));
-        Some(())
-    })
-    .expect("time passes");
+    // They speak every 100 ms, and those that are left notice at once.
+    std::thread::sleep(Duration::from_secs(1));
     let report = holder.stop().expect("the holder ends");
     let of_node2 = report.per_node()["node2"];
     assert_eq!(broken(&report), BTreeMap::from([("node2".to_owned(), of_node2)]));
+
+    // The end of farmd is a stop too; a second signal does not wait.
+    let third = &lab.nodes[2];
+    let holder = hold(&lab, WEB, 30);
+    third.signal_farmd("TERM").expect("a signal");
+    wait_drained(third);
+    holder.wait_rounds(2, Duration::from_secs(30)).expect("they go on");
+    third.signal_farmd("TERM").expect("a signal");
+    let ended = third.wait_farmd_end(Duration::from_secs(60)).expect("farmd ends");
+    assert_eq!(ended, Some(0), "{}", third.log_tail(20));
+    drop(holder.stop().expect("the holder ends"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod common;
 mod continuity;
 mod drain;
 mod failover;
+mod history;
 mod host;
 mod instruments;
 mod life;

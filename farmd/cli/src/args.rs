@@ -109,6 +109,8 @@ pub enum Verb {
     Confcheck(ConfcheckArgs),
     /// Show a module's log or its scripts' output
     Log(LogArgs),
+    /// Show what happened to the farm: who went, who said so, what moved, how long it took
+    History(HistoryArgs),
     /// List, install, uninstall and package modules
     #[command(subcommand)]
     Module(ModuleVerb),
@@ -257,7 +259,7 @@ pub struct StatusArgs {
     /// Only this module
     #[arg(value_name = "AM")]
     pub module: Option<String>,
-    /// Resources and the cluster too
+    /// Resources, the view, and how each node is heard on each lan
     #[arg(short, long)]
     pub verbose: bool,
     /// Show it again and again
@@ -282,8 +284,9 @@ pub struct WaitArgs {
 /// Words of `waitstate`.
 #[derive(Args, Debug)]
 pub struct WaitStateArgs {
-    /// STOP, WAIT or UP
-    pub state: String,
+    /// STOP, WAIT or UP, and the module, in any order
+    #[arg(required = true, num_args = 1..=2, value_names = ["STATE", "AM"])]
+    pub words: Vec<String>,
     /// Give up after this time
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub timeout: u64,
@@ -321,6 +324,26 @@ pub struct LogArgs {
     /// List the files of script output
     #[arg(long, requires = "script", conflicts_with = "follow")]
     pub list: bool,
+}
+
+/// Words of `history`.
+#[derive(Args, Debug)]
+pub struct HistoryArgs {
+    /// Only what is about this module, and what is about nodes
+    #[arg(value_name = "AM")]
+    pub module: Option<String>,
+    /// Only from then on: 90s, 10m, 2h, 3d ago; 03:10; 2026-11-21; "2026-11-21 03:10"
+    #[arg(long, value_name = "T")]
+    pub since: Option<String>,
+    /// Show this many of the newest entries (100; all with --since)
+    #[arg(short = 'n', long, value_name = "N")]
+    pub lines: Option<usize>,
+    /// Show all that is known of each entry
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Go on showing new entries
+    #[arg(short, long)]
+    pub follow: bool,
 }
 
 /// Words of `module`.

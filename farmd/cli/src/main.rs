@@ -1,7 +1,7 @@
 //! `farm`, the farm's command line; under the name `safekit` the same for the scripts of modules.
 //!
 //! Owns reading the words, choosing the verb, and saying once how it ended. Decides nothing about a farm: what needs a decision is
-//! asked of farmd over the control socket. Verbs that must work when farmd is dead (`confcheck`, `log`, `module`,
+//! asked of farmd over the control socket. Verbs that must work when farmd is dead (`confcheck`, `history`, `log`, `module`,
 //! `snapshot`, `cleanup`, `cluster genkey`) read the files themselves.
 
 mod args;
@@ -13,6 +13,7 @@ mod confcheck;
 mod demo_server;
 mod failure;
 mod folders;
+mod history;
 mod log;
 mod module;
 mod rolling;
@@ -125,6 +126,7 @@ fn perform(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::Config(args) => command::configure(context, "config", args),
         Verb::Deconfig(args) => command::configure(context, "deconfig", args),
         Verb::Confcheck(args) => confcheck::run(context, args),
+        Verb::History(args) => history::run(context, args),
         Verb::Log(args) => log::run(context, args),
         Verb::Module(verb) => module::run(context, verb),
         Verb::Cluster(verb) => cluster::run(context, verb),
@@ -205,6 +207,10 @@ mod tests {
             parsed("safekit waitstate -m web STOP").verb,
             Verb::Waitstate(_)
         ));
+        let Verb::Waitstate(args) = parsed("farm waitstate UP web").verb else {
+            panic!()
+        };
+        assert_eq!(args.words, ["UP", "web"]);
     }
 
     #[test]

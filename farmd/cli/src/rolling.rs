@@ -26,6 +26,9 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// A node that is left out, and why.
+type Skipped = (String, String);
+
 /// How the reason of a drained node begins.
 const DRAINED: &str = "drained";
 
@@ -92,7 +95,7 @@ fn listed(names: &[&str]) -> String {
 ///
 /// # Errors
 /// If a node is on its way or kept out, or fewer than two serve: then a restart would interrupt the service.
-fn plan(status: &FarmStatus, module: Option<&ModuleName>) -> Result<(Vec<Turn>, Vec<(String, String)>), Failure> {
+fn plan(status: &FarmStatus, module: Option<&ModuleName>) -> Result<(Vec<Turn>, Vec<Skipped>), Failure> {
     let meant = status
         .modules
         .iter()
@@ -150,7 +153,7 @@ fn not_ready<'a>(status: &'a FarmStatus, turns: &[Turn], except: &str) -> Option
                 .iter()
                 .find(|t| t.node == row.node && t.modules.contains(&module.name));
             let drained = row.quality == Some(Quality::Ready) && row.why.starts_with(DRAINED);
-            if turn.is_some_and(|turn| !is_ready(row) && !(turn.drained && drained)) {
+            if turn.is_some_and(|turn| !(is_ready(row) || turn.drained && drained)) {
                 return Some((row, &module.name));
             }
         }

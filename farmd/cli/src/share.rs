@@ -58,9 +58,20 @@ fn at(context: &Context, node: Option<&str>) -> Result<Context, Failure> {
         (Some(named), Some(on)) if named != on => Err(Failure::usage(format!(
             "two nodes are named: `{named}` and, with --on, `{on}`"
         ))),
-        (Some(named), _) => Ok(context.on(named)),
+        (Some(named), _) => on(context, named),
         (None, _) => Ok(context.clone()),
     }
+}
+
+/// `context` with another node, whose name must be one.
+fn on(context: &Context, node: &str) -> Result<Context, Failure> {
+    let fits = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    if node.is_empty() || !node.chars().all(fits) {
+        return Err(Failure::usage(format!(
+            "`{node}` is no node's name; cluster.xml has them"
+        )));
+    }
+    Ok(context.on(node))
 }
 
 fn send(context: &Context, verb: &str, request: &impl Serialize) -> Result<u8, Failure> {
@@ -116,14 +127,14 @@ pub fn on_nodes(
         nodes.to_vec()
     };
     if let [node] = &nodes[..] {
-        return perform(&context.on(node), verb);
+        return perform(&on(context, node)?, verb);
     }
     let mut code = exit::OK;
     for node in &nodes {
         if !context.json {
             show(&format!("{node}:\n"))?;
         }
-        let ended = match perform(&context.on(node), verb) {
+        let ended = match on(context, node).and_then(|there| perform(&there, verb)) {
             Ok(ended) => ended,
             Err(failure) => crate::report("farm", context.json, &failure),
         };
@@ -155,7 +166,8 @@ fn works_on_nodes(verb: &Verb) -> bool {
         | Verb::Printi(_)
         | Verb::Printe(_)
         | Verb::Set(_)
-        | Verb::Get(_) => true,
+        | Verb::Get(_)
+        | Verb::History(_) => true,
         Verb::RollingRestart(_)
         | Verb::Confcheck(_)
         | Verb::Log(_)
@@ -178,6 +190,7 @@ mod tests {
         assert_eq!(at(&here, None).unwrap().node, None);
         assert_eq!(at(&here, Some("s2")).unwrap().node.as_deref(), Some("s2"));
         assert_eq!(at(&here.on("s2"), None).unwrap().node.as_deref(), Some("s2"));
+        assert!(at(&here, Some("a b/c")).unwrap_err().text.contains("no node's name"));
         assert!(at(&here.on("s1"), Some("s2")).unwrap_err().text.contains("two nodes"));
     }
 

@@ -6,6 +6,7 @@
 //! | --- | --- | --- |
 //! | `GET /v1/status` | – | [`FarmStatus`] |
 //! | `GET /v1/cluster` | – | [`ClusterStatus`] |
+//! | `GET /v1/history?n=&since=&after=&module=` | – | [`history::History`]: the newest `n` entries, from the moment `since` on (microseconds since 1970), above the number `after`, about `module` and about nodes |
 //! | `GET /v1/metrics` | – | `{name: count}` of every counter |
 //! | `GET /v1/plan` | – | the data plane's present plan, for support |
 //! | `POST /v1/modules/{am}/{verb}` | [`CommandRequest`] | lines of [`Reply`], the last one `done` or `failed`; verbs: `start stop restart stopstart forcestop config deconfig` |
@@ -16,6 +17,9 @@
 //! | `POST /v1/weight` | [`WeightRequest`] | lines of [`Reply`] |
 //! | any `/v1/on/{node}/{rest}` | as `/v1/{rest}` | what that node answers to `/v1/{rest}` |
 //! | `POST /v1/shutdown` | – | lines of [`Reply`]; ends the daemon after all modules stopped |
+
+pub mod history;
+pub mod history_text;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -198,6 +202,50 @@ pub struct ClusterStatus {
     pub coordinator: Option<String>,
     /// All configured nodes.
     pub nodes: Vec<PeerStatus>,
+    /// Number of the newest plan of the data plane here.
+    #[serde(default)]
+    pub plan_version: u64,
+    /// What this node sends to stay alive for the others.
+    #[serde(default)]
+    pub heartbeat: HeartbeatStatus,
+}
+
+/// The heartbeats this node sends.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct HeartbeatStatus {
+    /// Time between two, microseconds.
+    pub interval_us: u64,
+    /// A peer of which nothing was heard for so long is down, milliseconds.
+    pub detection_ms: u64,
+    /// Size of the newest one, bytes of UDP payload.
+    pub bytes: u64,
+    /// Bytes of UDP payload sent to all peers on all lans, per second, over the last seconds.
+    pub bytes_per_s: u64,
+    /// The thread that sends them has real-time priority.
+    pub realtime: bool,
+}
+
+/// How a peer is heard on one lan.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// Name of the lan.
+    pub lan: String,
+    /// The peer's address there.
+    pub addr: String,
+    /// Heartbeats heard since the peer's start, or this node's.
+    pub received: u64,
+    /// Heartbeats that must have been sent and were not heard.
+    pub lost: u64,
+    /// Of a thousand heartbeats of the last seconds so many were lost; absent before enough were heard.
+    pub loss_permille: Option<u32>,
+    /// Newest round trip, microseconds; absent before there was one.
+    pub rtt_us: Option<u64>,
+    /// Shortest one.
+    pub rtt_min_us: Option<u64>,
+    /// Their smoothed mean.
+    pub rtt_avg_us: Option<u64>,
+    /// Milliseconds since the last heartbeat was heard on this lan, if ever.
+    pub heard_ms: Option<u64>,
 }
 
 /// One node as seen by another.
@@ -215,6 +263,15 @@ pub struct PeerStatus {
     pub heard_ms: Option<u64>,
     /// Why it is not alive, or is kept out.
     pub why: String,
+    /// Its start number, the newest seen; 0 if it was never heard.
+    #[serde(default)]
+    pub incarnation: u64,
+    /// Since its farmd has started, by its clock and this node's, milliseconds.
+    #[serde(default)]
+    pub uptime_ms: Option<u64>,
+    /// How it is heard on each lan that it shares with this node.
+    #[serde(default)]
+    pub links: Vec<LinkStatus>,
 }
 
 /// Body of a module command.

@@ -377,7 +377,7 @@ impl Farm {
     }
 
     /// True once buckets this node gave up are open elsewhere, or nobody is there to open them: the committed
-    /// map gives it nothing.
+    /// map gives it nothing, nor does one that is under way.
     pub fn is_handed_over(&self, module: &ModuleName) -> bool {
         let groups = self.modules.get(module).map_or(0, |m| m.groups.len());
         (0..groups).all(|group| self.is_group_handed_over(module, group))
@@ -386,8 +386,24 @@ impl Farm {
     /// As [`Self::is_handed_over`], of one group.
     pub fn is_group_handed_over(&self, module: &ModuleName, group: usize) -> bool {
         self.group(module, group).is_none_or(|g| {
-            g.is_released() && (g.committed() == Epoch::default() || !g.map().owners().contains(self.this))
+            let given_up = || {
+                let owners = g.map().owners();
+                !owners.contains(self.this) && self.have_committed(module, group, g.committed(), owners)
+            };
+            g.is_released() && !g.is_to_gain() && (g.committed() == Epoch::default() || given_up())
         })
+    }
+
+    /// True if all members among `owners` work with the map `epoch` of a group, or a newer one. What a stopped module says is not heard, so a
+    /// coordinator that stopped before would leave them without the commit.
+    fn have_committed(&self, name: &ModuleName, index: usize, epoch: Epoch, owners: NodeSet) -> bool {
+        let view = self.membership.view();
+        let members = self
+            .reports
+            .keys()
+            .filter(|n| view.contains(**n) && owners.contains(**n));
+        let mut reports = members.filter_map(|n| self.report(*n, name).filter(|r| r.active())?.groups.get(index));
+        reports.all(|g| g.committed >= epoch)
     }
 
     /// True if the committed map is the one that the weights told by the members of the view lead to, and this node has

@@ -9,6 +9,7 @@ pub mod socket;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use farm_core::api::history::{HISTORY_LIMIT, HistoryFilter};
 use farm_core::api::{CommandRequest, PrintRequest, Reply, ResourceRequest, exit};
 use farm_core::id::ModuleName;
 use hyper::{Method, StatusCode};
@@ -118,11 +119,18 @@ impl Refusal {
 pub(crate) enum Route<'a> {
     Status,
     Cluster,
+    /// With what stands behind the question mark.
+    History {
+        words: &'a str,
+    },
     Metrics,
     Plan,
     Shutdown,
     Share(ShareWord),
-    Module { name: &'a str, verb: ModuleVerb },
+    Module {
+        name: &'a str,
+        verb: ModuleVerb,
+    },
 }
 
 /// What a path asks of the node's shares.
@@ -143,10 +151,12 @@ pub(crate) enum ModuleVerb {
 
 /// The route of `path`, or `None` if there is none.
 fn route(path: &str) -> Option<Route<'_>> {
+    let (path, words) = path.split_once('?').unwrap_or((path, ""));
     let rest = path.strip_prefix("/v1/")?;
     let route = match rest {
         "status" => Route::Status,
         "cluster" => Route::Cluster,
+        "history" => Route::History { words },
         "metrics" => Route::Metrics,
         "plan" => Route::Plan,
         "shutdown" => Route::Shutdown,
@@ -186,7 +196,7 @@ pub(crate) fn admit<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, Ref
     };
     let (wanted, allow) = match route {
         Route::Shutdown | Route::Share(_) | Route::Module { .. } => (Method::POST, "POST"),
-        Route::Status | Route::Cluster | Route::Metrics | Route::Plan => (Method::GET, "GET"),
+        Route::Status | Route::Cluster | Route::History { .. } | Route::Metrics | Route::Plan => (Method::GET, "GET"),
     };
     if *method != wanted {
         let error = format!("`{path}` takes {allow}, not {method}");
@@ -209,6 +219,10 @@ pub(crate) async fn perform(
     match route {
         Route::Status => return ask(events, Query::Status).await,
         Route::Cluster => return ask(events, Query::Cluster).await,
+        Route::History { words } => {
+            let filter = filter_of(words)?;
+            return ask(events, |answer| Query::History(filter, answer)).await;
+        }
         Route::Metrics => return ask(events, Query::Metrics).await,
         Route::Plan => return ask(events, Query::Plan).await,
         Route::Shutdown => {
@@ -254,6 +268,33 @@ async fn ask<T: serde::Serialize>(
             Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))
         }
     }
+}
+
+/// What the words behind `/v1/history?` ask for: `n`, `since`, `after` and `module`, each at most once.
+fn filter_of(words: &str) -> Result<HistoryFilter, Refusal> {
+    fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, Refusal> {
+        let error = || Refusal::bad(format!("`{name}` is `{value}`, a whole number is expected"));
+        value.parse().map_err(|_| error())
+    }
+    let mut filter = HistoryFilter::default();
+    for word in words.split('&').filter(|word| !word.is_empty()) {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        match name {
+            "n" => filter.last = Some(number(name, value)?),
+            "since" => filter.since_us = Some(number(name, value)?),
+            "after" => filter.after = Some(number(name, value)?),
+            "module" => {
+                let module: ModuleName = value.parse().map_err(|e| Refusal::bad(format!("{e}")))?;
+                filter.module = Some(module.to_string());
+            }
+            _ => {
+                let error = format!("`{name}` is not known here: n, since, after or module is expected");
+                return Err(Refusal::bad(error));
+            }
+        }
+    }
+    filter.last = filter.last.map(|n| n.min(HISTORY_LIMIT));
+    Ok(filter)
 }
 
 /// [`CommandRequest`] with every field optional, so that an empty body is a plain command.
@@ -328,7 +369,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
 }
 
 /// A text for one field of a log line: 1 to 256 bytes, nothing that ends or hides part of a line.
-fn short(field: &str, text: &str) -> Result<String, Refusal> {
+pub(crate) fn short(field: &str, text: &str) -> Result<String, Refusal> {
     if text.is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
         let error = format!("`{field}` must be 1 to 256 bytes of text without control characters");
         return Err(Refusal::bad(error));

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::mpsc;
 
+use farm_core::api::history::HistoryFilter;
 use farm_core::api::{
     ClientConnections, ClusterStatus, CommandRequest, DrainRequest, FarmStatus, PrintRequest, Reply, ResourceRequest,
     UndrainRequest, WeightRequest,
@@ -15,6 +16,8 @@ use farm_core::api::{
 use farm_core::id::ModuleName;
 use farm_core::module::state::{Script, ScriptOutcome};
 use farm_sys::event_fd::EventFd;
+
+use crate::history::Selection;
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -201,6 +204,8 @@ pub enum Query {
     Status(tokio::sync::oneshot::Sender<FarmStatus>),
     /// [`ClusterStatus`].
     Cluster(tokio::sync::oneshot::Sender<ClusterStatus>),
+    /// What has happened.
+    History(HistoryFilter, tokio::sync::oneshot::Sender<Selection>),
     /// Counters, by name.
     Metrics(tokio::sync::oneshot::Sender<std::collections::BTreeMap<String, u64>>),
     /// The present plan as JSON, for support.

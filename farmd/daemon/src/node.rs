@@ -6,8 +6,10 @@
 //! does. Nothing else changes the farm's state.
 
 mod command;
+mod history;
 mod module;
 mod publish;
+mod rate;
 mod share;
 mod status;
 
@@ -19,6 +21,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use farm_core::api::ModuleState;
+use farm_core::api::history::Happening;
 use farm_core::config::{ClusterConfig, ModuleConfig};
 use farm_core::farm::{Farm, Refused};
 use farm_core::id::{Incarnation, ModuleName, NodeId};
@@ -32,11 +35,14 @@ use tracing::{debug, info, warn};
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::Effect;
 use crate::event::{Event, HeldGroup, Query};
+use crate::history::History;
 use crate::host::HostVip;
 use crate::journal::Journal;
 use crate::shares::Shares;
+use history::Chronicle;
 use module::LocalModule;
 use publish::Published;
+use rate::Rate;
 use share::ShareDesk;
 
 /// Priority of the owner loop among real-time threads: above ordinary ones, below the kernel's own.
@@ -83,6 +89,8 @@ pub struct Parts {
     pub command_counters: Arc<crate::remote::Counters>,
     /// Module logs.
     pub journal: Journal,
+    /// What has happened.
+    pub history: History,
     /// Modules with an active copy.
     pub modules: Vec<(ModuleName, ModuleConfig, bool)>,
     /// What was set for this node's shares.
@@ -105,6 +113,7 @@ pub struct Node {
     start: Instant,
     cluster: ClusterConfig,
     this: NodeId,
+    incarnation: Incarnation,
     farm: Farm,
     modules: BTreeMap<ModuleName, LocalModule>,
     sockets: Vec<(usize, UdpSocket)>,
@@ -118,13 +127,17 @@ pub struct Node {
     counters: Arc<Counters>,
     command_counters: Arc<crate::remote::Counters>,
     journal: Journal,
+    chronicle: Chronicle,
     warnings: Vec<String>,
+    realtime: bool,
     published: Published,
     desk: ShareDesk,
     refused: BTreeMap<&'static str, u64>,
     strangers: BTreeMap<IpAddr, Stranger>,
     sent: u64,
     sent_bytes: u64,
+    sent_rate: Rate,
+    heartbeat_bytes: u64,
     send_failed: u64,
     received: u64,
     pauses: u64,
@@ -136,6 +149,8 @@ pub struct Node {
     /// Since when the data plane has not confirmed the newest plan.
     unconfirmed_since: Option<Duration>,
     ending: bool,
+    /// Who asked for the end.
+    ended_by: String,
     left: Option<Duration>,
 }
 
@@ -150,6 +165,7 @@ impl Node {
             published: Published::new(parts.this, parts.key.hash_seed()),
             cluster: parts.cluster,
             this: parts.this,
+            incarnation: parts.incarnation,
             farm,
             modules: BTreeMap::new(),
             sockets: parts.sockets,
@@ -162,12 +178,16 @@ impl Node {
             counters: parts.counters,
             command_counters: parts.command_counters,
             journal: parts.journal,
+            chronicle: Chronicle::new(parts.history),
             warnings: parts.warnings,
             desk: ShareDesk::new(parts.shares),
+            realtime: false,
             refused: BTreeMap::new(),
             strangers: BTreeMap::new(),
             sent: 0,
             sent_bytes: 0,
+            sent_rate: Rate::default(),
+            heartbeat_bytes: 0,
             send_failed: 0,
             received: 0,
             pauses: 0,
@@ -176,6 +196,7 @@ impl Node {
             fenced_until: None,
             unconfirmed_since: None,
             ending: false,
+            ended_by: String::new(),
             left: None,
         };
         for (name, config, start) in parts.modules {
@@ -189,13 +210,24 @@ impl Node {
 
     /// Runs until the daemon is told to end and all modules have stopped.
     pub fn run(mut self) {
-        if let Err(error) = farm_sys::sched::set_realtime(REALTIME_PRIORITY) {
-            let text = format!(
-                "no real-time priority for heartbeats ({error}): under heavy load this node may be taken for dead; grant CAP_SYS_NICE or LimitRTPRIO={REALTIME_PRIORITY}"
-            );
-            warn!("{text}");
-            self.warnings.push(text);
+        match farm_sys::sched::set_realtime(REALTIME_PRIORITY) {
+            Ok(()) => self.realtime = true,
+            Err(error) => {
+                let text = format!(
+                    "no real-time priority for heartbeats ({error}): under heavy load this node may be taken for dead; grant CAP_SYS_NICE or LimitRTPRIO={REALTIME_PRIORITY}"
+                );
+                warn!("{text}");
+                self.warnings.push(text);
+            }
         }
+        self.record(
+            None,
+            Happening::Started {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                incarnation: self.incarnation.0,
+                last_ended_in_order: self.chronicle.history().last_ended_in_order(),
+            },
+        );
         let mut buffer = vec![0; DATAGRAM_MAX];
         self.finish_turn();
         while self.left.is_none() {
@@ -209,6 +241,7 @@ impl Node {
             self.finish_turn();
         }
         self.plane.apply(Arc::new(self.published.empty_plan()));
+        self.close_history();
         let _ = self.effects.send(Effect::Exit);
     }
 
@@ -252,6 +285,8 @@ impl Node {
         );
         warn!("{text}");
         self.log_to_active('E', "membership", &text);
+        let for_ms = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
+        self.record(None, Happening::Paused { for_ms });
         // What waits in the sockets tells how the others were, not how they are.
         let mut void = [0; 1];
         for (_, socket) in &self.sockets {
@@ -418,6 +453,10 @@ impl Node {
             Query::Status(answer) => drop(answer.send(self.status())),
             Query::Cluster(answer) => drop(answer.send(self.cluster_status())),
             Query::Metrics(answer) => drop(answer.send(self.metrics())),
+            Query::History(filter, answer) => {
+                let node = self.cluster.name(self.this);
+                drop(answer.send(self.chronicle.history().select(node, &filter)));
+            }
             Query::Plan(answer) => drop(answer.send(self.published.describe())),
         }
     }
@@ -433,7 +472,9 @@ impl Node {
             );
             tracing::error!("{text}");
             self.log_to_active('C', "farmd", &text);
+            self.close_history();
             self.journal.flush(Duration::from_millis(200));
+            crate::logwriter::flush(Duration::from_millis(200));
             std::process::exit(crate::start::Exit::Failed as i32);
         }
         let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
@@ -469,6 +510,7 @@ impl Node {
         self.report_modules(now);
         self.publish();
         self.log_farm_events();
+        self.settle_history();
         let whole = self.farm.membership().view().len() == self.cluster.nodes.len();
         if whole != self.whole {
             self.whole = whole;
@@ -477,6 +519,8 @@ impl Node {
         if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
             self.farm.leave(now);
             self.left = Some(now);
+            let by = self.ended_by.clone();
+            self.record(None, Happening::Stopped { by });
             info!("all modules have stopped; leaving the farm");
         }
         self.transmit();
@@ -486,7 +530,9 @@ impl Node {
     }
 
     fn transmit(&mut self) {
+        self.sent_rate.note(self.now(), self.sent_bytes);
         while let Some(transmit) = self.farm.poll_transmit() {
+            self.heartbeat_bytes = transmit.payload.len() as u64;
             let Some((_, socket)) = self.sockets.iter().find(|(lan, _)| *lan == transmit.lan) else {
                 continue;
             };
@@ -516,6 +562,7 @@ impl Node {
             return;
         }
         info!(by, "shutting down");
+        self.ended_by = by.to_owned();
         self.ending = true;
         for name in names {
             if let Some(module) = self.modules.get_mut(&name) {

@@ -25,6 +25,7 @@ use crate::dataplane::replay::Timing;
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::Executor;
 use crate::event::{Event, EventSender};
+use crate::history::History;
 use crate::host::{self, Host};
 use crate::journal::Journal;
 use crate::node::{Node, Parts};
@@ -177,6 +178,8 @@ async fn serve(
     // Before anything is begun that only an orderly end undoes.
     let stop_signals = StopSignals::listen().map_err(|e| failed("signals", &e))?;
     let journal = Journal::start(&folders.var).map_err(|e| failed("module logs", &e))?;
+    let (history, problems) = History::load(&folders.var, journal.clone());
+    problems.iter().for_each(|problem| warn!("history: {problem}"));
     let wake = Arc::new(EventFd::new().map_err(|e| failed("eventfd", &e))?);
     let (events, inbox) = EventSender::channel(Arc::clone(&wake));
     let (lease, counters) = (Arc::new(Lease::new()), Arc::new(Counters::default()));
@@ -262,6 +265,7 @@ async fn serve(
         counters,
         command_counters: Arc::clone(&command_counters),
         journal: journal.clone(),
+        history,
         modules,
         shares,
         warnings,

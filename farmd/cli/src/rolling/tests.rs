@@ -44,6 +44,8 @@ fn farm(rows: Vec<NodeModuleStatus>) -> FarmStatus {
             view: Vec::new(),
             coordinator: None,
             nodes: Vec::new(),
+            plan_version: 0,
+            heartbeat: farm_core::api::HeartbeatStatus::default(),
         },
         warnings: Vec::new(),
     }

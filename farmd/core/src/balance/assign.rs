@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::id::{BUCKETS, Bucket, NodeId, NodeSet};
+use crate::id::{BUCKETS, Bucket, MAX_NODES, NodeId, NodeSet};
 
 /// The byte that says "nobody".
 const NOBODY: u8 = 0xff;
@@ -63,11 +63,12 @@ impl BucketMap {
 
     /// Number of buckets of each owner.
     pub fn counts(&self) -> BTreeMap<NodeId, u32> {
-        let mut counts = BTreeMap::new();
-        for owner in (0..BUCKETS).filter_map(|i| self.owner_at(i)) {
-            *counts.entry(owner).or_insert(0) += 1;
+        let mut counts = [0; 1 + NOBODY as usize];
+        for &owner in self.0.iter() {
+            counts[usize::from(owner)] += 1;
         }
-        counts
+        let owners = (0..MAX_NODES).filter_map(NodeId::new);
+        owners.map(|n| (n, counts[n.index()])).filter(|(_, n)| *n > 0).collect()
     }
 
     /// Everybody who owns something.

@@ -55,6 +55,7 @@ fn a_module_of_the_model_product_is_read_as_it_means() {
     assert_eq!(config.service, expected);
     let vip = config.vip.unwrap();
     assert!(vip.tcp_reset);
+    assert_eq!(vip.drain, Duration::ZERO);
     assert_eq!(vip.addrs().collect::<Vec<_>>(), [addr("198.18.0.100")]);
     let interface = &vip.interfaces[0];
     assert_eq!((interface.name.as_deref(), interface.check), (None, true));
@@ -99,6 +100,7 @@ fn interfaces_groups_weights_and_checkers_are_read() {
     assert_eq!(config.service.loop_interval.as_secs(), 2 * 3600);
     let vip = config.vip.unwrap();
     assert!(!vip.tcp_reset);
+    assert_eq!(vip.drain, Duration::from_secs(90));
     let [first, second] = &vip.interfaces[..] else { panic!() };
     assert_eq!((first.name.as_deref(), first.check), (Some("eth0"), false));
     let reroute = first.arp_reroute.unwrap();
@@ -276,6 +278,7 @@ fn the_digest_of_a_module_is_over_what_nodes_must_share() {
         ("interval=\"10s\"", "interval=\"20s\""),
         ("%IIS_PORT%\" proto", "80\" proto"),
         ("nicestoptimeout=\"300\"", "nicestoptimeout=\"10\""),
+        ("<vip>", "<vip drain=\"30s\">"),
     ] {
         assert_eq!(with(from, to), base, "{to}");
     }

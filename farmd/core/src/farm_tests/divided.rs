@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::plane::common;
-use super::sim::{Action, Sim, ms};
+use super::action::Action;
+use super::sim::{Sim, ms};
 use crate::config::PartitionPolicy;
 use crate::farm::Event;
 use crate::id::BUCKETS;
@@ -17,7 +17,7 @@ fn run_without_two_owners(sim: &mut Sim, time: Duration) {
             for b in a + 1..sim.nodes.len() {
                 let (one, other) = (&sim.nodes[a].plane, &sim.nodes[b].plane);
                 let leased = sim.now < one.lease_until && sim.now < other.lease_until;
-                let both = common(&one.open, &other.open).count();
+                let both = one.open.both(&other.open).len();
                 assert!(
                     !leased || both == 0,
                     "s{a} and s{b} both accept {both} at {:?}",

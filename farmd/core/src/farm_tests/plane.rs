@@ -5,19 +5,51 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::balance::plan::{BucketState, GroupPlan};
-use crate::id::BUCKETS;
+use crate::id::{BUCKETS, NodeId};
 use crate::wire::heartbeat::BucketSet;
 
-/// One bit per bucket.
-pub type Bits = [u64; BUCKETS / 64];
+const WORDS: usize = BUCKETS / 64;
 
-/// Buckets in which both are set.
-pub fn common(a: &Bits, b: &Bits) -> impl Iterator<Item = usize> {
-    let words = a.iter().zip(b.iter()).enumerate();
-    let words: Vec<(usize, u64)> = words.map(|(i, (a, b))| (i, a & b)).filter(|(_, w)| *w != 0).collect();
-    words
-        .into_iter()
-        .flat_map(|(i, word)| (0..64).filter(move |b| word & (1 << b) != 0).map(move |b| i * 64 + b))
+/// One bit per bucket.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Bits([u64; WORDS]);
+
+impl Bits {
+    pub const NONE: Self = Self([0; WORDS]);
+
+    pub fn contains(&self, bucket: usize) -> bool {
+        self.0[bucket / 64] & (1 << (bucket % 64)) != 0
+    }
+
+    pub fn insert(&mut self, bucket: usize) {
+        self.0[bucket / 64] |= 1 << (bucket % 64);
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|w| w.count_ones() as usize).sum()
+    }
+
+    pub fn meets(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).any(|(a, b)| a & b != 0)
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a |= b);
+    }
+
+    /// Those that are not in `other`.
+    pub fn without(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] & !other.0[i]))
+    }
+
+    pub fn both(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] & other.0[i]))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = usize> {
+        let words = self.0.iter().enumerate().filter(|(_, w)| **w != 0);
+        words.flat_map(|(i, w)| (0..64).filter(move |b| w & (1 << b) != 0).map(move |b| i * 64 + b))
+    }
 }
 
 /// See the module doc.
@@ -28,10 +60,15 @@ pub struct Plane {
     pub open: Bits,
     /// Those of them in which an unknown connection is reset.
     pub own: Bits,
-    /// Buckets of connections on this host, and when these end.
+    /// Buckets that are another's, in which connections of this host go on.
+    pub draining: Bits,
+    /// Buckets whose connection requests are kept for the next plan.
+    pub keeps: Bits,
+    /// Buckets of connections on this host, and when the last of these ends.
     pub flows: BTreeMap<usize, Duration>,
-    /// What was last reported as held.
+    /// What was last reported as held, and when that was last something.
     pub told: BucketSet,
+    pub held_at: Duration,
     /// Nothing is accepted past this moment.
     pub lease_until: Duration,
     /// Plans before this one are of a module that has been stopped since.
@@ -44,62 +81,87 @@ impl Plane {
     pub fn new() -> Self {
         Self {
             version: 0,
-            open: [0; BUCKETS / 64],
-            own: [0; BUCKETS / 64],
+            open: Bits::NONE,
+            own: Bits::NONE,
+            draining: Bits::NONE,
+            keeps: Bits::NONE,
             flows: BTreeMap::new(),
             told: BucketSet::default(),
+            held_at: Duration::ZERO,
             lease_until: Duration::ZERO,
             not_before: 0,
             busy_until: Duration::ZERO,
         }
     }
 
-    /// Works with `plan` from here on; returns the buckets that it takes away.
-    pub fn apply(&mut self, version: u64, plan: Option<&GroupPlan>) -> Vec<usize> {
-        let before = self.open;
+    /// Works with `plan` of node `this` from here on; returns the buckets that it takes away.
+    pub fn apply(&mut self, this: NodeId, version: u64, plan: Option<&GroupPlan>) -> Bits {
+        let before = self.open.clone();
         self.clear();
         self.version = version;
         if let Some(plan) = plan.filter(|_| version >= self.not_before) {
             for (i, state) in plan.states.iter().enumerate() {
-                let bit = 1 << (i % 64);
                 match state {
                     BucketState::Own => {
-                        self.open[i / 64] |= bit;
-                        self.own[i / 64] |= bit;
+                        self.open.insert(i);
+                        self.own.insert(i);
                     }
-                    BucketState::Guarded => self.open[i / 64] |= bit,
-                    BucketState::Draining | BucketState::Foreign => {}
+                    BucketState::Guarded => self.open.insert(i),
+                    BucketState::Draining => self.draining.insert(i),
+                    BucketState::Foreign => {}
+                }
+            }
+            // As `balance::decide` has it for a connection request.
+            if let Some(next) = &plan.next {
+                for i in (0..BUCKETS).filter(|i| !self.open.contains(*i)) {
+                    let leaves = next.owner_at(i).is_some() && plan.owners.owns(this, i);
+                    if next.owns(this, i) || leaves {
+                        self.keeps.insert(i);
+                    }
                 }
             }
         }
-        let lost: Vec<u64> = before.iter().zip(&self.open).map(|(b, a)| b & !a).collect();
-        (0..BUCKETS).filter(|i| lost[i / 64] & (1 << (i % 64)) != 0).collect()
+        before.without(&self.open)
     }
 
     /// Accepts nothing.
     pub fn clear(&mut self) {
-        self.open = [0; BUCKETS / 64];
-        self.own = [0; BUCKETS / 64];
+        self.open = Bits::NONE;
+        self.own = Bits::NONE;
+        self.draining = Bits::NONE;
+        self.keeps = Bits::NONE;
     }
 
     /// Buckets that are not open here and have connections at `now`.
     pub fn held(&self, now: Duration) -> BucketSet {
         let held = self.flows.iter().filter(|(_, end)| **end > now).map(|(i, _)| *i);
-        held.filter(|i| self.open[i / 64] & (1 << (i % 64)) == 0).collect()
+        held.filter(|i| !self.open.contains(*i)).collect()
+    }
+
+    /// Notes that `told` is told at `now`.
+    pub fn note_held(&mut self, now: Duration) {
+        if !self.told.is_empty() {
+            self.held_at = now;
+        }
     }
 
     /// True if new connections in `bucket` are accepted at `now`.
     pub fn accepts(&self, now: Duration, bucket: usize) -> bool {
-        now < self.lease_until && self.open[bucket / 64] & (1 << (bucket % 64)) != 0
+        now < self.lease_until && self.open.contains(bucket)
+    }
+
+    /// True if packets of a connection that this host has in `bucket` get through.
+    pub fn serves(&self, now: Duration, bucket: usize) -> bool {
+        now < self.lease_until && (self.open.contains(bucket) || self.draining.contains(bucket))
     }
 
     /// Number of buckets that are open.
     pub fn open_count(&self) -> usize {
-        self.open.iter().map(|w| w.count_ones() as usize).sum()
+        self.open.len()
     }
 
     /// Number of buckets that are open and not guarded.
     pub fn own_count(&self) -> usize {
-        self.own.iter().map(|w| w.count_ones() as usize).sum()
+        self.own.len()
     }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::plane::common;
-use super::sim::{Action, Sim, id, ms};
+use super::action::Action;
+use super::sim::{Sim, id, ms, us};
 use crate::balance::assign::BucketMap;
 use crate::farm::Event;
 use crate::handover;
@@ -120,6 +120,29 @@ fn a_bucket_that_is_held_is_drained_by_the_loser() {
 }
 
 #[test]
+fn a_node_knows_whether_its_share_is_what_the_weights_say() {
+    let mut sim = Sim::started(3, 7);
+    let settled = |sim: &Sim| -> Vec<bool> { (0..3).map(|n| sim.farm(n).is_settled(&sim.module, 0)).collect() };
+    assert_eq!(settled(&sim), [true; 3]);
+    for (weight, share) in [(3, 2458), (0, 0), (1, 1365)] {
+        sim.act(Action::Weight(1, weight));
+        sim.run(us(1)).unwrap();
+        assert!(
+            !sim.farm(1).is_settled(&sim.module, 0),
+            "weight {weight} is told and nothing has moved"
+        );
+        sim.run(ms(300)).unwrap();
+        assert_eq!(settled(&sim), [true; 3], "weight {weight}: {:?}", sim.counts());
+        assert!(sim.counts()[1].abs_diff(share) <= 1, "{:?}", sim.counts());
+        assert_eq!(sim.farm(1).is_group_handed_over(&sim.module, 0), weight == 0);
+    }
+    // Without the third the others have what the weights of the two say.
+    sim.act(Action::Stop(1));
+    sim.run(ms(5000)).unwrap();
+    assert!(sim.farm(0).is_settled(&sim.module, 0) && sim.farm(2).is_settled(&sim.module, 0));
+}
+
+#[test]
 fn a_newcomer_with_the_lowest_id_takes_only_its_share() {
     let mut sim = Sim::new(4, 1, 5);
     for node in 1..4 {
@@ -180,7 +203,7 @@ fn no_broken_way_gives_two_owners() {
             sim.run(ms(5)).unwrap();
             let settled = sim.now > cut + sim.detection() + ms(50);
             for (a, b) in [(0, 1), (0, 2), (1, 2)] {
-                let both = common(&sim.nodes[a].plane.open, &sim.nodes[b].plane.open).count();
+                let both = sim.nodes[a].plane.open.both(&sim.nodes[b].plane.open).len();
                 assert!(
                     !settled || both == 0,
                     "{from}->{to}: s{a} and s{b} share {both} at {:?}",

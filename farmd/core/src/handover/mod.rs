@@ -8,8 +8,9 @@
 //! ```text
 //!   coordinator                         every member (the coordinator too)
 //!   shares are not what they should be
-//!   propose (epoch, view, map) ───────► close what the map takes away, wait until the data plane
-//!                                       works without it, then  promised = epoch
+//!   propose (epoch, view, map) ───────► close what the map takes away, keep connection requests for
+//!                                       what it gives, wait until the data plane works so, then
+//!                                       promised = epoch
 //!   all active members of the view  ◄── (report)
 //!   have promised: committed = epoch ─► committed = epoch: open what the map gives
 //! ```
@@ -22,12 +23,16 @@
 //! "Closed" always means that the data plane has confirmed it: neither a promise nor "nothing committed" nor
 //! "fenced" is told before.
 
+pub mod moved;
+
 use std::collections::BTreeMap;
 
 use crate::balance::assign::{BucketMap, assign};
 use crate::balance::plan::{BucketState, GroupPlan};
 use crate::id::{BUCKETS, Epoch, NodeId, NodeSet};
 use crate::wire::heartbeat::{BucketSet, GroupReport, MapReport};
+
+pub use moved::Moves;
 
 /// A peer as one group sees it.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +97,22 @@ pub enum Event {
         /// Buckets that change owner.
         moves: usize,
     },
+    /// This node follows a coordinator's proposal.
+    Accepted {
+        /// Its version.
+        epoch: Epoch,
+        /// Who proposes it.
+        by: NodeId,
+        /// For whom.
+        view: NodeSet,
+    },
+    /// This node takes over a map that was agreed without it.
+    Adopted {
+        /// Its version.
+        epoch: Epoch,
+        /// Buckets of each owner.
+        counts: BTreeMap<NodeId, u32>,
+    },
     /// This node works with a new map.
     Committed {
         /// Its version.
@@ -102,6 +123,8 @@ pub enum Event {
         gained: usize,
         /// Who had them before.
         from: NodeSet,
+        /// Buckets that change owner against the map before.
+        moved: Moves,
     },
     /// This node has closed buckets for a proposal.
     Released {
@@ -109,6 +132,8 @@ pub enum Event {
         epoch: Epoch,
         /// How many.
         lost: usize,
+        /// Who gets how many of them; those that nobody gets are missing here.
+        to: BTreeMap<NodeId, u32>,
     },
     /// Everything is closed.
     Shut,
@@ -142,8 +167,8 @@ pub struct Handover {
     held: BucketSet,
     held_connections: u32,
     pending: Option<Pending>,
-    /// The data plane may still have open what is closed here, or not yet keep requests for what is to be opened, until it works
-    /// with this plan; `Some(None)` until the plan has its number.
+    /// The data plane may still have open what is closed here, or not yet keep requests for what is to be
+    /// opened, until it works with this plan; `Some(None)` until the plan has its number.
     closing: Option<Option<u64>>,
     shut: bool,
     /// While shut, connections go on.
@@ -211,6 +236,8 @@ impl Handover {
         }
         self.learn(around, &mut outcome);
         self.adopt_known(&mut outcome);
+        // A commit and the next proposal may come in one report; what was promised is opened before it is closed again, or nobody would keep its requests.
+        self.commit_with_others(around, &mut outcome);
         self.follow(around, &mut outcome);
         self.coordinate(around, &mut outcome);
         self.commit_with_others(around, &mut outcome);
@@ -248,6 +275,12 @@ impl Handover {
     /// True if nothing is open here, in the data plane either, so that the module may stop.
     pub fn is_released(&self) -> bool {
         self.open.is_empty() && self.closing.is_none()
+    }
+
+    /// True if a proposal that is under way gives this node buckets: their losers have closed them, or are about to.
+    pub fn is_to_gain(&self) -> bool {
+        let pending = self.pending.as_ref().filter(|p| p.epoch > self.committed);
+        pending.is_some_and(|p| !self.has_open_all_of(&p.map))
     }
 
     /// Connections in buckets that this node does not own.
@@ -336,6 +369,19 @@ impl Handover {
         plan
     }
 
+    /// True if every bucket that `map` gives this node is open here.
+    fn has_open_all_of(&self, map: &BucketMap) -> bool {
+        let owners = map.as_bytes().chunks_exact(8).zip(self.open.as_bytes());
+        let this = self.this.as_u8();
+        owners.into_iter().all(|(owners, open)| {
+            let mine = owners
+                .iter()
+                .rev()
+                .fold(0, |bits, owner| bits << 1 | u8::from(*owner == this));
+            mine & !open == 0
+        })
+    }
+
     fn shut_all(&mut self, outcome: &mut Outcome) {
         let opened = !self.open.is_empty();
         if opened {
@@ -403,12 +449,17 @@ impl Handover {
             outcome.events.push(Event::Released {
                 epoch: newest.epoch,
                 lost: lost.len(),
+                to: moved::heirs(&newest.map, lost.iter().copied()),
             });
             self.close(lost.into_iter().collect());
             self.closing = Some(None);
         }
         self.map = newest.map.clone();
         self.known = newest.epoch;
+        outcome.events.push(Event::Adopted {
+            epoch: self.known,
+            counts: self.map.counts(),
+        });
         // An older proposal must not come back by a commit seen late.
         self.pending = self.pending.take().filter(|p| p.epoch > self.known);
         outcome.plan_changed = true;
@@ -417,7 +468,7 @@ impl Handover {
 
     /// A map that gives this node nothing beyond what it has open needs no hand-over.
     fn adopt_known(&mut self, outcome: &mut Outcome) {
-        if self.committed < self.known && (0..BUCKETS).all(|i| !self.map.owns(self.this, i) || self.open.contains(i)) {
+        if self.committed < self.known && self.has_open_all_of(&self.map) {
             self.committed = self.known;
             self.promised = self.promised.max(self.known);
             outcome.send = true;
@@ -444,6 +495,11 @@ impl Handover {
             && proposal.epoch > peer.report.committed
             && self.pending.as_ref().is_none_or(|p| p.epoch < proposal.epoch);
         if is_new && proposal.view.contains(self.this) && Self::covers_all_that_serve(around, proposal.view) {
+            outcome.events.push(Event::Accepted {
+                epoch: proposal.epoch,
+                by: coordinator,
+                view: proposal.view,
+            });
             self.accept(proposal.clone(), None, outcome);
         }
     }
@@ -451,22 +507,24 @@ impl Handover {
     fn accept(&mut self, proposal: MapReport, weights: Option<BTreeMap<NodeId, u16>>, outcome: &mut Outcome) {
         let lost: BucketSet = self.open.iter().filter(|&i| !proposal.map.owns(self.this, i)).collect();
         let MapReport { epoch, view, map } = proposal;
+        // The loser keeps connection requests until the commit; by then the data plane here must keep them too. Nobody keeps those of a node that is gone.
+        let gains = (0..BUCKETS).any(|i| {
+            let of_a_member = || self.map.owner_at(i).is_none_or(|owner| view.contains(owner));
+            map.owns(self.this, i) && !self.open.contains(i) && of_a_member()
+        });
+        if gains {
+            self.closing = Some(None);
+        }
         if !lost.is_empty() {
             outcome.events.push(Event::Released {
                 epoch,
                 lost: lost.len(),
+                to: moved::heirs(&map, lost.iter()),
             });
             self.close(lost);
             self.closing = Some(None);
         }
-        // Who gives up a bucket sends on what it has kept when the map is committed, and drops what comes later: by then the data plane
-        // here must be keeping requests for it. What a node outside the view had needs no wait: nobody is there to give it up.
-        let taken = |i: usize| map.owns(self.this, i) && !self.open.contains(i);
-        let given_up = |i: usize| self.map.owner_at(i).is_none_or(|n| n == self.this || view.contains(n));
-        if (0..BUCKETS).any(|i| taken(i) && given_up(i)) {
-            self.closing = Some(None);
-        }
-        // An earlier release that the data plane has not confirmed yet has to be waited for too.
+        // An earlier plan that the data plane has not confirmed yet has to be waited for too.
         if self.closing.is_none() {
             self.promised = epoch;
         }
@@ -517,19 +575,20 @@ impl Handover {
         let propose = match outstanding {
             Some(p) => p.weights.as_ref() != Some(&weights) || p.view != around.view || p.epoch < self.highest,
             None => {
-                let map = self.map.clone();
-                let fits = *self.wanted(&weights) == map;
-                let lagging = members.iter().any(|(n, p)| {
-                    p.report.committed != self.committed
-                        && p.report.promised != self.committed
-                        && self.map.owners().contains(*n)
-                });
-                let self_lagging = (0..BUCKETS).any(|i| self.map.owns(self.this, i) && !self.open.contains(i));
+                self.find_wanted(&weights);
+                let fits = self.wanted.as_ref().is_some_and(|(.., wanted)| *wanted == self.map);
+                let behind =
+                    |p: &PeerGroup<'_>| p.report.committed != self.committed && p.report.promised != self.committed;
+                let lagging = members.values().any(behind) && {
+                    let owners = self.map.owners();
+                    members.iter().any(|(n, p)| behind(p) && owners.contains(*n))
+                };
+                let self_lagging = !self.has_open_all_of(&self.map);
                 !fits || lagging || self_lagging || (self.committed == Epoch::default() && !weights.is_empty())
             }
         };
         if propose && Self::covers_all_that_serve(around, around.view) {
-            let map = self.wanted(&weights).clone();
+            let map = self.find_wanted(&weights).clone();
             let epoch = self.highest.next(self.this);
             outcome.events.push(Event::Proposed {
                 epoch,
@@ -562,7 +621,7 @@ impl Handover {
     }
 
     /// The best map for `weights`, computed once per change.
-    fn wanted(&mut self, weights: &BTreeMap<NodeId, u16>) -> &BucketMap {
+    fn find_wanted(&mut self, weights: &BTreeMap<NodeId, u16>) -> &BucketMap {
         let fresh = self.wanted.take().filter(|(w, e, _)| w == weights && *e == self.known);
         let known = self.known;
         let map = &self.map;
@@ -600,6 +659,7 @@ impl Handover {
         }
         self.committed = pending.epoch;
         self.known = pending.epoch;
+        let moved = moved::between(&self.map, &pending.map);
         self.map = pending.map;
         outcome.plan_changed = true;
         outcome.send = true;
@@ -608,6 +668,7 @@ impl Handover {
             counts: self.map.counts(),
             gained,
             from,
+            moved,
         });
     }
 

@@ -143,7 +143,11 @@ fn a_bucket_is_opened_by_the_winner_only_after_the_losers_data_plane_has_closed_
     farm.tell(0);
     let released = farm.advance(1);
     assert!(
-        matches!(released.events[..], [Event::Released { lost: 2048, .. }]),
+        matches!(
+            &released.events[..],
+            [Event::Accepted { by, .. }, Event::Released { lost: 2048, to, .. }]
+                if *by == id(0) && *to == BTreeMap::from([(id(0), 2048)])
+        ),
         "{:?}",
         released.events
     );
@@ -164,9 +168,19 @@ fn a_bucket_is_opened_by_the_winner_only_after_the_losers_data_plane_has_closed_
     assert!(farm.nodes[1].handle_applied(version, [5].into_iter().collect(), 1));
     farm.advance(1);
     farm.tell(1);
+    assert_eq!(
+        farm.advance(0).events,
+        [],
+        "the winner's data plane does not keep requests yet"
+    );
+    farm.applied(0, &[]);
     let committed = farm.advance(0);
     assert!(
-        matches!(committed.events[..], [Event::Committed { gained: 2048, .. }]),
+        matches!(
+            &committed.events[..],
+            [Event::Committed { gained: 2048, moved, .. }]
+                if *moved == Moves::from([((Some(id(1)), Some(id(0))), 2048)])
+        ),
         "{:?}",
         committed.events
     );
@@ -274,6 +288,21 @@ fn who_was_shut_gets_its_buckets_by_a_new_map_and_no_other_bucket_moves() {
 }
 
 #[test]
+fn what_a_dead_node_leaves_is_promised_at_once() {
+    let mut farm = Farm::settled(3);
+    let settled = farm.nodes[0].committed();
+    farm.view.remove(id(2));
+    farm.advance(0);
+    farm.tell(0);
+    farm.advance(1);
+    assert!(
+        farm.nodes[1].report(1, false).promised > settled,
+        "nobody keeps requests that the data plane could be late for"
+    );
+    assert!(farm.nodes[1].is_to_gain());
+}
+
+#[test]
 fn a_stopped_group_uses_no_number_twice() {
     let mut farm = Farm::settled(2);
     let before = farm.nodes[0].report(1, false);
@@ -301,9 +330,11 @@ fn a_superseded_proposal_is_never_opened() {
     farm.advance(0);
     farm.tell(0);
     farm.advance(1);
+    let first = farm.nodes[1].report(1, false).promised;
+    assert_eq!(first, settled, "node 1 gains and has to keep requests first");
     farm.applied(1, &[]);
     let first = farm.nodes[1].report(1, false).promised;
-    assert!(first > settled, "node 1 loses nothing and promises with its plan");
+    assert!(first > settled);
     // Node 0 dies before it commits; node 1 proposes anew.
     farm.view.remove(id(0));
     farm.settle();

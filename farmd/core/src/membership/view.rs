@@ -13,8 +13,10 @@ pub struct Row {
     pub joining: bool,
     /// It hears this node, as lately as [`super::Peer`] asks for.
     pub hears_this: bool,
-    /// It leaves this node out of its view.
-    pub excludes_this: bool,
+    /// Whom it leaves out of its view.
+    pub excludes: NodeSet,
+    /// It has stepped out.
+    pub fenced: bool,
 }
 
 /// What [`agree`] finds.
@@ -29,7 +31,7 @@ pub struct Agreement {
 }
 
 /// All that is known at one node.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ears {
     /// This node.
     pub this: NodeId,
@@ -88,7 +90,7 @@ impl Links {
 /// The view this node belongs to, or `None` if it must step out because others cannot hear it.
 ///
 /// Candidates are this node, the peers it hears, and those that a peer hears although this node does not (one that only this node cannot
-/// hear is not dead). Of a candidate that is not heard here nothing is known but that; it counts as hearing everybody. Of the candidates
+/// hear is not dead), unless a settled peer leaves that one out. Of a candidate that is not heard here nothing else is known; it counts as hearing everybody. Of the candidates
 /// [`Links::settle`] leaves the view. What this node cannot see, a peer between it and the others can: a settled peer that leaves this node
 /// out has the last word.
 pub fn agree(ears: &Ears) -> Agreement {
@@ -101,9 +103,12 @@ pub fn agree(ears: &Ears) -> Agreement {
         .map(|(n, r)| (*n, *r))
         .collect();
     let mut candidates: NodeSet = rows.keys().copied().collect();
-    for row in rows.values().filter(|row| row.hears_this && !row.joining) {
+    let settled = || rows.values().filter(|row| row.hears_this && !row.joining);
+    let left_out = settled().fold(0, |bits, row| bits | row.excludes.bits());
+    let left_out = NodeSet::from_bits(left_out | ears.gone.bits());
+    for row in settled() {
         let unheard = row.hears.iter();
-        let unheard = unheard.filter(|n| !ears.heard.contains_key(n) && !ears.gone.contains(*n));
+        let unheard = unheard.filter(|n| !ears.heard.contains_key(n) && !left_out.contains(*n));
         candidates = NodeSet::from_bits(candidates.bits() | unheard.collect::<NodeSet>().bits());
     }
     candidates.insert(ears.this);
@@ -135,8 +140,13 @@ pub fn agree(ears: &Ears) -> Agreement {
         .iter()
         .filter(|&n| n != ears.this && !view.is_some_and(|v| v.contains(n)))
         .collect();
+    // Who has stepped out and is left out by a settled peer is no member, though nothing bad of it is seen here. That is hearsay and not passed
+    // on, or it would go round for ever.
+    let stepped_out = rows.iter().filter(|(_, row)| row.fenced).map(|(n, _)| *n);
+    let stepped_out = stepped_out.collect::<NodeSet>().bits() & left_out.bits();
+    let view = view.map(|view| NodeSet::from_bits(view.bits() & !stepped_out));
     let told = rows.iter().any(|(n, row)| {
-        row.excludes_this && row.hears_this && !row.joining && (*n < ears.this || !excluded.contains(*n))
+        row.excludes.contains(ears.this) && row.hears_this && !row.joining && (*n < ears.this || !excluded.contains(*n))
     });
     match view {
         Some(view) if !told || ears.joining => Agreement {
@@ -174,14 +184,15 @@ mod tests {
         };
         let heard = hears(this).iter().map(|p| (p, hears(p.index()))).collect::<Vec<_>>();
         let heard = heard.into_iter().map(|(p, row)| {
-            let excludes_this = told.get(p.index()).is_some_and(|s| s.contains(n(this)));
+            let excludes = told.get(p.index()).copied().unwrap_or_default();
             (
                 p,
                 Row {
                     hears: row,
                     joining: false,
                     hears_this: row.contains(n(this)),
-                    excludes_this,
+                    excludes,
+                    fenced: false,
                 },
             )
         });
@@ -280,7 +291,8 @@ mod tests {
                     hears: NodeSet::EMPTY,
                     joining: true,
                     hears_this: false,
-                    excludes_this: false,
+                    excludes: NodeSet::EMPTY,
+                    fenced: false,
                 };
             } else {
                 row.hears.remove(n(2));

@@ -150,7 +150,12 @@ async fn answer(
     events: &EventSender,
     peers: &Peers,
 ) -> Result<Response<Answer>, Refusal> {
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let method = request.method().clone();
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("", |path| path.as_str())
+        .to_owned();
     let named = path.strip_prefix("/v1/on/").and_then(|rest| rest.split_once('/'));
     let (node, path) = match named {
         Some((node, rest)) => (peers.named(node)?, format!("/v1/{rest}")),

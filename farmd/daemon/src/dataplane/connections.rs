@@ -4,7 +4,7 @@
 //! other network namespaces (containers). It keeps no answer and decides nothing. The raw data plane's thread asks at each change
 //! of the plan and while buckets are guarded or held.
 
-// Looked up by key only; never iterated.
+// Filled here, looked up by key elsewhere; never iterated.
 #![allow(clippy::disallowed_types)]
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -22,6 +22,9 @@ use farm_sys::sock_diag::SockDiag;
 use tracing::debug;
 
 use crate::event::HeldGroup;
+
+/// Most client addresses told apart when the connections of a group are counted; further ones count, but are not named.
+const MAX_COUNTED_CLIENTS: usize = 4096;
 
 /// One connection of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,9 +114,6 @@ pub fn place(plan: &Plan, connection: Connection) -> Option<(usize, Bucket, Flow
     };
     Some((rule.group, bucket, flow))
 }
-
-/// Most client addresses told apart when the connections of a group are counted; further ones count, but are not named.
-const MAX_COUNTED_CLIENTS: usize = 4096;
 
 /// Puts the connections of guarded and closed buckets into `flows`, and says what lies in closed ones.
 pub fn sort_out(plan: &Plan, connections: Vec<Connection>, flows: &mut HashSet<FlowKey>) -> Vec<HeldGroup> {
@@ -245,5 +245,37 @@ mod tests {
         ] {
             assert_eq!(place(&plan, connection(vip, client)), None, "{client} to {vip}");
         }
+    }
+
+    #[test]
+    fn what_is_held_is_counted_with_the_clients_that_have_most() {
+        let mut plan = plan(Affinity::ClientPort);
+        let client = |i: u8, port: u16| connection(VIP, &format!("198.18.1.{i}:{port}"));
+        // Client i has i connections; one more is in a bucket that this host owns.
+        let mut connections: Vec<Connection> = (1..=12)
+            .flat_map(|i| (0..i).map(move |p| (i, 2000 + u16::from(p))))
+            .map(|(i, port)| client(i, port))
+            .collect();
+        let own = client(99, 3000);
+        let (_, bucket, own_flow) = place(&plan, own).unwrap();
+        let taken: Vec<Bucket> = connections.iter().filter_map(|c| Some(place(&plan, *c)?.1)).collect();
+        assert!(!taken.contains(&bucket), "the addresses of this test are chosen so");
+        plan.groups[1].states[bucket.index()] = BucketState::Own;
+        connections.push(own);
+        let mut flows = HashSet::new();
+        let held = sort_out(&plan, connections, &mut flows);
+        assert_eq!(held[0], HeldGroup::default());
+        assert_eq!(
+            (held[1].connections, flows.len(), flows.contains(&own_flow)),
+            (78, 78, false)
+        );
+        let most: Vec<(String, u32)> = held[1]
+            .clients
+            .iter()
+            .map(|c| (c.addr.to_string(), c.connections))
+            .collect();
+        let expected: Vec<(String, u32)> = (5..=12).rev().map(|i| (format!("198.18.1.{i}"), i)).collect();
+        assert_eq!(most, expected);
+        assert!(held[1].buckets.is_sorted() && !held[1].buckets.contains(&(bucket.index() as u16)));
     }
 }

@@ -232,6 +232,25 @@ fn what_was_sent_to_a_dead_entry_node_and_flooded_is_answered_by_the_owner_alone
 }
 
 #[test]
+fn clients_of_a_dead_entry_node_hear_of_another_one_before_they_are_answered() {
+    let mut recorder = recorder(ms(1300));
+    let before = plan(L2Mode::Directed, 0);
+    recorder.note(&before, ms(1100), segment(CLIENT_MAC, mac(1), 4000, SYN));
+    let mut seen = without_1(before.clone(), ms(1000));
+    // Some other client's bucket, and with it its entry, is still the dead node's.
+    let mut owners = [0; BUCKETS];
+    let bucket = decide_bucket(&before, 4000);
+    owners[(bucket + 1) % BUCKETS] = 1;
+    seen.groups[0].owners = BucketMap::from_bytes(Box::new(owners)).unwrap();
+    assert_eq!(recorder.due(&seen), []);
+    assert_eq!(recorder.due(&without_1(before, ms(1000))).len(), 1);
+}
+
+fn decide_bucket(plan: &Plan, port: u16) -> usize {
+    farm_core::balance::hash::bucket_of_port(plan.seed, [198, 18, 0, 100].into(), port).index()
+}
+
+#[test]
 fn a_node_that_left_in_order_is_forgotten() {
     let mut recorder = recorder(ms(1300));
     recorder.note(

@@ -1,5 +1,6 @@
 //! Commands from the control socket.
 
+use farm_core::api::history::Happening;
 use farm_core::api::{CommandRequest, ModuleState, Reply, exit};
 use farm_core::config::ModuleConfig;
 use farm_core::id::ModuleName;
@@ -133,6 +134,13 @@ impl Node {
                 started: what == "start",
             });
         }
+        self.record(
+            Some(&module),
+            Happening::Asked {
+                by: request.by.clone(),
+                what: what.to_owned(),
+            },
+        );
         // A script that stops its own module must not wait for a stop that waits for the script.
         if request.wait && request.identity.is_none() {
             if let Some(local) = self.modules.get_mut(&module) {

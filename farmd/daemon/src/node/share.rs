@@ -119,7 +119,7 @@ impl Node {
         };
         let what = [Some(&words), scope.module.as_ref(), scope.group.as_ref()];
         let what = what.into_iter().flatten().cloned().collect::<Vec<_>>().join(" ");
-        if let Err((code, error)) = self.begin_share(&verb, &by, what.clone(), &replies) {
+        if let Err((code, error)) = self.begin_share(&verb, &by, &words, what.clone(), &replies) {
             self.journal.audit(&by, &what, Err("refused"));
             // Whoever asked may have gone.
             let _ = replies.send(Reply::Failed { error, code });
@@ -130,6 +130,7 @@ impl Node {
         &mut self,
         verb: &ShareVerb,
         by: &str,
+        words: &str,
         what: String,
         replies: &UnboundedSender<Reply>,
     ) -> Result<(), (u8, String)> {
@@ -167,7 +168,7 @@ impl Node {
                 ShareVerb::Weight(r) => setting.weight = r.weight,
             }
             self.desk.shares.set(&target.module, &target.group, setting);
-            let text = format!("Action {what} called by {by} (group {})", target.group);
+            let text = format!("Action {words} called by {by} (group {})", target.group);
             self.journal.write(&target.module, "farm", 'U', &text);
         }
         if matches!(verb, ShareVerb::Undrain(_)) {

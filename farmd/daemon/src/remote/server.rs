@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use super::{ALIVE_INTERVAL, Channel, ChannelError, Count, Counters, Peers, new_opening, read_opening};
-use crate::control::{Answered, Caller, MAX_BODY, Refusal, admit, perform};
+use crate::control::{Answered, Caller, MAX_BODY, Refusal, admit, perform, short};
 use crate::event::EventSender;
 
 /// Connections that have not yet shown that they have the key.
@@ -163,7 +163,7 @@ async fn answer(request: &Request, node: String, server: &Server) -> Result<Answ
     let method = Method::from_bytes(request.method.as_bytes());
     let method = method.map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the method is none"))?;
     let caller = Caller {
-        user: request.by.clone(),
+        user: short("by", &request.by)?,
         node: Some(node),
     };
     perform(admit(&method, &request.path)?, &request.body, &caller, &server.events).await

@@ -1,6 +1,7 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::time::SystemTime;
 
 use farm_sys::interface;
 use farm_sys::netlink::Netlink;
@@ -59,6 +60,39 @@ fn a_full_ring_counts_what_it_loses_and_goes_on_in_order() {
         let expected: Vec<_> = (0..32).map(|number| numbered(round * 32 + number)).collect();
         assert_eq!(lab::collect(&mut ring, 32), expected);
     }
+}
+
+#[test]
+fn a_ring_of_small_slots_tells_when_short_frames_came_and_counts_long_ones() {
+    if !lab::privileged() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut ring = lab
+        .a
+        .run(|| PacketRing::open_small(interface::index("a0").unwrap(), 1, &lab::ethernet_type(EXPERIMENT)).unwrap());
+    let sender = lab.sender_b();
+    let numbered = |number: u8, length: usize| lab::frame(MAC_A, MAC_B, EXPERIMENT, &vec![number; length]);
+    let before = SystemTime::now();
+    // 180 bytes with the header, and one more.
+    for (number, length) in [(0, 46), (1, 166), (2, 167), (3, 1500), (4, 46)] {
+        sender.send(&numbered(number, length)).unwrap();
+    }
+    let after = SystemTime::now();
+    let mut seen = Vec::new();
+    let given = ring.recv_timed(100, |arrived, frame| {
+        assert!((before..=after).contains(&arrived), "{before:?} {arrived:?} {after:?}");
+        seen.push(frame.to_vec());
+    });
+    assert_eq!(given.unwrap(), 3);
+    assert_eq!(seen, [numbered(0, 46), numbered(1, 166), numbered(4, 46)]);
+    assert_eq!(ring.truncated(), 2);
+    // One slot asked for is 256 slots made.
+    for _ in 0..260 {
+        sender.send(&numbered(5, 46)).unwrap();
+    }
+    assert_eq!(ring.recv(1000, |_| {}).unwrap(), 256);
+    assert_eq!(ring.stats().unwrap(), (265, 4));
 }
 
 #[test]
