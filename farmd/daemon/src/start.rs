@@ -25,6 +25,7 @@ use crate::dataplane::replay::Timing;
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::Executor;
 use crate::event::{Event, EventSender};
+use crate::heartbeat_io::HeartbeatIo;
 use crate::history::History;
 use crate::host::{self, Host};
 use crate::journal::Journal;

@@ -27,7 +27,7 @@ use crate::event::HeldGroup;
 const MAX_COUNTED_CLIENTS: usize = 4096;
 
 /// One connection of this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Connection {
     /// The end that the client speaks to.
     pub vip: SocketAddr,
@@ -87,6 +87,16 @@ impl Connections {
         });
         Ok(sockets.chain(flows).collect())
     }
+}
+
+/// Adds to `listed` those of `half_open` that are not in it, each once.
+pub fn with_half_open(mut listed: Vec<Connection>, half_open: impl Iterator<Item = Connection>) -> Vec<Connection> {
+    let mut half_open = half_open.peekable();
+    if half_open.peek().is_some() {
+        let mut known: HashSet<Connection> = listed.iter().copied().collect();
+        listed.extend(half_open.filter(|connection| known.insert(*connection)));
+    }
+    listed
 }
 
 /// Group (index in the plan), bucket and flow of a connection of this host, if a rule covers it.
@@ -217,6 +227,18 @@ mod tests {
             vip: vip.parse().unwrap(),
             client: client.parse().unwrap(),
         }
+    }
+
+    #[test]
+    fn a_handshake_that_the_kernel_does_not_list_counts_once() {
+        let connection = |port: u16| Connection {
+            vip: VIP.parse().unwrap(),
+            client: SocketAddr::new("198.18.0.2".parse().unwrap(), port),
+        };
+        let listed = vec![connection(1), connection(2)];
+        let half_open = [2, 3, 3].map(connection).into_iter();
+        let all = with_half_open(listed, half_open);
+        assert_eq!(all, [1, 2, 3].map(connection));
     }
 
     #[test]

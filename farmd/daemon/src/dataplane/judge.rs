@@ -20,6 +20,7 @@ use farm_core::wire::packet::Packet;
 use farm_sys::packet_socket::{PacketRing, VNET_HEADER as VNET};
 use tracing::{debug, warn};
 
+use super::connections::Connection;
 use super::replay;
 use super::{Count, Counters, Interface, Lease, LocalDevice};
 
@@ -29,6 +30,10 @@ const BUDGET: usize = 256;
 const HOLD: usize = 1024;
 /// How long: past a second the client has asked again by itself (RFC 6298 section 2.1).
 const HOLD_TIME: Duration = Duration::from_secs(1);
+/// How long a handshake may take before the kernel's own tables are believed.
+const HANDSHAKE: Duration = Duration::from_secs(1);
+/// Most handshakes remembered; the oldest goes first.
+const MAX_HALF_OPEN: usize = 1 << 16;
 
 /// What judging a frame needs; apart from the interfaces, so that a ring can be read while it is used.
 #[derive(Debug)]
@@ -46,6 +51,9 @@ pub struct Judge {
     fragments: FragmentTable,
     /// Connection requests that wait for their bucket to open.
     held: VecDeque<(Instant, Vec<u8>)>,
+    /// Connections whose request was accepted lately. The kernel may have no entry for one whose handshake is not over: it answers from memory only when
+    /// requests come in faster than the application takes them (SYN cookies, RFC 4987 section 3.6).
+    half_open: VecDeque<(Instant, FlowKey)>,
     start: Instant,
 }
 
@@ -60,6 +68,7 @@ impl Judge {
             flows: HashSet::new(),
             fragments: FragmentTable::default(),
             held: VecDeque::new(),
+            half_open: VecDeque::new(),
             start: Instant::now(),
         }
     }
@@ -125,8 +134,28 @@ impl Judge {
         }
         if decision.verdict == Verdict::Accept {
             self.flows.extend(decision.opens);
+            self.note_opening(since, &packet);
             self.accept(bytes);
         }
+    }
+
+    fn note_opening(&mut self, now: Instant, packet: &Packet) {
+        let Some(flow) = replay::flow_of(packet) else { return };
+        while self.half_open.len() >= MAX_HALF_OPEN
+            || self.half_open.front().is_some_and(|(at, _)| *at + HANDSHAKE < now)
+        {
+            self.half_open.pop_front();
+        }
+        self.half_open.push_back((now, flow));
+    }
+
+    /// Connections whose handshake may not be over yet.
+    pub fn half_open(&self, now: Instant) -> impl Iterator<Item = Connection> {
+        let young = self.half_open.iter().filter(move |(at, _)| *at + HANDSHAKE >= now);
+        young.map(|(_, flow)| Connection {
+            vip: (flow.vip, flow.vip_port).into(),
+            client: (flow.client, flow.client_port).into(),
+        })
     }
 
     fn decide(&mut self, packet: &Packet) -> Decision {
@@ -165,6 +194,7 @@ impl Judge {
                 (Verdict::Hold, _) => self.hold(since, &bytes),
                 (Verdict::Accept, _) if leased => {
                     self.flows.extend(decision.opens);
+                    self.note_opening(now, &packet);
                     self.accept(&mut bytes);
                     left.extend(replay::flow_of(&packet));
                 }
@@ -184,6 +214,9 @@ impl Judge {
             match due.to {
                 replay::To::Stack { opens } => {
                     self.flows.extend(opens);
+                    if let Some(packet) = Packet::parse(&due.frame[VNET..]) {
+                        self.note_opening(Instant::now(), &packet);
+                    }
                     self.accept(&mut due.frame);
                 }
                 replay::To::Member(owner) => self.send_on(interfaces, &mut due.frame, owner),

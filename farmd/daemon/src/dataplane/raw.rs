@@ -29,7 +29,7 @@ use farm_sys::event_fd::EventFd;
 use tracing::{debug, warn};
 
 use super::arp::Responder;
-use super::connections::{Connections, same_states, sort_out};
+use super::connections::{Connections, same_states, sort_out, with_half_open};
 use super::judge::Judge;
 use super::replay::{Recorder, Timing};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
@@ -45,6 +45,9 @@ const RECOUNT_REST: u32 = 20;
 const MAX_FLOWS: usize = 1 << 20;
 /// Time between two log lines about a look-up that fails.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Share of the processors that this thread asks for: some ten times that of an ordinary one.
+const NICE: i8 = -10;
 
 enum Command {
     Plan(Arc<Plan>),
@@ -164,6 +167,10 @@ struct Worker {
 
 impl Worker {
     fn run(&mut self) {
+        // Hand-overs wait for this thread; a machine full of work must not hold them up.
+        if let Err(error) = farm_sys::sched::set_nice(NICE) {
+            debug!(%error, "the data-plane thread keeps its ordinary share of the processors");
+        }
         loop {
             let mut fds = vec![self.wake.as_fd()];
             fds.extend(self.interfaces.iter().map(|i| i.ring.as_fd()));
@@ -321,6 +328,7 @@ impl Worker {
         let start = Instant::now();
         match self.connections.list(&vips) {
             Ok(connections) => {
+                let connections = with_half_open(connections, self.judge.half_open(start));
                 self.judge.flows.clear();
                 self.found = sort_out(plan, connections, &mut self.judge.flows);
                 let pause = RECOUNT.max(start.elapsed() * RECOUNT_REST);
