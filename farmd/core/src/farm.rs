@@ -88,6 +88,8 @@ pub struct Transmit {
     pub lan: usize,
     /// To all these nodes on that lan.
     pub to: NodeSet,
+    /// A node of the lan is not heard: the datagram should also go where no address resolution is needed, as the kernel may be waiting for one.
+    pub broadcast: bool,
     /// The sealed datagram.
     pub payload: Vec<u8>,
 }

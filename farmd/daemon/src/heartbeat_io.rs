@@ -1,4 +1,7 @@
-//! The sockets that heartbeats travel on: one or, with `cast="broadcast"`, two per lan.
+//! The sockets that heartbeats travel on: per lan one for this node's address and, where there is one, one for the broadcast address.
+//!
+//! A node that could not be reached for a while is also sought by broadcast: the kernel asks for its Ethernet address once a second only
+//! (`retrans_time_ms`, arp(7)), and until then two nodes that cannot hear each other may both serve.
 //!
 //! Owns the sockets and which of them a datagram leaves by; it neither reads a datagram nor decides when one is sent. The owner loop
 //! polls [`HeartbeatIo::fds`], takes what came in and hands over what the core wants sent.
@@ -22,6 +25,7 @@ struct LanIo {
     everybody: NodeSet,
     /// For datagrams to this node, and for all that it sends.
     socket: UdpSocket,
+    cast: Cast,
     /// Where broadcasts come in, and the address they go to.
     broadcast: Option<(UdpSocket, SocketAddr)>,
 }
@@ -74,12 +78,10 @@ impl HeartbeatIo {
             };
             let socket = farm_sys::udp::bind(local).map_err(failed(local))?;
             let broadcast = match lan.cast {
-                Cast::Unicast => None,
-                Cast::Broadcast => {
-                    let to = SocketAddr::new(broadcast_address(*own).map_err(failed(local))?, cluster.port);
-                    socket.set_broadcast(true).map_err(failed(local))?;
-                    Some((farm_sys::udp::bind(to).map_err(failed(to))?, to))
-                }
+                Cast::Broadcast => Some(open_broadcast(*own, cluster.port, &socket).map_err(failed(local))?),
+                Cast::Unicast => open_broadcast(*own, cluster.port, &socket)
+                    .inspect_err(|error| tracing::debug!(%error, lan = lan.name, "nobody is sought by broadcast here"))
+                    .ok(),
             };
             let peers: Vec<(NodeId, IpAddr)> = lan.nodes.iter().filter(|(node, _)| *node != this).copied().collect();
             lans.push(LanIo {
@@ -88,6 +90,7 @@ impl HeartbeatIo {
                 everybody: peers.iter().map(|(node, _)| *node).collect(),
                 peers,
                 socket,
+                cast: lan.cast,
                 broadcast,
             });
         }
@@ -117,11 +120,11 @@ impl HeartbeatIo {
     pub fn receive(&self, buffer: &mut [u8], budget: usize, mut take: impl FnMut(usize, SocketAddr, &[u8])) -> u64 {
         let mut strangers = 0;
         for lan in &self.lans {
-            for socket in lan.sockets() {
+            for (i, socket) in lan.sockets().enumerate() {
                 for _ in 0..budget {
                     match socket.recv_from(buffer) {
                         // One's own broadcast comes back.
-                        Ok((_, from)) if lan.broadcast.is_some() && from.ip() == lan.own => {}
+                        Ok((_, from)) if i > 0 && from.ip() == lan.own => {}
                         Ok((length, from)) if from.ip() == lan.own || lan.has(from.ip()) => {
                             take(lan.lan, from, &buffer[..length]);
                         }
@@ -136,7 +139,7 @@ impl HeartbeatIo {
         strangers
     }
 
-    /// Sends a heartbeat: by one broadcast if it is for everybody and the lan has that, else to each node.
+    /// Sends a heartbeat: by one broadcast if it is for everybody and the lan has `cast="broadcast"`, else to each node.
     pub fn send(&self, transmit: &Transmit) -> Sent {
         let mut sent = Sent::default();
         let Some(lan) = self.lans.iter().find(|lan| lan.lan == transmit.lan) else {
@@ -149,13 +152,14 @@ impl HeartbeatIo {
                 tracing::debug!(%error, %to, "sending a heartbeat");
             }
         };
-        match &lan.broadcast {
-            Some((_, to)) if transmit.to == lan.everybody => send(*to),
-            _ => {
-                let peers = lan.peers.iter().filter(|(node, _)| transmit.to.contains(*node));
-                peers.for_each(|(_, addr)| send(SocketAddr::new(*addr, self.port)));
-            }
+        let broadcast = lan.broadcast.as_ref().map(|(_, to)| *to);
+        let instead = broadcast.filter(|_| lan.cast == Cast::Broadcast && transmit.to == lan.everybody);
+        if instead.is_none() {
+            let peers = lan.peers.iter().filter(|(node, _)| transmit.to.contains(*node));
+            peers.for_each(|(_, addr)| send(SocketAddr::new(*addr, self.port)));
         }
+        let beside = broadcast.filter(|_| transmit.broadcast);
+        instead.or(beside).into_iter().for_each(send);
         sent
     }
 }
@@ -168,6 +172,13 @@ impl LanIo {
     fn has(&self, addr: IpAddr) -> bool {
         self.peers.iter().any(|(_, peer)| *peer == addr)
     }
+}
+
+/// Lets `socket` send broadcasts, and opens the one on which those of others come in.
+fn open_broadcast(own: IpAddr, port: u16, socket: &UdpSocket) -> io::Result<(UdpSocket, SocketAddr)> {
+    let to = SocketAddr::new(broadcast_address(own)?, port);
+    socket.set_broadcast(true)?;
+    Ok((farm_sys::udp::bind(to)?, to))
 }
 
 /// The broadcast address of the subnet in which this host has `own`.

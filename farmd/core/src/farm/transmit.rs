@@ -15,6 +15,8 @@ use super::{Farm, Transmit};
 const MAX_MAPS: usize = 4;
 /// When the maps follow that found no place.
 const MAPS_FOLLOW: Duration = Duration::from_millis(1);
+/// While a node is missing, each heartbeat of this number is also broadcast: at the defaults five a second.
+const SEEK: u16 = 4;
 /// Nodes up to which each heartbeat carries requesters.
 const FEW: usize = 8;
 /// Heartbeats per pulse to peers to or from which some have gone missing.
@@ -99,6 +101,8 @@ impl Farm {
             modules,
             requesters: self.requesters.next(requesters),
         };
+        let seek = only.is_none() && self.beat.is_multiple_of(SEEK);
+        let heard = self.membership.heard(now);
         for (lan, all) in self.lans.iter().enumerate() {
             let to = only.map_or(*all, |only| NodeSet::from_bits(all.bits() & only.bits()));
             if to.is_empty() {
@@ -109,6 +113,7 @@ impl Farm {
             self.transmits.push_back(Transmit {
                 lan,
                 to,
+                broadcast: seek && all.bits() & !heard.bits() != 0,
                 payload: heartbeat.emit(&self.key),
             });
         }

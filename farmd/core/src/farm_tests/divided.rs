@@ -211,3 +211,24 @@ fn a_part_that_does_not_serve_keeps_its_connections_through_the_merge() {
     let plan = sim.farm(0).group_plan(&sim.module, 0).unwrap();
     assert!(plan.states.iter().filter(draining).count() > 0, "and after the merge");
 }
+
+#[test]
+fn a_node_that_is_heard_again_by_one_before_the_other_takes_nothing_twice() {
+    for (mute, first, seed) in (0..3).flat_map(|m| {
+        [1, 2]
+            .into_iter()
+            .flat_map(move |f| (0..6).map(move |s| (m, (m + f) % 3, s)))
+    }) {
+        let mut sim = Sim::started(3, 400 + seed);
+        let others: Vec<usize> = (0..3).filter(|n| *n != mute).collect();
+        for other in &others {
+            sim.act(Action::Cut(mute, *other));
+        }
+        run_without_two_owners(&mut sim, ms(600 + 37 * seed));
+        sim.act(Action::Mend(mute, first));
+        run_without_two_owners(&mut sim, ms(900));
+        sim.act(Action::MendAll);
+        run_without_two_owners(&mut sim, ms(500));
+        sim.check_covered().unwrap();
+    }
+}
