@@ -1,7 +1,9 @@
 //! What several of these tests need: a farm whose module is configured and not started, looks into a node, and plain words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
 use std::ops::Deref;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -162,4 +164,19 @@ pub fn processes(node: &Node) -> BTreeSet<String> {
 /// Where the programs under test are.
 pub fn program(name: &str) -> PathBuf {
     farm_lab::binaries().expect("they are built").join(name)
+}
+
+/// A counter of a node's daemon.
+pub fn counter(node: &Node, name: &str) -> u64 {
+    let mut socket = UnixStream::connect(node.dirs().run.join("farmd.sock")).expect("farmd answers");
+    socket
+        .write_all(b"GET /v1/metrics HTTP/1.1\r\nHost: farmd\r\nConnection: close\r\n\r\n")
+        .expect("a request");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("an answer");
+    let (from, to) = (answer.find('{').expect("JSON"), answer.rfind('}').expect("JSON"));
+    let counters: BTreeMap<String, u64> = serde_json::from_str(&answer[from..=to]).expect("JSON");
+    *counters
+        .get(name)
+        .unwrap_or_else(|| panic!("no {name} in {counters:?}"))
 }

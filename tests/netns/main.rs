@@ -5,12 +5,15 @@
 
 mod common;
 mod continuity;
+mod drain;
 mod failover;
+mod history;
 mod host;
 mod instruments;
 mod life;
 mod modules;
 mod refusals;
+mod replay;
 mod serving;
 mod tools;
 mod wire;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -17,7 +16,7 @@ use farm_lab::{Client, Group, Lab, LabConfig, MODULE, Mode, Node, VIP};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
-use crate::common::{Farm, shell_ok};
+use crate::common::{Farm, counter, shell_ok};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const BULK: SocketAddrV4 = SocketAddrV4::new(VIP, 8080);
@@ -373,21 +372,6 @@ fn uploads_and_a_shrinking_path_keep_every_byte_in_directed_mode() {
 #[test]
 fn uploads_and_a_shrinking_path_keep_every_byte_in_invisible_mode() {
     bulk_transfers(Mode::Invisible);
-}
-
-/// A counter of a node's daemon.
-fn counter(node: &Node, name: &str) -> u64 {
-    let mut socket = UnixStream::connect(node.dirs().run.join("farmd.sock")).expect("farmd answers");
-    socket
-        .write_all(b"GET /v1/metrics HTTP/1.1\r\nHost: farmd\r\nConnection: close\r\n\r\n")
-        .expect("a request");
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).expect("an answer");
-    let (from, to) = (answer.find('{').expect("JSON"), answer.rfind('}').expect("JSON"));
-    let counters: BTreeMap<String, u64> = serde_json::from_str(&answer[from..=to]).expect("JSON");
-    *counters
-        .get(name)
-        .unwrap_or_else(|| panic!("no {name} in {counters:?}"))
 }
 
 #[test]

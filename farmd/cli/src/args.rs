@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -35,6 +36,9 @@ pub struct Cli {
     /// The module that is meant
     #[arg(short = 'm', long = "module", global = true, value_name = "AM")]
     pub chosen_module: Option<String>,
+    /// Have these nodes do it, one after the other; `*` means all
+    #[arg(short = 'H', long = "on", global = true, value_name = "NODE", value_delimiter = ',')]
+    pub on: Vec<String>,
     /// Folder of cluster.xml, the key and the modules
     #[arg(
         long,
@@ -80,6 +84,14 @@ pub enum Verb {
     Stopstart(CommandArgs),
     /// Stop a module without its graceful pass
     Forcestop(CommandArgs),
+    /// Give a node's share away, and wait until its connections have ended
+    Drain(DrainArgs),
+    /// Take a drained node's share back
+    Undrain(UndrainArgs),
+    /// Change a node's weight at run time
+    Weight(WeightArgs),
+    /// Drain and restart all nodes, one at a time, under load
+    RollingRestart(RollingArgs),
     /// Show the whole farm: state, share and reason of every node
     #[command(visible_alias = "state")]
     Status(StatusArgs),
@@ -97,6 +109,8 @@ pub enum Verb {
     Confcheck(ConfcheckArgs),
     /// Show a module's log or its scripts' output
     Log(LogArgs),
+    /// Show what happened to the farm: who went, who said so, what moved, how long it took
+    History(HistoryArgs),
     /// List, install, uninstall and package modules
     #[command(subcommand)]
     Module(ModuleVerb),
@@ -138,6 +152,99 @@ pub struct CommandArgs {
     pub wait: bool,
 }
 
+/// Words of `drain`.
+#[derive(Args, Debug)]
+pub struct DrainArgs {
+    /// The node (this one if not given)
+    pub node: Option<String>,
+    /// Reset the connections that are left after this time
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
+    pub timeout: Duration,
+    /// Only this group
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Drain although no other node would serve
+    #[arg(long)]
+    pub force: bool,
+    /// Return at once; the connections have their time all the same
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// Words of `undrain`.
+#[derive(Args, Debug)]
+pub struct UndrainArgs {
+    /// The node (this one if not given)
+    pub node: Option<String>,
+    /// Only this group
+    #[arg(long)]
+    pub group: Option<String>,
+}
+
+/// Words of `weight`.
+#[derive(Args, Debug)]
+pub struct WeightArgs {
+    /// The node
+    pub node: String,
+    /// 0 to 65535, or `default` for what the configuration says
+    #[arg(value_name = "N", value_parser = weight)]
+    pub weight: Weight,
+    /// Only this group
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Set it to 0 although no other node would serve
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `N` or `default`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Weight(pub Option<u16>);
+
+/// Words of `rolling-restart`.
+#[derive(Args, Debug)]
+pub struct RollingArgs {
+    /// The module (all of them if not given)
+    #[arg(value_name = "AM")]
+    pub module: Option<String>,
+    /// On each node, reset the connections that are left after this time
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
+    pub timeout: Duration,
+}
+
+/// A time such as `90s`, `10m` or `500ms`; a number alone counts seconds. At most a day.
+fn time(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, u64); 5] = [
+        ("ms", 1),
+        ("s", 1000),
+        ("m", 60_000),
+        ("h", 3_600_000),
+        ("d", 86_400_000),
+    ];
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = if unit.is_empty() { "s" } else { unit };
+    let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+    let millis = number
+        .parse::<u64>()
+        .ok()
+        .zip(factor)
+        .and_then(|(n, factor)| n.checked_mul(factor));
+    millis
+        .filter(|millis| *millis <= 86_400_000)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "a time of at most a day is expected, for example 90s, 10m or 1h".to_owned())
+}
+
+fn weight(text: &str) -> Result<Weight, String> {
+    if text == "default" {
+        return Ok(Weight(None));
+    }
+    text.parse()
+        .map(|weight| Weight(Some(weight)))
+        .map_err(|_| "a number from 0 to 65535, or `default`, is expected".to_owned())
+}
+
 /// Words of verbs that need only a module.
 #[derive(Args, Debug)]
 pub struct ModuleArgs {
@@ -152,7 +259,7 @@ pub struct StatusArgs {
     /// Only this module
     #[arg(value_name = "AM")]
     pub module: Option<String>,
-    /// Resources and the cluster too
+    /// Resources, the view, and how each node is heard on each lan
     #[arg(short, long)]
     pub verbose: bool,
     /// Show it again and again
@@ -177,8 +284,9 @@ pub struct WaitArgs {
 /// Words of `waitstate`.
 #[derive(Args, Debug)]
 pub struct WaitStateArgs {
-    /// STOP, WAIT or UP
-    pub state: String,
+    /// STOP, WAIT or UP, and the module, in any order
+    #[arg(required = true, num_args = 1..=2, value_names = ["STATE", "AM"])]
+    pub words: Vec<String>,
     /// Give up after this time
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub timeout: u64,
@@ -216,6 +324,26 @@ pub struct LogArgs {
     /// List the files of script output
     #[arg(long, requires = "script", conflicts_with = "follow")]
     pub list: bool,
+}
+
+/// Words of `history`.
+#[derive(Args, Debug)]
+pub struct HistoryArgs {
+    /// Only what is about this module, and what is about nodes
+    #[arg(value_name = "AM")]
+    pub module: Option<String>,
+    /// Only from then on: 90s, 10m, 2h, 3d ago; 03:10; 2026-11-21; "2026-11-21 03:10"
+    #[arg(long, value_name = "T")]
+    pub since: Option<String>,
+    /// Show this many of the newest entries (100; all with --since)
+    #[arg(short = 'n', long, value_name = "N")]
+    pub lines: Option<usize>,
+    /// Show all that is known of each entry
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Go on showing new entries
+    #[arg(short, long)]
+    pub follow: bool,
 }
 
 /// Words of `module`.
@@ -332,4 +460,28 @@ pub struct DemoServerArgs {
     /// File that holds the process id while the server runs
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_weights_are_read_with_their_bounds() {
+        for (text, millis) in [
+            ("90", 90_000),
+            ("90s", 90_000),
+            ("10m", 600_000),
+            ("500ms", 500),
+            ("1d", 86_400_000),
+        ] {
+            assert_eq!(time(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "m", "2d", "10 m", "-1", "1w", "99999999999999999999"] {
+            assert!(time(text).unwrap_err().contains("10m"), "{text}");
+        }
+        assert_eq!(weight("default"), Ok(Weight(None)));
+        assert_eq!(weight("0"), Ok(Weight(Some(0))));
+        assert!(weight("65536").is_err() && weight("-1").is_err());
+    }
 }

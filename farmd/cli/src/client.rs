@@ -50,7 +50,7 @@ impl ClientError {
             Self::Refused { status, .. } => match *status {
                 StatusCode::NOT_FOUND => exit::NOT_FOUND,
                 StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => exit::USAGE,
-                StatusCode::SERVICE_UNAVAILABLE => exit::NO_DAEMON,
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY => exit::NO_DAEMON,
                 _ => exit::FAILED,
             },
         }
@@ -82,6 +82,8 @@ impl From<ClientError> for Failure {
 /// Asks one daemon.
 pub struct Client {
     socket: PathBuf,
+    /// Who is to answer, if another than the daemon on the socket.
+    node: Option<String>,
     runtime: Runtime,
 }
 
@@ -95,6 +97,7 @@ impl Client {
         let runtime = runtime.map_err(|e| Failure::new(exit::FAILED, format!("cannot wait for events: {e}")))?;
         Ok(Self {
             socket: context.socket(),
+            node: context.node.clone(),
             runtime,
         })
     }
@@ -166,6 +169,10 @@ impl Client {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(broken)?;
+        let path = &match &self.node {
+            Some(node) => format!("/v1/on/{node}/{}", path.strip_prefix("/v1/").unwrap_or(path)),
+            None => path.to_owned(),
+        };
         // The connection has to be driven while the answer is read; it ends with the answer.
         tokio::spawn(connection);
         let request = Request::builder()
@@ -213,6 +220,9 @@ impl Client {
             pending.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
             while let Some(end) = pending.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = pending.drain(..=end).collect();
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
                 let reply = serde_json::from_slice(&line)
                     .map_err(|e| self.no_answer(format!("a reply is not understood: {e}")))?;
                 match reply {

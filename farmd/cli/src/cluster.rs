@@ -2,10 +2,12 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use farm_core::api::exit;
+use farm_core::config;
 use serde_json::json;
 
 use crate::args::{ClusterVerb, ConfcheckArgs};
@@ -66,14 +68,45 @@ fn genkey(context: &Context, force: bool) -> Result<u8, Failure> {
         show_json(&json!({ "key": path.display().to_string() }))?;
         return Ok(exit::OK);
     }
-    let path = path.display();
-    show(&format!(
-        "made {path} (mode 0600)\n\
-         every node needs the same file; copy it over a safe way, for example to s2:\n  \
-         scp -p {path} root@s2:{path}\n\
-         and restart farmd on nodes that run: systemctl restart farmd\n"
-    ))?;
+    let shown = path.display();
+    let others = others(&context.etc.join("cluster.xml"), is_here);
+    let mut text = format!("made {shown} (mode 0600)\nevery node needs the same file; copy it over a safe way:\n");
+    for (name, addr) in &others {
+        let host = match addr {
+            IpAddr::V4(addr) => addr.to_string(),
+            IpAddr::V6(addr) => format!("[{addr}]"),
+        };
+        text.push_str(&format!("  scp -p {shown} root@{host}:{shown}    # {name}\n"));
+    }
+    if others.is_empty() {
+        text.push_str(&format!(
+            "  scp -p {shown} root@NODE:{shown}    # for each other node of cluster.xml\n"
+        ));
+    }
+    text.push_str("and restart farmd on nodes that run: systemctl restart farmd\n");
+    show(&text)?;
     Ok(exit::OK)
+}
+
+/// The nodes of `cluster.xml` that are not this host, with their addresses on the first lan. None if the file is missing or
+/// wrong: the key does not need it.
+fn others(path: &Path, is_here: impl Fn(IpAddr) -> bool) -> Vec<(String, IpAddr)> {
+    let Ok(text) = std::fs::read_to_string(path) else {
+        return Vec::new();
+    };
+    let Ok((cluster, _)) = config::cluster::parse(&path.to_string_lossy(), &text) else {
+        return Vec::new();
+    };
+    let nodes = cluster.lans.first().map_or(&[][..], |lan| &lan.nodes).iter();
+    nodes
+        .filter(|(_, addr)| !is_here(*addr))
+        .map(|(node, addr)| (cluster.name(*node).to_owned(), *addr))
+        .collect()
+}
+
+/// True if `addr` is an address of this host: no other can be bound.
+fn is_here(addr: IpAddr) -> bool {
+    UdpSocket::bind((addr, 0)).is_ok()
 }
 
 /// A fresh key as hexadecimal digits.
@@ -117,6 +150,37 @@ mod tests {
 
     use super::*;
     use crate::folders::test::{Folder, context};
+
+    #[test]
+    fn the_other_nodes_are_those_whose_addresses_are_not_of_this_host() {
+        let folder = Folder::new("genkey-others");
+        let path = folder.0.join("cluster.xml");
+        let is_s1 = |addr: IpAddr| addr.to_string() == "198.18.77.1";
+        assert_eq!(others(&path, is_s1), [], "without the file nobody can be named");
+        let node = |name: &str, addr: &str| format!("<node name=\"{name}\" addr=\"{addr}\"/>");
+        let nodes = [
+            node("s1", "198.18.77.1"),
+            node("s2", "198.18.77.2"),
+            node("s3", "198.18.77.3"),
+        ];
+        std::fs::write(
+            &path,
+            format!(
+                "<cluster><lans><lan name=\"default\">{}</lan></lans></cluster>",
+                nodes.concat()
+            ),
+        )
+        .unwrap();
+        let expected = [("s2", "198.18.77.2"), ("s3", "198.18.77.3")];
+        let expected: Vec<(String, IpAddr)> = expected
+            .iter()
+            .map(|(n, a)| ((*n).to_owned(), a.parse().unwrap()))
+            .collect();
+        assert_eq!(others(&path, is_s1), expected);
+        std::fs::write(&path, "<cluster>").unwrap();
+        assert_eq!(others(&path, is_s1), []);
+        assert!(is_here("127.0.0.1".parse().unwrap()) && !is_here("198.18.77.2".parse().unwrap()));
+    }
 
     #[test]
     fn a_key_is_made_once_and_replaced_only_by_force() {

@@ -70,14 +70,15 @@ pub fn shutdown(context: &Context) -> Result<u8, Failure> {
 }
 
 /// What happened on the way: shown at once to a person, kept for `--json`.
-struct Steps {
+pub struct Steps {
     json: bool,
     texts: RefCell<Vec<String>>,
     broken: RefCell<Option<io::Error>>,
 }
 
 impl Steps {
-    fn new(context: &Context) -> Self {
+    /// None yet.
+    pub fn new(context: &Context) -> Self {
         Self {
             json: context.json,
             texts: RefCell::default(),
@@ -85,7 +86,8 @@ impl Steps {
         }
     }
 
-    fn add(&self, text: &str) {
+    /// One more.
+    pub fn add(&self, text: &str) {
         if !self.json
             && let Err(error) = show(&format!("  {text}\n"))
         {
@@ -95,7 +97,7 @@ impl Steps {
     }
 
     /// The texts, or why one of them could not be shown. The command went on meanwhile.
-    fn into_texts(self) -> io::Result<Vec<String>> {
+    pub fn into_texts(self) -> io::Result<Vec<String>> {
         match self.broken.into_inner() {
             Some(error) => Err(error),
             None => Ok(self.texts.into_inner()),
@@ -129,7 +131,7 @@ pub fn finish(
 }
 
 /// `code` if it is a documented one that tells a failure.
-fn known(code: u8) -> u8 {
+pub fn known(code: u8) -> u8 {
     use exit::{DATA, DEGRADED, DENIED, FAILED, IO, NO_DAEMON, NOT_FOUND, REFUSED, STOPPED, USAGE};
     let codes = [
         DATA, DEGRADED, DENIED, FAILED, IO, NO_DAEMON, NOT_FOUND, REFUSED, STOPPED, USAGE,

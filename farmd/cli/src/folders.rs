@@ -23,6 +23,8 @@ pub struct Context {
     pub module: Option<String>,
     /// `FARM_MODULE`, else `SAFEMODULE`.
     pub module_of_environment: Option<String>,
+    /// The node that is to do it, if one was named.
+    pub node: Option<String>,
     /// A module's script runs this program (`SAFEUSERBIN` is set).
     pub in_script: bool,
 }
@@ -31,6 +33,14 @@ impl Context {
     /// The control socket.
     pub fn socket(&self) -> PathBuf {
         self.run.join("farmd.sock")
+    }
+
+    /// The same for another node.
+    pub fn on(&self, node: &str) -> Self {
+        Self {
+            node: Some(node.to_owned()),
+            ..self.clone()
+        }
     }
 
     /// Folder of all editable modules.
@@ -122,6 +132,7 @@ pub mod test {
             json: false,
             module: None,
             module_of_environment: None,
+            node: None,
             in_script: false,
         }
     }

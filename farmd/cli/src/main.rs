@@ -1,7 +1,7 @@
 //! `farm`, the farm's command line; under the name `safekit` the same for the scripts of modules.
 //!
 //! Owns reading the words, choosing the verb, and saying once how it ended. Decides nothing about a farm: what needs a decision is
-//! asked of farmd over the control socket. Verbs that must work when farmd is dead (`confcheck`, `log`, `module`,
+//! asked of farmd over the control socket. Verbs that must work when farmd is dead (`confcheck`, `history`, `log`, `module`,
 //! `snapshot`, `cleanup`, `cluster genkey`) read the files themselves.
 
 mod args;
@@ -13,9 +13,12 @@ mod confcheck;
 mod demo_server;
 mod failure;
 mod folders;
+mod history;
 mod log;
 mod module;
+mod rolling;
 mod safekit;
+mod share;
 mod snapshot;
 mod status;
 mod terminal;
@@ -95,31 +98,45 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         json: cli.json,
         module: cli.chosen_module,
         module_of_environment: environment("FARM_MODULE").or_else(|| environment("SAFEMODULE")),
+        node: None,
         in_script: environment("SAFEUSERBIN").is_some(),
     };
-    match &cli.verb {
-        Verb::Start(args) => command::run(&context, "start", args),
-        Verb::Stop(args) => command::run(&context, "stop", args),
-        Verb::Restart(args) => command::run(&context, "restart", args),
-        Verb::Stopstart(args) => command::run(&context, "stopstart", args),
-        Verb::Forcestop(args) => command::run(&context, "forcestop", args),
-        Verb::Status(args) => status::run(&context, args),
-        Verb::Waitstart(args) => status::wait_start(&context, args),
-        Verb::Waitstop(args) => status::wait_stop(&context, args),
-        Verb::Waitstate(args) => status::wait_state(&context, args),
-        Verb::Config(args) => command::configure(&context, "config", args),
-        Verb::Deconfig(args) => command::configure(&context, "deconfig", args),
-        Verb::Confcheck(args) => confcheck::run(&context, args),
-        Verb::Log(args) => log::run(&context, args),
-        Verb::Module(verb) => module::run(&context, verb),
-        Verb::Cluster(verb) => cluster::run(&context, verb),
-        Verb::Snapshot(args) => snapshot::run(&context, args),
-        Verb::Cleanup => cleanup::run(&context),
-        Verb::Shutdown => command::shutdown(&context),
-        Verb::Printi(args) => safekit::print(&context, 'I', args),
-        Verb::Printe(args) => safekit::print(&context, 'E', args),
-        Verb::Set(args) => safekit::set(&context, args),
-        Verb::Get(args) => status::get(&context, &args.resource),
+    if cli.on.is_empty() {
+        return perform(&context, &cli.verb);
+    }
+    share::on_nodes(&context, &cli.on, &cli.verb, perform)
+}
+
+/// Does what one verb says, on the node that `context` names.
+fn perform(context: &Context, verb: &Verb) -> Result<u8, Failure> {
+    match verb {
+        Verb::Start(args) => command::run(context, "start", args),
+        Verb::Stop(args) => command::run(context, "stop", args),
+        Verb::Restart(args) => command::run(context, "restart", args),
+        Verb::Stopstart(args) => command::run(context, "stopstart", args),
+        Verb::Forcestop(args) => command::run(context, "forcestop", args),
+        Verb::Drain(args) => share::drain(context, args),
+        Verb::Undrain(args) => share::undrain(context, args),
+        Verb::Weight(args) => share::weight(context, args),
+        Verb::RollingRestart(args) => rolling::run(context, args),
+        Verb::Status(args) => status::run(context, args),
+        Verb::Waitstart(args) => status::wait_start(context, args),
+        Verb::Waitstop(args) => status::wait_stop(context, args),
+        Verb::Waitstate(args) => status::wait_state(context, args),
+        Verb::Config(args) => command::configure(context, "config", args),
+        Verb::Deconfig(args) => command::configure(context, "deconfig", args),
+        Verb::Confcheck(args) => confcheck::run(context, args),
+        Verb::History(args) => history::run(context, args),
+        Verb::Log(args) => log::run(context, args),
+        Verb::Module(verb) => module::run(context, verb),
+        Verb::Cluster(verb) => cluster::run(context, verb),
+        Verb::Snapshot(args) => snapshot::run(context, args),
+        Verb::Cleanup => cleanup::run(context),
+        Verb::Shutdown => command::shutdown(context),
+        Verb::Printi(args) => safekit::print(context, 'I', args),
+        Verb::Printe(args) => safekit::print(context, 'E', args),
+        Verb::Set(args) => safekit::set(context, args),
+        Verb::Get(args) => status::get(context, &args.resource),
         Verb::DemoServer(args) => demo_server::run(args),
     }
 }
@@ -190,6 +207,10 @@ mod tests {
             parsed("safekit waitstate -m web STOP").verb,
             Verb::Waitstate(_)
         ));
+        let Verb::Waitstate(args) = parsed("farm waitstate UP web").verb else {
+            panic!()
+        };
+        assert_eq!(args.words, ["UP", "web"]);
     }
 
     #[test]

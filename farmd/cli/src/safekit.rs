@@ -35,13 +35,12 @@ pub fn set(context: &Context, args: &SetArgs) -> Result<u8, Failure> {
 }
 
 /// Words of SafeKit's command that a module or an administrator may bring along, and what to use instead.
-const NOT_HERE: [(&str, &str); 26] = [
+const NOT_HERE: [(&str, &str); 25] = [
     (
         "-E",
         "copy the folder of the module to each node and run `farm config AM` there",
     ),
     ("-G", "copy cluster.xml and cluster.key to each node"),
-    ("-H", "run the command on each node; `farm status` shows them all"),
     ("-p", "the folders are --etc, --var and --run"),
     ("-r", "SafeKit's special commands have no counterpart"),
     (
@@ -88,7 +87,6 @@ mod tests {
     fn a_foreign_word_says_what_to_do_instead() {
         let explained = |line: &str| explain(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
         assert!(explained("safekit swap -m a").unwrap().contains("mirror"));
-        assert!(explained("safekit -H * start").unwrap().contains("each node"));
         assert_eq!(explained("safekit strat"), None);
         assert_eq!(explained("safekit"), None);
     }

@@ -137,7 +137,8 @@ fn files(context: &Context, bundle: &mut Bundle) -> Result<(), Failure> {
     }
     for (place, folder) in [("var", &context.var), ("run", &context.run)] {
         for name in names(folder) {
-            if name.starts_with("audit.log") || name.ends_with(".json") || name.ends_with(".pid") {
+            let log = name.starts_with("audit.log") || name.starts_with("history.jsonl");
+            if log || name.ends_with(".json") || name.ends_with(".pid") {
                 bundle.add_file(&format!("{place}/{name}"), &folder.join(&name));
             }
         }

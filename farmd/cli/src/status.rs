@@ -13,7 +13,7 @@ use crate::args::{StatusArgs, WaitArgs, WaitStateArgs};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::folders::Context;
-use crate::terminal::{Style, show, show_json};
+use crate::terminal::{Paint, Style, show, show_json, wrap};
 
 /// Time between two looks of a waiting verb.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -53,14 +53,25 @@ fn watch(context: &Context, args: &StatusArgs, client: &Client, module: Option<&
             (status, false) => {
                 let text = match status {
                     Ok(status) => view::farm(status, style, args.verbose),
-                    Err(failure) => format!("{}\n", failure.text),
+                    Err(failure) => wrapped(&failure.text, style),
                 };
+                // A picture that stands still must not be taken for one that is fresh.
+                let clock = chrono::Local::now().format("%Y-%m-%d %H:%M:%S").to_string();
+                let text = format!("{}\n{text}", style.paint(Paint::Dim, &clock));
                 show(&frame(&text, style, first))?;
             }
         }
         first = false;
         std::thread::sleep(interval);
     }
+}
+
+/// `text` in lines that fit the terminal.
+fn wrapped(text: &str, style: Style) -> String {
+    let lines = style
+        .width
+        .map_or_else(|| vec![text.to_owned()], |width| wrap(text, width));
+    lines.join("\n") + "\n"
 }
 
 /// One picture of `--watch`: drawn over the last one on a terminal, after an empty line elsewhere.
@@ -91,8 +102,15 @@ fn no_such_module(module: &ModuleName) -> Failure {
     )
 }
 
-fn is_ready(node: &NodeModuleStatus) -> bool {
+/// It serves its share, and nothing is to be said.
+pub fn is_ready(node: &NodeModuleStatus) -> bool {
     node.state == Some(ModuleState::Up) && node.quality == Some(Quality::Ready) && node.why.is_empty()
+}
+
+/// It serves no share because an administrator has drained it.
+pub fn is_drained(node: &NodeModuleStatus) -> bool {
+    let ready = node.state == Some(ModuleState::Up) && node.quality == Some(Quality::Ready);
+    ready && node.shares.iter().any(|share| share.setting.drained.is_some())
 }
 
 /// 0 if every node of every module is UP Ready and takes part, 3 if no module runs anywhere, else 2.
@@ -117,27 +135,36 @@ pub fn wait_stop(context: &Context, args: &WaitArgs) -> Result<u8, Failure> {
     wait_until(context, args, Goal::Stable(ModuleState::Stop))
 }
 
-/// Runs `waitstate STATE`: until the module is in that state, and stays there.
+/// Runs `waitstate STATE [AM]`, in any order: until the module is in that state, and stays there.
 pub fn wait_state(context: &Context, args: &WaitStateArgs) -> Result<u8, Failure> {
-    let state = match args.state.to_ascii_uppercase().as_str() {
-        "STOP" => ModuleState::Stop,
-        "WAIT" => ModuleState::Wait,
-        "UP" => ModuleState::Up,
-        _ => {
-            return Err(Failure::usage(format!(
-                "`{}` is no state of a farm module: STOP, WAIT or UP is expected",
-                args.state
-            )));
-        }
-    };
+    let (state, module) = state_and_module(&args.words)?;
     wait_until(
         context,
         &WaitArgs {
-            module: None,
+            module,
             timeout: args.timeout,
         },
         Goal::Stable(state),
     )
+}
+
+/// The first of `words` that is a state, and the other one.
+fn state_and_module(words: &[String]) -> Result<(ModuleState, Option<String>), Failure> {
+    let state = |word: &String| match word.to_ascii_uppercase().as_str() {
+        "STOP" => Some(ModuleState::Stop),
+        "WAIT" => Some(ModuleState::Wait),
+        "UP" => Some(ModuleState::Up),
+        _ => None,
+    };
+    let found = words.iter().enumerate().find_map(|(at, word)| Some((at, state(word)?)));
+    let Some((at, state)) = found else {
+        return Err(Failure::usage(format!(
+            "`{}` is no state of a farm module: STOP, WAIT or UP is expected",
+            words.join(" ")
+        )));
+    };
+    let module = words.iter().enumerate().find(|(other, _)| *other != at);
+    Ok((state, module.map(|(_, word)| word.clone())))
 }
 
 /// What a waiting verb waits for.
@@ -159,7 +186,7 @@ fn wait_until(context: &Context, args: &WaitArgs, goal: Goal) -> Result<u8, Fail
         let here = here(&status, &module).ok_or_else(|| no_such_module(&module))?;
         let (state, quality) = (here.state, here.quality);
         let reached = match goal {
-            Goal::Started => is_ready(here),
+            Goal::Started => is_ready(here) || is_drained(here),
             Goal::Stable(goal) => state == Some(goal) && quality != Some(Quality::Transient),
         };
         let shown = match (state, quality) {

@@ -7,6 +7,10 @@ use std::io::{IsTerminal, Write};
 
 /// Cells of a share bar.
 const BAR: u32 = 16;
+/// Text is laid out for at least so many columns, however narrow the terminal is.
+const MIN_WIDTH: usize = 40;
+/// A last column that has less room than this goes onto lines of its own.
+const MIN_LAST: usize = 24;
 
 /// How the place that text goes to wants it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,6 +21,8 @@ pub struct Style {
     pub unicode: bool,
     /// A picture may be drawn over the last one.
     pub screen: bool,
+    /// Columns of a terminal, at which text wraps; `None` where lines may be as long as they like.
+    pub width: Option<usize>,
 }
 
 /// A colour with its meaning.
@@ -45,6 +51,7 @@ impl Style {
         colour: false,
         unicode: false,
         screen: false,
+        width: None,
     };
 
     /// All that a terminal can do.
@@ -53,6 +60,7 @@ impl Style {
         colour: true,
         unicode: true,
         screen: true,
+        width: None,
     };
 
     /// What standard output takes: colours on a terminal unless `NO_COLOR` is set, blocks in a UTF-8 locale.
@@ -64,8 +72,10 @@ impl Style {
         let locale = locale.unwrap_or_default().to_ascii_lowercase();
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let screen = std::io::stdout().is_terminal() && !dumb;
+        let columns = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
         Self {
             screen,
+            width: columns.filter(|_| screen).map(|columns| columns.max(MIN_WIDTH)),
             colour: screen && !set("NO_COLOR"),
             unicode: locale.contains("utf-8") || locale.contains("utf8"),
         }
@@ -171,23 +181,89 @@ impl Table {
                 }
             })
             .collect();
+        // The last column that is shown: what is too long for its line wraps there.
+        let last = widths.iter().rposition(|column| *column > 0).unwrap_or(0);
+        let before: usize = widths[..last.min(widths.len())]
+            .iter()
+            .filter(|w| **w > 0)
+            .map(|w| w + 2)
+            .sum();
+        let (start, hang) = (
+            width(indent) + before,
+            width(indent) + widths.first().map_or(0, |w| w + 2),
+        );
         let mut text = String::new();
-        for row in &self.rows {
+        for (number, row) in self.rows.iter().enumerate() {
             let mut line = String::from(indent);
             let mut gap = 0;
-            for (cell, column) in row.iter().zip(&widths).filter(|(_, column)| **column > 0) {
-                if !cell.text.is_empty() {
+            let mut below = Vec::new();
+            for (position, (cell, column)) in row
+                .iter()
+                .zip(&widths)
+                .enumerate()
+                .filter(|(_, (_, column))| **column > 0)
+            {
+                let mut shown = cell.text.clone();
+                if let Some(columns) = style
+                    .width
+                    .filter(|columns| position == last && start + width(&shown) > *columns)
+                {
+                    let room = columns.saturating_sub(start);
+                    if number == 0 && room < MIN_LAST {
+                        shown = String::new();
+                    } else if room < MIN_LAST || last == 0 {
+                        below = wrap(&shown, columns.saturating_sub(hang))
+                            .into_iter()
+                            .map(|part| (hang, part))
+                            .collect();
+                        shown = String::new();
+                    } else {
+                        let mut parts = wrap(&shown, room).into_iter();
+                        shown = parts.next().unwrap_or_default();
+                        below = parts.map(|part| (start, part)).collect();
+                    }
+                }
+                if !shown.is_empty() {
                     line.extend(std::iter::repeat_n(' ', gap));
-                    line.push_str(&style.paint(cell.paint, &cell.text));
+                    line.push_str(&style.paint(cell.paint, &shown));
                     gap = 0;
                 }
-                gap += column - width(&cell.text) + 2;
+                gap += column.saturating_sub(width(&shown)) + 2;
             }
             text.push_str(&line);
             text.push('\n');
+            for (at, part) in below {
+                let paint = row.get(last).map_or(Paint::Plain, |cell| cell.paint);
+                text.push_str(&" ".repeat(at));
+                text.push_str(&style.paint(paint, &part));
+                text.push('\n');
+            }
         }
         text
     }
+}
+
+/// `text` in lines of at most `width` characters, broken between words; a longer word is broken where it has to be.
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let width = width.max(1);
+    let mut lines = vec![String::new()];
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        let mut rest: Vec<char> = word.chars().collect();
+        while !rest.is_empty() {
+            let line = lines.last_mut().expect("there is always a line");
+            let used = line.chars().count();
+            let gap = usize::from(used > 0);
+            if used + gap + rest.len() <= width {
+                line.extend(std::iter::repeat_n(' ', gap));
+                line.extend(rest.drain(..));
+            } else if used > 0 {
+                lines.push(String::new());
+            } else {
+                line.extend(rest.drain(..width));
+            }
+        }
+    }
+    lines
 }
 
 /// `ms` as an age a person reads at a glance: `120ms`, `3.4s`, `12m`, `5h`, `3d`.
@@ -245,6 +321,31 @@ mod tests {
         assert_eq!(table.render(Style::PLAIN, " "), " A     B\n long  x\n       y\n");
         let coloured = table.render(Style::RICH, " ");
         assert!(coloured.contains(" long  \x1b[31mx\x1b[0m\n"), "{coloured}");
+    }
+
+    #[test]
+    fn text_wraps_between_words_and_a_long_word_where_it_must() {
+        assert_eq!(wrap("one two  three", 7), ["one two", "three"]);
+        assert_eq!(wrap("abcdefghij k", 4), ["abcd", "efgh", "ij k"]);
+        assert_eq!(wrap("", 4), [""]);
+        assert_eq!(wrap("ä ö ü", 3), ["ä ö", "ü"]);
+    }
+
+    #[test]
+    fn a_last_column_wraps_in_its_place_or_goes_below_where_there_is_none() {
+        let mut table = Table::new(["NODE", "WHY"]);
+        table.row(["s1".into(), "the words of a long reason that does not fit".into()]);
+        table.row(["s2".into(), "short".into()]);
+        let at = |columns| Style {
+            width: Some(columns),
+            ..Style::PLAIN
+        };
+        let expected = "  NODE  WHY\n  s1    the words of a long reason that\n        does not fit\n  s2    short\n";
+        assert_eq!(table.render(at(40), "  "), expected);
+        let mut table = Table::new(["NODE", "A WIDE COLUMN WITHOUT ANY REASON", "WHY"]);
+        table.row(["s1".into(), "x".into(), "a long reason that does not fit behind".into()]);
+        let expected = "  NODE  A WIDE COLUMN WITHOUT ANY REASON\n  s1    x\n        a long reason that does not fit\n        behind\n";
+        assert_eq!(table.render(at(42), "  "), expected);
     }
 
     #[test]

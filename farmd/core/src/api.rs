@@ -6,14 +6,23 @@
 //! | --- | --- | --- |
 //! | `GET /v1/status` | – | [`FarmStatus`] |
 //! | `GET /v1/cluster` | – | [`ClusterStatus`] |
+//! | `GET /v1/history?n=&since=&after=&module=` | – | [`history::History`]: the newest `n` entries, from the moment `since` on (microseconds since 1970), above the number `after`, about `module` and about nodes |
 //! | `GET /v1/metrics` | – | `{name: count}` of every counter |
 //! | `GET /v1/plan` | – | the data plane's present plan, for support |
 //! | `POST /v1/modules/{am}/{verb}` | [`CommandRequest`] | lines of [`Reply`], the last one `done` or `failed`; verbs: `start stop restart stopstart forcestop config deconfig` |
 //! | `POST /v1/modules/{am}/print` | [`PrintRequest`] | lines of [`Reply`] |
 //! | `POST /v1/modules/{am}/resource` | [`ResourceRequest`] | lines of [`Reply`] |
+//! | `POST /v1/drain` | [`DrainRequest`] | lines of [`Reply`]; ends when no connection is left, or were reset |
+//! | `POST /v1/undrain` | [`UndrainRequest`] | lines of [`Reply`]; ends when the share is back |
+//! | `POST /v1/weight` | [`WeightRequest`] | lines of [`Reply`] |
+//! | any `/v1/on/{node}/{rest}` | as `/v1/{rest}` | what that node answers to `/v1/{rest}` |
 //! | `POST /v1/shutdown` | – | lines of [`Reply`]; ends the daemon after all modules stopped |
 
+pub mod history;
+pub mod history_text;
+
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -121,8 +130,63 @@ pub struct Share {
     pub buckets: u32,
     /// Buckets there are (4096).
     pub of: u32,
-    /// Buckets that are no longer owned but still carry connections.
+    /// Connections in buckets that are no longer owned.
     pub draining: u32,
+    /// What this node's weight was set to at run time; only of the node that answers.
+    #[serde(default, skip_serializing_if = "ShareSetting::is_default")]
+    pub setting: ShareSetting,
+    /// Whose connections `draining` are, those with the most first, at most [`MAX_CLIENTS`]; only of the node that answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clients: Vec<ClientConnections>,
+}
+
+/// Most clients named beside a number of connections.
+pub const MAX_CLIENTS: usize = 8;
+
+/// Connections of one client address.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClientConnections {
+    /// The client.
+    pub addr: IpAddr,
+    /// How many.
+    pub connections: u32,
+}
+
+/// What an administrator has set for one node's share of one group, over what the configuration says. Kept over restarts.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareSetting {
+    /// Weight instead of the configured one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    /// The node takes no new connections of the group, whatever its weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained: Option<Drained>,
+}
+
+impl ShareSetting {
+    /// True if nothing is set.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The weight in force where `configured` is what the configuration says.
+    pub fn effective(&self, configured: u16) -> u16 {
+        match self.drained {
+            Some(_) => 0,
+            None => self.weight.unwrap_or(configured),
+        }
+    }
+}
+
+/// Who drained, and when.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drained {
+    /// The user, with ` on NODE` after it if another node's.
+    pub by: String,
+    /// Seconds since 1970.
+    pub since: u64,
 }
 
 /// The cluster as seen by one node.
@@ -138,6 +202,50 @@ pub struct ClusterStatus {
     pub coordinator: Option<String>,
     /// All configured nodes.
     pub nodes: Vec<PeerStatus>,
+    /// Number of the newest plan of the data plane here.
+    #[serde(default)]
+    pub plan_version: u64,
+    /// What this node sends to stay alive for the others.
+    #[serde(default)]
+    pub heartbeat: HeartbeatStatus,
+}
+
+/// The heartbeats this node sends.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct HeartbeatStatus {
+    /// Time between two, microseconds.
+    pub interval_us: u64,
+    /// A peer of which nothing was heard for so long is down, milliseconds.
+    pub detection_ms: u64,
+    /// Size of the newest one, bytes of UDP payload.
+    pub bytes: u64,
+    /// Bytes of UDP payload sent to all peers on all lans, per second, over the last seconds.
+    pub bytes_per_s: u64,
+    /// The thread that sends them has real-time priority.
+    pub realtime: bool,
+}
+
+/// How a peer is heard on one lan.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// Name of the lan.
+    pub lan: String,
+    /// The peer's address there.
+    pub addr: String,
+    /// Heartbeats heard since the peer's start, or this node's.
+    pub received: u64,
+    /// Heartbeats that must have been sent and were not heard.
+    pub lost: u64,
+    /// Of a thousand heartbeats of the last seconds so many were lost; absent before enough were heard.
+    pub loss_permille: Option<u32>,
+    /// Newest round trip, microseconds; absent before there was one.
+    pub rtt_us: Option<u64>,
+    /// Shortest one.
+    pub rtt_min_us: Option<u64>,
+    /// Their smoothed mean.
+    pub rtt_avg_us: Option<u64>,
+    /// Milliseconds since the last heartbeat was heard on this lan, if ever.
+    pub heard_ms: Option<u64>,
 }
 
 /// One node as seen by another.
@@ -155,6 +263,15 @@ pub struct PeerStatus {
     pub heard_ms: Option<u64>,
     /// Why it is not alive, or is kept out.
     pub why: String,
+    /// Its start number, the newest seen; 0 if it was never heard.
+    #[serde(default)]
+    pub incarnation: u64,
+    /// Since its farmd has started, by its clock and this node's, milliseconds.
+    #[serde(default)]
+    pub uptime_ms: Option<u64>,
+    /// How it is heard on each lan that it shares with this node.
+    #[serde(default)]
+    pub links: Vec<LinkStatus>,
 }
 
 /// Body of a module command.
@@ -166,6 +283,53 @@ pub struct CommandRequest {
     pub identity: Option<String>,
     /// Return only when the module has reached its new stable state.
     pub wait: bool,
+}
+
+/// Which shares of a node a command means.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShareScope {
+    /// Only of this module; of every configured one without it.
+    pub module: Option<String>,
+    /// Only of groups with this name; of all without it.
+    pub group: Option<String>,
+}
+
+/// Body of `drain`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DrainRequest {
+    /// What is drained.
+    #[serde(flatten)]
+    pub scope: ShareScope,
+    /// When connections that are left are reset, in milliseconds from now.
+    pub timeout_ms: u64,
+    /// Drain although nobody else would serve.
+    #[serde(default)]
+    pub force: bool,
+    /// Return when the connections have ended; else at once.
+    #[serde(default)]
+    pub wait: bool,
+}
+
+/// Body of `undrain`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct UndrainRequest {
+    /// What gets its share back.
+    #[serde(flatten)]
+    pub scope: ShareScope,
+}
+
+/// Body of `weight`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct WeightRequest {
+    /// Whose weight.
+    #[serde(flatten)]
+    pub scope: ShareScope,
+    /// The weight; `None` for the configured one.
+    pub weight: Option<u16>,
+    /// Set it to 0 although nobody else would serve.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Body of `print`.

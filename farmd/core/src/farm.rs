@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::api::{ModuleState, Quality};
-use crate::balance::assign::BucketMap;
+use crate::balance::assign::{BucketMap, assign};
 use crate::balance::plan::GroupPlan;
 use crate::config::{ClusterConfig, PartitionPolicy};
 use crate::handover::{self, Closed, Handover, PeerGroup, Surroundings};
@@ -379,14 +379,18 @@ impl Farm {
     /// True once buckets this node gave up are open elsewhere, or nobody is there to open them: the committed
     /// map gives it nothing, nor does one that is under way.
     pub fn is_handed_over(&self, module: &ModuleName) -> bool {
-        self.modules.get(module).is_none_or(|m| {
-            m.groups.iter().enumerate().all(|(i, g)| {
-                let given_up = || {
-                    let owners = g.map().owners();
-                    !owners.contains(self.this) && self.have_committed(module, i, g.committed(), owners)
-                };
-                g.is_released() && !g.is_to_gain() && (g.committed() == Epoch::default() || given_up())
-            })
+        let groups = self.modules.get(module).map_or(0, |m| m.groups.len());
+        (0..groups).all(|group| self.is_group_handed_over(module, group))
+    }
+
+    /// As [`Self::is_handed_over`], of one group.
+    pub fn is_group_handed_over(&self, module: &ModuleName, group: usize) -> bool {
+        self.group(module, group).is_none_or(|g| {
+            let given_up = || {
+                let owners = g.map().owners();
+                !owners.contains(self.this) && self.have_committed(module, group, g.committed(), owners)
+            };
+            g.is_released() && !g.is_to_gain() && (g.committed() == Epoch::default() || given_up())
         })
     }
 
@@ -400,6 +404,40 @@ impl Farm {
             .filter(|n| view.contains(**n) && owners.contains(**n));
         let mut reports = members.filter_map(|n| self.report(*n, name).filter(|r| r.active())?.groups.get(index));
         reports.all(|g| g.committed >= epoch)
+    }
+
+    /// True if the committed map is the one that the weights told by the members of the view lead to, and this node has
+    /// open what it gives: no bucket is about to move.
+    pub fn is_settled(&self, module: &ModuleName, group: usize) -> bool {
+        let Some(local) = self.modules.get(module) else {
+            return true;
+        };
+        let Some(handover) = local.groups.get(group) else {
+            return true;
+        };
+        let out = self.membership.fenced().is_some() || local.kept_out.is_some() || local.withheld.is_some();
+        if out || self.membership.joining() || local.joining {
+            return false;
+        }
+        let view = self.membership.view();
+        let peers = self
+            .reports
+            .iter()
+            .filter(|(peer, _)| view.contains(**peer))
+            .filter_map(|(peer, modules)| {
+                let report = modules.iter().find(|r| r.name == *module)?;
+                let eligible = report.active() && report.digest == local.local.digest;
+                Some((*peer, report.groups.get(group).filter(|_| eligible)?.weight))
+            });
+        let own = if local.local.ready {
+            local.local.weights[group]
+        } else {
+            0
+        };
+        let weights: BTreeMap<NodeId, u16> = peers.chain([(self.this, own)]).filter(|(_, w)| *w > 0).collect();
+        let map = handover.map();
+        let mine = map.counts().get(&self.this).copied().unwrap_or(0) as usize;
+        handover.open_count() == mine && assign(map, &weights) == *map
     }
 
     /// The hand-over of one group, for status.

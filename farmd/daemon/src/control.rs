@@ -1,161 +1,103 @@
-//! The control socket: HTTP/1.1 over `RUN/farmd.sock`, for the command line and for scripts.
+//! The route table of [`farm_core::api`]: from a request to one [`Event`], and to the owner loop's answer.
 //!
-//! Owns the listening socket and its connections. Turns each request of the route table in [`farm_core::api`] into
-//! one [`Event`] and the owner loop's answer into a response. Keeps no state of its own and never decides anything
-//! about a module: a request that is well formed goes to the owner loop, every other one is answered here with
-//! `{"error": …}`. Only root and the daemon's own user are heard. `main` binds the socket with [`bind`] and spawns [`serve`].
-//!
-//! Connections are not limited in number: whoever may open one may also end the daemon.
+//! Keeps no state and never decides anything about a module: a request that is well formed goes to the owner loop,
+//! every other one is answered here with `{"error": …}`. Requests come from this host by [`socket`] and from other nodes
+//! by [`crate::remote`]; both ask [`admit`] and then [`perform`].
 
-use std::convert::Infallible;
-use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::Path;
-use std::pin::Pin;
+pub mod socket;
+
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use farm_core::api::history::{HISTORY_LIMIT, HistoryFilter};
 use farm_core::api::{CommandRequest, PrintRequest, Reply, ResourceRequest, exit};
 use farm_core::id::ModuleName;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::event::{Command, Event, EventSender, Query, Verb};
+use crate::event::{Command, Event, EventSender, Query, ShareCommand, ShareVerb, Verb};
+
+pub use socket::{bind, serve};
 
 /// Largest request body: a command is a few hundred bytes, a printed line some thousand.
-const MAX_BODY: usize = 64 * 1024;
-/// A client that has connected must have sent its request line, headers and body within this time each.
-const READ_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const MAX_BODY: usize = 64 * 1024;
 /// The owner loop answers a question between two events; longer than this means that it hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-/// Pause after a failed `accept`, so that a lack of file descriptors does not become a busy loop.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Opens the control socket at `path`, mode 0600. Needs a tokio runtime around it.
-///
-/// A socket left behind by a daemon that was killed is removed first: it is known by nobody answering on it.
-///
-/// # Errors
-/// `AddrInUse` if another daemon answers there, `AlreadyExists` if something that is no socket has the name, else
-/// what the system says; the text names the path.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
-    let named = |e: io::Error| io::Error::new(e.kind(), format!("control socket {}: {e}", path.display()));
-    remove_stale(path).map_err(named)?;
-    let listener = UnixListener::bind(path).map_err(named)?;
-    // Between the two calls the mode is the umask's; a stranger who connects in that moment is refused by `serve`.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(named)?;
-    Ok(listener)
+/// Who makes a request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Caller {
+    /// A user, as the node where they are names them.
+    pub user: String,
+    /// That node, if it is another one.
+    pub node: Option<String>,
 }
 
-/// Removes a socket at `path` on which nobody listens.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    let file = match std::fs::symlink_metadata(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    if !file.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "exists and is no socket"));
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another farmd answers on it")),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-        Err(e) => Err(e),
-    }
-}
-
-/// Answers requests on `listener` until the task is aborted; open connections end with their client or with the runtime.
-pub async fn serve(listener: UnixListener, events: EventSender) {
-    let own_uid = own_uid();
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let uid = stream.peer_cred().ok().map(|cred| cred.uid());
-                let caller = caller(uid, own_uid);
-                if caller.is_none() {
-                    tracing::warn!(
-                        ?uid,
-                        "control socket: a user who may not command this daemon is refused"
-                    );
-                }
-                tokio::spawn(converse(stream, caller, events.clone()));
-            }
-            Err(e) => {
-                tracing::warn!(error = %e, "control socket cannot accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+impl Caller {
+    /// Who is told to have asked: `name` if one was given, else the user; and from which node.
+    fn by(&self, name: Option<&str>) -> String {
+        let name = name.unwrap_or(&self.user);
+        match &self.node {
+            Some(node) => format!("{name} on {node}"),
+            None => name.to_owned(),
         }
     }
 }
 
-/// The user this process acts as, read the way a peer would see it.
-fn own_uid() -> Option<u32> {
-    let (_, other) = UnixStream::pair().ok()?;
-    other.peer_cred().ok().map(|cred| cred.uid())
+/// What a request is answered with.
+pub(crate) enum Answered {
+    /// Known now: one JSON document.
+    Whole(StatusCode, Vec<u8>),
+    /// Comes line by line.
+    Lines(Lines),
 }
 
-/// The name of the user `uid`, if that user may command this daemon: root, or the daemon's own user.
-fn caller(uid: Option<u32>, own_uid: Option<u32>) -> Option<String> {
-    let uid = uid.filter(|uid| *uid == 0 || Some(*uid) == own_uid)?;
-    Some(user_name(uid))
+/// The replies to a command, one JSON document per line; the last one is `done` or `failed`.
+pub(crate) struct Lines {
+    replies: mpsc::UnboundedReceiver<Reply>,
+    ended: bool,
 }
 
-/// One client from connect to disconnect. Without a `caller` every request is refused.
-async fn converse(stream: UnixStream, caller: Option<String>, events: EventSender) {
-    let service = service_fn(|request| {
-        let (caller, events) = (caller.clone(), events.clone());
-        async move {
-            let result = match caller {
-                Some(caller) => answer(request, &caller, &events).await,
-                None => Err(Refusal::new(
-                    StatusCode::FORBIDDEN,
-                    "only root and the daemon's own user may talk to farmd",
-                )),
-            };
-            Ok::<_, Infallible>(result.unwrap_or_else(Refusal::into_response))
-        }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(READ_LIMIT)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(e) = connection.await {
-        tracing::debug!(error = %e, "control connection ended");
+impl Lines {
+    /// The next line; `None` after the last one.
+    pub(crate) async fn next(&mut self) -> Option<Vec<u8>> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
-}
 
-/// The name of user `uid` from `/etc/passwd`, else `uid N`. Users known only to a directory service show as numbers.
-fn user_name(uid: u32) -> String {
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    passwd
-        .lines()
-        .find_map(|line| {
-            let mut fields = line.split(':');
-            let name = fields.next()?;
-            let id = fields.nth(1)?;
-            (id.parse() == Ok(uid)).then(|| name.to_owned())
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Vec<u8>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        self.replies.poll_recv(cx).map(|reply| {
+            // A sender that is dropped early still owes the client a last line.
+            let reply = reply.unwrap_or_else(|| Reply::Failed {
+                error: "farmd ended before the command did".to_owned(),
+                code: exit::FAILED,
+            });
+            self.ended = matches!(reply, Reply::Done { .. } | Reply::Failed { .. });
+            Some(line(&reply))
         })
-        .unwrap_or_else(|| format!("uid {uid}"))
+    }
+}
+
+/// A reply as it is sent.
+pub(crate) fn line(reply: &Reply) -> Vec<u8> {
+    let mut line = serde_json::to_vec(reply).unwrap_or_default();
+    line.push(b'\n');
+    line
 }
 
 /// A request that goes no further.
-struct Refusal {
+pub(crate) struct Refusal {
     status: StatusCode,
     error: String,
     allow: Option<&'static str>,
 }
 
 impl Refusal {
-    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self {
             status,
             error: error.into(),
@@ -167,28 +109,41 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, error)
     }
 
-    fn into_response(self) -> Response<Answer> {
-        let mut response = whole(self.status, &serde_json::json!({ "error": self.error }));
-        if let Some(allow) = self.allow {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
-        }
-        response
+    /// The same as an answer, for whoever has no headers.
+    pub(crate) fn into_answer(self) -> Answered {
+        whole(self.status, &serde_json::json!({ "error": self.error }))
     }
 }
 
 /// What a path asks for.
-enum Route<'a> {
+pub(crate) enum Route<'a> {
     Status,
     Cluster,
+    /// With what stands behind the question mark.
+    History {
+        words: &'a str,
+    },
     Metrics,
     Plan,
     Shutdown,
-    Module { name: &'a str, verb: ModuleVerb },
+    Share(ShareWord),
+    Module {
+        name: &'a str,
+        verb: ModuleVerb,
+    },
+}
+
+/// What a path asks of the node's shares.
+#[derive(Clone, Copy)]
+pub(crate) enum ShareWord {
+    Drain,
+    Undrain,
+    Weight,
 }
 
 /// The last part of a module's path.
 #[derive(Clone, Copy)]
-enum ModuleVerb {
+pub(crate) enum ModuleVerb {
     Command(fn(CommandRequest) -> Verb),
     Print,
     Resource,
@@ -196,13 +151,18 @@ enum ModuleVerb {
 
 /// The route of `path`, or `None` if there is none.
 fn route(path: &str) -> Option<Route<'_>> {
+    let (path, words) = path.split_once('?').unwrap_or((path, ""));
     let rest = path.strip_prefix("/v1/")?;
     let route = match rest {
         "status" => Route::Status,
         "cluster" => Route::Cluster,
+        "history" => Route::History { words },
         "metrics" => Route::Metrics,
         "plan" => Route::Plan,
         "shutdown" => Route::Shutdown,
+        "drain" => Route::Share(ShareWord::Drain),
+        "undrain" => Route::Share(ShareWord::Undrain),
+        "weight" => Route::Share(ShareWord::Weight),
         _ => {
             let (name, verb) = rest.strip_prefix("modules/")?.split_once('/')?;
             let verb = match verb {
@@ -223,56 +183,81 @@ fn route(path: &str) -> Option<Route<'_>> {
     Some(route)
 }
 
-/// Checks one request, hands it to the owner loop, and makes the response.
-async fn answer(request: Request<Incoming>, caller: &str, events: &EventSender) -> Result<Response<Answer>, Refusal> {
-    let path = request.uri().path().to_owned();
-    let Some(route) = route(&path) else {
+/// The route of a request that may be made.
+///
+/// # Errors
+/// 404 for an unknown path, 405 for a method that it does not take.
+pub(crate) fn admit<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, Refusal> {
+    let Some(route) = route(path) else {
         return Err(Refusal::new(
             StatusCode::NOT_FOUND,
             format!("there is no `{path}` here"),
         ));
     };
-    let (method, allow) = match route {
-        Route::Shutdown | Route::Module { .. } => (Method::POST, "POST"),
-        Route::Status | Route::Cluster | Route::Metrics | Route::Plan => (Method::GET, "GET"),
+    let (wanted, allow) = match route {
+        Route::Shutdown | Route::Share(_) | Route::Module { .. } => (Method::POST, "POST"),
+        Route::Status | Route::Cluster | Route::History { .. } | Route::Metrics | Route::Plan => (Method::GET, "GET"),
     };
-    if request.method() != method {
-        let error = format!("`{path}` takes {allow}, not {}", request.method());
+    if *method != wanted {
+        let error = format!("`{path}` takes {allow}, not {method}");
         return Err(Refusal {
             allow: Some(allow),
             ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, error)
         });
     }
+    Ok(route)
+}
+
+/// Checks the body of an admitted request, hands it to the owner loop, and gives back its answer.
+pub(crate) async fn perform(
+    route: Route<'_>,
+    body: &[u8],
+    caller: &Caller,
+    events: &EventSender,
+) -> Result<Answered, Refusal> {
+    let (replies, receiver) = mpsc::unbounded_channel();
     match route {
-        Route::Status => ask(events, Query::Status).await,
-        Route::Cluster => ask(events, Query::Cluster).await,
-        Route::Metrics => ask(events, Query::Metrics).await,
-        Route::Plan => ask(events, Query::Plan).await,
+        Route::Status => return ask(events, Query::Status).await,
+        Route::Cluster => return ask(events, Query::Cluster).await,
+        Route::History { words } => {
+            let filter = filter_of(words)?;
+            return ask(events, |answer| Query::History(filter, answer)).await;
+        }
+        Route::Metrics => return ask(events, Query::Metrics).await,
+        Route::Plan => return ask(events, Query::Plan).await,
         Route::Shutdown => {
-            events.send(Event::Shutdown { by: caller.to_owned() });
-            let (replies, receiver) = mpsc::unbounded_channel();
+            events.send(Event::Shutdown { by: caller.by(None) });
             // The owner loop has no way back for a shutdown: the socket that goes away is the end of it.
             let _ = replies.send(Reply::Done {
                 text: "farmd stops all modules and then ends".to_owned(),
             });
-            Ok(stream(receiver))
+        }
+        Route::Share(word) => {
+            let verb = match word {
+                ShareWord::Drain => ShareVerb::Drain(parse(body)?),
+                ShareWord::Undrain => ShareVerb::Undrain(parse(body)?),
+                ShareWord::Weight => ShareVerb::Weight(parse(body)?),
+            };
+            let by = caller.by(None);
+            events.send(Event::Share(ShareCommand { verb, by, replies }));
         }
         Route::Module { name, verb } => {
             let module: ModuleName = name.parse().map_err(|e| Refusal::bad(format!("{e}")))?;
-            let body = read_body(request.into_body()).await?;
-            let verb = verb_of(verb, &body, caller)?;
-            let (replies, receiver) = mpsc::unbounded_channel();
+            let verb = verb_of(verb, body, caller)?;
             events.send(Event::Command(Command { module, verb, replies }));
-            Ok(stream(receiver))
         }
     }
+    Ok(Answered::Lines(Lines {
+        replies: receiver,
+        ended: false,
+    }))
 }
 
 /// Puts a question to the owner loop and waits for its answer.
 async fn ask<T: serde::Serialize>(
     events: &EventSender,
     query: impl FnOnce(oneshot::Sender<T>) -> Query,
-) -> Result<Response<Answer>, Refusal> {
+) -> Result<Answered, Refusal> {
     let (sender, receiver) = oneshot::channel();
     events.send(Event::Query(query(sender)));
     match tokio::time::timeout(ANSWER_LIMIT, receiver).await {
@@ -285,26 +270,31 @@ async fn ask<T: serde::Serialize>(
     }
 }
 
-/// The whole body, at most [`MAX_BODY`] bytes.
-async fn read_body(body: Incoming) -> Result<Bytes, Refusal> {
-    let too_large = || {
-        Refusal::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body is larger than {MAX_BODY} bytes"),
-        )
-    };
-    if body.size_hint().lower() > MAX_BODY as u64 {
-        return Err(too_large());
+/// What the words behind `/v1/history?` ask for: `n`, `since`, `after` and `module`, each at most once.
+fn filter_of(words: &str) -> Result<HistoryFilter, Refusal> {
+    fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, Refusal> {
+        let error = || Refusal::bad(format!("`{name}` is `{value}`, a whole number is expected"));
+        value.parse().map_err(|_| error())
     }
-    match tokio::time::timeout(READ_LIMIT, Limited::new(body, MAX_BODY).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(e)) => Err(Refusal::bad(format!("the body could not be read: {e}"))),
-        Err(_) => Err(Refusal::new(
-            StatusCode::REQUEST_TIMEOUT,
-            "the body did not arrive in time",
-        )),
+    let mut filter = HistoryFilter::default();
+    for word in words.split('&').filter(|word| !word.is_empty()) {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        match name {
+            "n" => filter.last = Some(number(name, value)?),
+            "since" => filter.since_us = Some(number(name, value)?),
+            "after" => filter.after = Some(number(name, value)?),
+            "module" => {
+                let module: ModuleName = value.parse().map_err(|e| Refusal::bad(format!("{e}")))?;
+                filter.module = Some(module.to_string());
+            }
+            _ => {
+                let error = format!("`{name}` is not known here: n, since, after or module is expected");
+                return Err(Refusal::bad(error));
+            }
+        }
     }
+    filter.last = filter.last.map(|n| n.min(HISTORY_LIMIT));
+    Ok(filter)
 }
 
 /// [`CommandRequest`] with every field optional, so that an empty body is a plain command.
@@ -317,7 +307,7 @@ struct CommandBody {
 }
 
 /// The owner loop's verb for a module request, after its texts were checked.
-fn verb_of(verb: ModuleVerb, body: &[u8], caller: &str) -> Result<Verb, Refusal> {
+fn verb_of(verb: ModuleVerb, body: &[u8], caller: &Caller) -> Result<Verb, Refusal> {
     match verb {
         ModuleVerb::Command(make) => {
             let body: CommandBody = if body.is_empty() {
@@ -327,8 +317,8 @@ fn verb_of(verb: ModuleVerb, body: &[u8], caller: &str) -> Result<Verb, Refusal>
             };
             let identity = body.identity.map(|i| short("identity", &i)).transpose()?;
             let by = match body.by.as_str() {
-                "" => identity.clone().unwrap_or_else(|| caller.to_owned()),
-                by => short("by", by)?,
+                "" => caller.by(identity.as_deref()),
+                by => caller.by(Some(&short("by", by)?)),
             };
             Ok(make(CommandRequest {
                 by,
@@ -379,7 +369,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
 }
 
 /// A text for one field of a log line: 1 to 256 bytes, nothing that ends or hides part of a line.
-fn short(field: &str, text: &str) -> Result<String, Refusal> {
+pub(crate) fn short(field: &str, text: &str) -> Result<String, Refusal> {
     if text.is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
         let error = format!("`{field}` must be 1 to 256 bytes of text without control characters");
         return Err(Refusal::bad(error));
@@ -387,86 +377,14 @@ fn short(field: &str, text: &str) -> Result<String, Refusal> {
     Ok(text.to_owned())
 }
 
-/// A response that is complete: one JSON document.
-fn whole(status: StatusCode, value: &impl serde::Serialize) -> Response<Answer> {
-    let (status, json) = match serde_json::to_vec(value) {
-        Ok(json) => (status, json),
+/// An answer that is complete.
+fn whole(status: StatusCode, value: &impl serde::Serialize) -> Answered {
+    match serde_json::to_vec(value) {
+        Ok(json) => Answered::Whole(status, json),
         Err(e) => {
             tracing::error!(error = %e, "an answer could not be written as JSON");
-            (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                br#"{"error":"the answer could not be written as JSON"}"#.to_vec(),
-            )
-        }
-    };
-    response(status, "application/json", Answer::Whole(Full::from(json)))
-}
-
-/// A response that goes on until the command ends: one JSON document per line.
-fn stream(replies: mpsc::UnboundedReceiver<Reply>) -> Response<Answer> {
-    response(
-        StatusCode::OK,
-        "application/x-ndjson",
-        Answer::Replies { replies, ended: false },
-    )
-}
-
-fn response(status: StatusCode, content_type: &'static str, body: Answer) -> Response<Answer> {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
-}
-
-/// Body of a response.
-enum Answer {
-    /// Known now.
-    Whole(Full<Bytes>),
-    /// Comes line by line; ends after `Done` or `Failed`.
-    Replies {
-        replies: mpsc::UnboundedReceiver<Reply>,
-        ended: bool,
-    },
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        match self.get_mut() {
-            Self::Whole(full) => Pin::new(full).poll_frame(cx),
-            Self::Replies { ended: true, .. } => Poll::Ready(None),
-            Self::Replies { replies, ended } => replies.poll_recv(cx).map(|reply| {
-                // A sender that is dropped early still owes the client a last line.
-                let reply = reply.unwrap_or_else(|| Reply::Failed {
-                    error: "farmd ended before the command did".to_owned(),
-                    code: exit::FAILED,
-                });
-                *ended = matches!(reply, Reply::Done { .. } | Reply::Failed { .. });
-                let mut line = serde_json::to_vec(&reply).unwrap_or_default();
-                line.push(b'\n');
-                Some(Ok(Frame::data(line.into())))
-            }),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Whole(full) => full.is_end_stream(),
-            Self::Replies { ended, .. } => *ended,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(full) => full.size_hint(),
-            Self::Replies { .. } => SizeHint::default(),
+            let json = br#"{"error":"the answer could not be written as JSON"}"#.to_vec();
+            Answered::Whole(StatusCode::INTERNAL_SERVER_ERROR, json)
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use farm_core::api::Reply;
+use farm_core::balance::plan::Plan;
 use farm_core::config::{ClusterConfig, ModuleConfig};
 use farm_core::id::ModuleName;
-use farm_sys::sock_diag::SockDiag;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::admission::Other;
@@ -20,7 +20,9 @@ use crate::checker::CheckerSet;
 use crate::event::{Event, EventSender};
 use crate::host::Host;
 use crate::journal::Journal;
+use crate::reset;
 use crate::script::{Folders, ScriptHandle, ScriptRequest, ScriptRunner};
+use crate::shares::Shares;
 use crate::store;
 use crate::witness::Witness;
 
@@ -99,6 +101,22 @@ pub enum Effect {
         module: ModuleName,
         /// It is.
         started: bool,
+    },
+    /// Keep what was set for the shares.
+    KeepShares {
+        /// The command that waits for it.
+        job: u64,
+        /// All of it.
+        shares: Shares,
+    },
+    /// Reset the connections in buckets that are not this node's.
+    ResetHeld {
+        /// The drain that asks.
+        job: u64,
+        /// By which buckets are judged.
+        plan: Arc<Plan>,
+        /// Of these groups, by position in the plan.
+        groups: Vec<usize>,
     },
     /// End the task, and with it the daemon.
     Exit,
@@ -221,6 +239,14 @@ impl Executor {
                         );
                     }
                 }
+                Effect::KeepShares { job, shares } => {
+                    let result = shares.save(&self.folders.var).map_err(|e| e.to_string());
+                    self.events.send(Event::SharesKept { job, result });
+                }
+                Effect::ResetHeld { job, plan, groups } => {
+                    let result = reset::held(&plan, &groups).map_err(|e| e.to_string());
+                    self.events.send(Event::HeldReset { job, result });
+                }
                 Effect::Exit => return,
             }
         }
@@ -255,21 +281,7 @@ impl Executor {
 
     /// Clients of a VIP that goes away learn so at once instead of waiting for an answer.
     fn reset_connections(&self, module: &ModuleName, vips: &[IpAddr]) {
-        let result = SockDiag::open().and_then(|mut diag| {
-            let sockets = diag.tcp_sockets(vips)?;
-            let mut failed = None;
-            let mut count = 0;
-            for socket in &sockets {
-                match diag.destroy(socket) {
-                    Ok(()) => count += 1,
-                    // It has ended by itself meanwhile.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                    Err(error) => failed = Some(error),
-                }
-            }
-            failed.map_or(Ok(count), Err)
-        });
-        match result {
+        match reset::all(vips) {
             Ok(0) => {}
             Ok(count) => self
                 .journal

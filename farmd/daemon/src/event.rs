@@ -8,10 +8,16 @@
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use farm_core::api::{ClusterStatus, CommandRequest, FarmStatus, PrintRequest, Reply, ResourceRequest};
+use farm_core::api::history::HistoryFilter;
+use farm_core::api::{
+    ClientConnections, ClusterStatus, CommandRequest, DrainRequest, FarmStatus, PrintRequest, Reply, ResourceRequest,
+    UndrainRequest, WeightRequest,
+};
 use farm_core::id::ModuleName;
 use farm_core::module::state::{Script, ScriptOutcome};
 use farm_sys::event_fd::EventFd;
+
+use crate::history::Selection;
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -65,10 +71,8 @@ pub enum Event {
     PlanApplied {
         /// The plan's number.
         version: u64,
-        /// Buckets per group (position in the plan) in which this host has connections but which it does not own.
-        held: Vec<Vec<u16>>,
-        /// Connections in those buckets, per group.
-        connections: Vec<u32>,
+        /// What this host has of each group (position in the plan) in buckets that it does not own.
+        held: Vec<HeldGroup>,
     },
     /// The witness of a module's partition policy answers, or no longer.
     Witness {
@@ -103,11 +107,38 @@ pub enum Event {
         /// Who waits for it.
         replies: tokio::sync::mpsc::UnboundedSender<Reply>,
     },
+    /// A command about this node's shares.
+    Share(ShareCommand),
+    /// What was set for the shares is on the disk, or not.
+    SharesKept {
+        /// The command that made it so.
+        job: u64,
+        /// Why it will not outlast a restart.
+        result: Result<(), String>,
+    },
+    /// The answer to [`Effect::ResetHeld`](crate::effect::Effect::ResetHeld).
+    HeldReset {
+        /// The drain that asked.
+        job: u64,
+        /// Connections that were reset, or why not all were.
+        result: Result<u32, String>,
+    },
     /// SIGTERM or SIGINT.
     Shutdown {
         /// Which signal or command.
         by: String,
     },
+}
+
+/// Connections of one group in buckets that this host does not own.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HeldGroup {
+    /// The buckets.
+    pub buckets: Vec<u16>,
+    /// Connections in them.
+    pub connections: u32,
+    /// Whose they are: those with the most, at most [`farm_core::api::MAX_CLIENTS`].
+    pub clients: Vec<ClientConnections>,
 }
 
 /// A command and where its replies go.
@@ -119,6 +150,28 @@ pub struct Command {
     pub verb: Verb,
     /// Replies; the last one is `Done` or `Failed`. Dropped replies are not missed.
     pub replies: tokio::sync::mpsc::UnboundedSender<Reply>,
+}
+
+/// A command about this node's shares, and where its replies go.
+#[derive(Debug)]
+pub struct ShareCommand {
+    /// What to do.
+    pub verb: ShareVerb,
+    /// Who asks, for the log and the status.
+    pub by: String,
+    /// As in [`Command`].
+    pub replies: tokio::sync::mpsc::UnboundedSender<Reply>,
+}
+
+/// What a command about shares asks for.
+#[derive(Debug)]
+pub enum ShareVerb {
+    /// Take no new connections, and end those that are left at a deadline.
+    Drain(DrainRequest),
+    /// Take new connections again.
+    Undrain(UndrainRequest),
+    /// Take another share.
+    Weight(WeightRequest),
 }
 
 /// What a command asks for.
@@ -151,6 +204,8 @@ pub enum Query {
     Status(tokio::sync::oneshot::Sender<FarmStatus>),
     /// [`ClusterStatus`].
     Cluster(tokio::sync::oneshot::Sender<ClusterStatus>),
+    /// What has happened.
+    History(HistoryFilter, tokio::sync::oneshot::Sender<Selection>),
     /// Counters, by name.
     Metrics(tokio::sync::oneshot::Sender<std::collections::BTreeMap<String, u64>>),
     /// The present plan as JSON, for support.

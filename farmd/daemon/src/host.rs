@@ -36,6 +36,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::dataplane::raw::RING_SLOTS;
+use crate::dataplane::replay::SynRing;
 use crate::dataplane::{self, DataPlane, LocalDevice};
 use state::HostState;
 
@@ -335,21 +336,17 @@ impl Host {
                 format!("{what} on {}: {e}", interface.name)
             }
         };
-        let closed: Vec<farm_sys::packet_socket::BpfInsn> = farm_core::balance::filter::closed()
-            .into_iter()
-            .map(|i| farm_sys::packet_socket::BpfInsn {
-                code: i.code,
-                jt: i.jt,
-                jf: i.jf,
-                k: i.k,
-            })
-            .collect();
+        let closed = dataplane::kernel_program(&farm_core::balance::filter::closed());
         let ring = PacketRing::open(interface.index, RING_SLOTS, &closed).map_err(|e| fail("packet ring", e))?;
+        let syns = SynRing::open(interface.index)
+            .inspect_err(|e| warn!(error = %e, interface = interface.name, "connection requests cannot be recorded: clients that connect during a crash wait for their own retransmission"))
+            .ok();
         let arp = ArpSocket::open(interface.index).map_err(|e| fail("ARP socket", e))?;
         self.plane.attach(dataplane::Interface {
             index: interface.index,
             name: interface.name.clone(),
             ring,
+            syns,
             arp,
             joined: std::collections::BTreeSet::new(),
         });

@@ -1,7 +1,7 @@
-//! The module log and the audit of commands.
+//! The module log, the audit of commands, and the history on the disk.
 //!
 //! Owns `VAR/modules/AM/module.log` and `VAR/audit.log`, both in the form of [`farm_core::module::logline`], and the one
-//! thread that writes them. The owner loop calls it for every line and never waits: lines are stamped at once, queued and
+//! thread that writes them and [`history`]. The owner loop calls it for every line and never waits: lines are stamped at once, queued and
 //! written by the thread. If the disk is so slow that the queue is full, lines are dropped and their number is written
 //! as soon as there is room. A file that has reached its size becomes `….log.1`, in place of the one before.
 
@@ -15,10 +15,11 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
 
+use farm_core::api::history::HistoryEntry;
 use farm_core::id::ModuleName;
 use farm_core::module::logline::LogLine;
 
-use crate::store;
+use crate::{history, store};
 
 /// A log file of this size is put aside.
 pub const MAX_LOG: u64 = 2 << 20;
@@ -28,6 +29,7 @@ const QUEUE: usize = 4096;
 
 enum Order {
     Line { path: PathBuf, line: LogLine },
+    History(Arc<HistoryEntry>),
     Flush(SyncSender<()>),
 }
 
@@ -48,9 +50,10 @@ impl Journal {
         let (queue, orders) = mpsc::sync_channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
         let counter = dropped.clone();
-        thread::Builder::new()
-            .name("journal".to_owned())
-            .spawn(move || write_all(&orders, &counter))?;
+        thread::Builder::new().name("journal".to_owned()).spawn({
+            let history = var.join(history::FILE);
+            move || write_all(&orders, &counter, &history)
+        })?;
         Ok(Self {
             var: var.to_owned(),
             queue,
@@ -61,7 +64,15 @@ impl Journal {
     /// Adds a line to the log of `module`. `level` is one of [`farm_core::module::logline::LEVELS`].
     pub fn write(&self, module: &ModuleName, origin: &str, level: char, text: &str) {
         emit(module, origin, level, text);
-        self.push(log_path(&self.var, module), line(origin, level, text));
+        self.push(Order::Line {
+            path: log_path(&self.var, module),
+            line: line(origin, level, text),
+        });
+    }
+
+    /// Adds an entry to the history on the disk.
+    pub fn record(&self, entry: Arc<HistoryEntry>) {
+        self.push(Order::History(entry));
     }
 
     /// Adds a line to the audit: `who` asked for `what`, and how it ended.
@@ -71,7 +82,10 @@ impl Journal {
             Err(error) => format!("{what}: failed: {error}"),
         };
         tracing::info!(target: "audit", who, "{text}");
-        self.push(self.var.join("audit.log"), line(who, 'U', &text));
+        self.push(Order::Line {
+            path: self.var.join("audit.log"),
+            line: line(who, 'U', &text),
+        });
     }
 
     /// Waits until all lines so far are in their files, at most `limit`. True if they are.
@@ -85,8 +99,8 @@ impl Journal {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    fn push(&self, path: PathBuf, line: LogLine) {
-        match self.queue.try_send(Order::Line { path, line }) {
+    fn push(&self, order: Order) {
+        match self.queue.try_send(order) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -118,7 +132,7 @@ fn emit(module: &ModuleName, origin: &str, level: char, text: &str) {
 }
 
 /// The thread: ends when the last [`Journal`] is gone.
-fn write_all(orders: &Receiver<Order>, dropped: &AtomicU64) {
+fn write_all(orders: &Receiver<Order>, dropped: &AtomicU64, history: &Path) {
     let mut told = 0;
     let mut failing = false;
     for order in orders {
@@ -142,6 +156,12 @@ fn write_all(orders: &Receiver<Order>, dropped: &AtomicU64) {
                     Err(_) => {}
                 }
             }
+            Order::History(entry) => {
+                if let Err(error) = history::append(history, &entry, history::MAX_FILE) {
+                    // One entry a change of the farm, so this cannot flood.
+                    tracing::error!(path = %history.display(), %error, "the history cannot be written");
+                }
+            }
             // Who asked may have stopped waiting.
             Order::Flush(done) => drop(done.try_send(())),
         }
@@ -149,13 +169,25 @@ fn write_all(orders: &Receiver<Order>, dropped: &AtomicU64) {
 }
 
 fn append(path: &Path, line: &LogLine, limit: u64) -> io::Result<()> {
+    append_text(path, format!("{line}\n"), limit)
+}
+
+/// Adds `text`, whole lines, to `path`; a file that has `limit` bytes becomes `….1` first.
+pub(crate) fn append_text(path: &Path, text: String, limit: u64) -> io::Result<()> {
     let mut file = open(path)?;
     if file.metadata()?.len() >= limit {
-        fs::rename(path, path.with_extension("log.1"))?;
+        fs::rename(path, older(path))?;
         file = open(path)?;
     }
     // One write, so that a reader never sees half a line.
-    file.write_all(format!("{line}\n").as_bytes())
+    file.write_all(text.as_bytes())
+}
+
+/// The name of the file before `path`.
+pub(crate) fn older(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    name.into()
 }
 
 /// Opened anew for each line: a module may be uninstalled and installed again, and a log may be moved away by hand.
@@ -226,7 +258,7 @@ mod tests {
         for i in 0..30 {
             append(&path, &line("farmd", 'I', &format!("line {i:02}")), 300).unwrap();
         }
-        let older = path.with_extension("log.1");
+        let older = super::older(&path);
         let files = fs::read_dir(path.parent().unwrap()).unwrap().count();
         assert_eq!(files, 2);
         assert!(fs::metadata(&path).unwrap().len() <= 400 && fs::metadata(&older).unwrap().len() <= 400);

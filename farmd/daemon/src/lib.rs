@@ -9,13 +9,18 @@ pub mod control;
 pub mod dataplane;
 pub mod effect;
 pub mod event;
+pub mod history;
 pub mod host;
 pub mod incarnation;
 pub mod journal;
+pub mod logwriter;
 pub mod node;
+pub mod remote;
+pub mod reset;
 #[cfg(test)]
 mod scratch;
 pub mod script;
+pub mod shares;
 pub mod start;
 pub mod store;
 pub mod witness;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use farmd::logwriter::{self, FLUSH_LIMIT};
 use farmd::script::Folders;
 use farmd::start::{self, Exit, Options};
 use tracing_subscriber::EnvFilter;
@@ -47,11 +48,19 @@ fn main() -> ExitCode {
         }
     };
     let filter = EnvFilter::try_from_env("FARM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    // Nothing on the way of a heartbeat or a packet may wait for whoever reads this output.
+    match logwriter::start(std::io::stderr()) {
+        Ok(writer) => tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(writer)
+            .with_ansi(false)
+            .init(),
+        Err(error) => {
+            eprintln!("farmd: no thread for the log can be started: {error}");
+            return ExitCode::from(Exit::Failed as u8);
+        }
+    }
+    logwriter::tell_panics();
     let Arguments {
         etc,
         var,
@@ -67,13 +76,17 @@ fn main() -> ExitCode {
     };
     match command {
         Some(Command::Cleanup) => clean_up(&folders),
-        None => match start::run(&Options { folders, node }) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("farmd: {error}");
-                ExitCode::from(error.exit as u8)
+        None => {
+            let result = start::run(&Options { folders, node });
+            logwriter::flush(FLUSH_LIMIT);
+            match result {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("farmd: {error}");
+                    ExitCode::from(error.exit as u8)
+                }
             }
-        },
+        }
     }
 }
 

@@ -6,8 +6,11 @@
 //! does. Nothing else changes the farm's state.
 
 mod command;
+mod history;
 mod module;
 mod publish;
+mod rate;
+mod share;
 mod status;
 
 use std::collections::BTreeMap;
@@ -18,6 +21,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use farm_core::api::ModuleState;
+use farm_core::api::history::Happening;
 use farm_core::config::{ClusterConfig, ModuleConfig};
 use farm_core::farm::{Farm, Refused};
 use farm_core::id::{Incarnation, ModuleName, NodeId};
@@ -30,11 +34,16 @@ use tracing::{debug, info, warn};
 
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::Effect;
-use crate::event::{Event, Query};
+use crate::event::{Event, HeldGroup, Query};
+use crate::history::History;
 use crate::host::HostVip;
 use crate::journal::Journal;
+use crate::shares::Shares;
+use history::Chronicle;
 use module::LocalModule;
 use publish::Published;
+use rate::Rate;
+use share::ShareDesk;
 
 /// Priority of the owner loop among real-time threads: above ordinary ones, below the kernel's own.
 const REALTIME_PRIORITY: u8 = 20;
@@ -52,6 +61,8 @@ const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What the loop is made of.
 pub struct Parts {
+    /// When the time of the loop and of its plans began.
+    pub start: Instant,
     /// The cluster.
     pub cluster: ClusterConfig,
     /// Its key.
@@ -74,10 +85,16 @@ pub struct Parts {
     pub lease: Arc<Lease>,
     /// The packet path's counters.
     pub counters: Arc<Counters>,
+    /// Counters of commands of other nodes.
+    pub command_counters: Arc<crate::remote::Counters>,
     /// Module logs.
     pub journal: Journal,
+    /// What has happened.
+    pub history: History,
     /// Modules with an active copy.
     pub modules: Vec<(ModuleName, ModuleConfig, bool)>,
+    /// What was set for this node's shares.
+    pub shares: Shares,
     /// Things the administrator should know.
     pub warnings: Vec<String>,
 }
@@ -96,6 +113,7 @@ pub struct Node {
     start: Instant,
     cluster: ClusterConfig,
     this: NodeId,
+    incarnation: Incarnation,
     farm: Farm,
     modules: BTreeMap<ModuleName, LocalModule>,
     sockets: Vec<(usize, UdpSocket)>,
@@ -107,13 +125,19 @@ pub struct Node {
     /// How long a plan may be worked with after the last turn of this loop.
     lease_time: Duration,
     counters: Arc<Counters>,
+    command_counters: Arc<crate::remote::Counters>,
     journal: Journal,
+    chronicle: Chronicle,
     warnings: Vec<String>,
+    realtime: bool,
     published: Published,
+    desk: ShareDesk,
     refused: BTreeMap<&'static str, u64>,
     strangers: BTreeMap<IpAddr, Stranger>,
     sent: u64,
     sent_bytes: u64,
+    sent_rate: Rate,
+    heartbeat_bytes: u64,
     send_failed: u64,
     received: u64,
     pauses: u64,
@@ -125,25 +149,23 @@ pub struct Node {
     /// Since when the data plane has not confirmed the newest plan.
     unconfirmed_since: Option<Duration>,
     ending: bool,
+    /// Who asked for the end.
+    ended_by: String,
     left: Option<Duration>,
 }
 
 impl Node {
     /// A node that starts now.
     pub fn new(parts: Parts) -> Self {
-        let farm = Farm::new(
-            &parts.cluster,
-            parts.key.clone(),
-            parts.this,
-            parts.incarnation,
-            Duration::ZERO,
-        );
+        let now = parts.start.elapsed();
+        let farm = Farm::new(&parts.cluster, parts.key.clone(), parts.this, parts.incarnation, now);
         let lease_time = parts.cluster.detection_time() - parts.cluster.heartbeat_interval;
         let mut node = Self {
-            start: Instant::now(),
+            start: parts.start,
             published: Published::new(parts.this, parts.key.hash_seed()),
             cluster: parts.cluster,
             this: parts.this,
+            incarnation: parts.incarnation,
             farm,
             modules: BTreeMap::new(),
             sockets: parts.sockets,
@@ -154,26 +176,33 @@ impl Node {
             lease: parts.lease,
             lease_time,
             counters: parts.counters,
+            command_counters: parts.command_counters,
             journal: parts.journal,
+            chronicle: Chronicle::new(parts.history),
             warnings: parts.warnings,
+            desk: ShareDesk::new(parts.shares),
+            realtime: false,
             refused: BTreeMap::new(),
             strangers: BTreeMap::new(),
             sent: 0,
             sent_bytes: 0,
+            sent_rate: Rate::default(),
+            heartbeat_bytes: 0,
             send_failed: 0,
             received: 0,
             pauses: 0,
-            last_turn: Duration::ZERO,
+            last_turn: now,
             whole: false,
             fenced_until: None,
             unconfirmed_since: None,
             ending: false,
+            ended_by: String::new(),
             left: None,
         };
         for (name, config, start) in parts.modules {
             node.adopt(name.clone(), config);
             if start && let Some(module) = node.modules.get_mut(&name) {
-                module.boot_at = Some(module.config.service.boot_delay);
+                module.boot_at = Some(now + module.config.service.boot_delay);
             }
         }
         node
@@ -181,13 +210,24 @@ impl Node {
 
     /// Runs until the daemon is told to end and all modules have stopped.
     pub fn run(mut self) {
-        if let Err(error) = farm_sys::sched::set_realtime(REALTIME_PRIORITY) {
-            let text = format!(
-                "no real-time priority for heartbeats ({error}): under heavy load this node may be taken for dead; grant CAP_SYS_NICE or LimitRTPRIO={REALTIME_PRIORITY}"
-            );
-            warn!("{text}");
-            self.warnings.push(text);
+        match farm_sys::sched::set_realtime(REALTIME_PRIORITY) {
+            Ok(()) => self.realtime = true,
+            Err(error) => {
+                let text = format!(
+                    "no real-time priority for heartbeats ({error}): under heavy load this node may be taken for dead; grant CAP_SYS_NICE or LimitRTPRIO={REALTIME_PRIORITY}"
+                );
+                warn!("{text}");
+                self.warnings.push(text);
+            }
         }
+        self.record(
+            None,
+            Happening::Started {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                incarnation: self.incarnation.0,
+                last_ended_in_order: self.chronicle.history().last_ended_in_order(),
+            },
+        );
         let mut buffer = vec![0; DATAGRAM_MAX];
         self.finish_turn();
         while self.left.is_none() {
@@ -201,6 +241,7 @@ impl Node {
             self.finish_turn();
         }
         self.plane.apply(Arc::new(self.published.empty_plan()));
+        self.close_history();
         let _ = self.effects.send(Effect::Exit);
     }
 
@@ -215,7 +256,11 @@ impl Node {
             .modules
             .values()
             .flat_map(|m| [m.machine.poll_timeout(), m.boot_at]);
-        let deadline = machines.flatten().chain([self.farm.poll_timeout()]).min();
+        let deadline = machines
+            .flatten()
+            .chain(self.share_timeout())
+            .chain([self.farm.poll_timeout()])
+            .min();
         let timeout = deadline.map(|at| at.saturating_sub(self.now()));
         if let Err(error) = farm_sys::poll::wait_readable(&fds, timeout) {
             warn!(%error, "poll failed");
@@ -240,6 +285,8 @@ impl Node {
         );
         warn!("{text}");
         self.log_to_active('E', "membership", &text);
+        let for_ms = u64::try_from(gap.as_millis()).unwrap_or(u64::MAX);
+        self.record(None, Happening::Paused { for_ms });
         // What waits in the sockets tells how the others were, not how they are.
         let mut void = [0; 1];
         for (_, socket) in &self.sockets {
@@ -344,11 +391,7 @@ impl Node {
                 self.published.touch();
                 self.tell(&module, ModuleEvent::VipGone(problems));
             }
-            Event::PlanApplied {
-                version,
-                held,
-                connections,
-            } => self.handle_applied(now, version, &held, &connections),
+            Event::PlanApplied { version, held } => self.handle_applied(now, version, held),
             Event::Witness {
                 module,
                 answers,
@@ -367,6 +410,9 @@ impl Node {
                 result,
                 replies,
             } => self.handle_deconfigured(&module, &by, result, &replies),
+            Event::Share(command) => self.handle_share(command),
+            Event::SharesKept { job, result } => self.handle_shares_kept(job, result),
+            Event::HeldReset { job, result } => self.handle_held_reset(job, result),
             Event::Shutdown { by } => self.shut_down(&by),
         }
     }
@@ -381,7 +427,7 @@ impl Node {
         self.tell(module, ModuleEvent::VipReady(result));
     }
 
-    fn handle_applied(&mut self, now: Duration, version: u64, held: &[Vec<u16>], connections: &[u32]) {
+    fn handle_applied(&mut self, now: Duration, version: u64, held: Vec<HeldGroup>) {
         if self.fenced_until.is_some_and(|fenced| fenced <= version) {
             self.fenced_until = None;
         }
@@ -390,11 +436,14 @@ impl Node {
         let Some((farm_version, groups)) = self.published.applied(version) else {
             return;
         };
-        let held = groups.into_iter().enumerate().map(|(i, key)| {
-            let buckets: BucketSet = held.get(i).into_iter().flatten().map(|b| usize::from(*b)).collect();
-            (key, (buckets, connections.get(i).copied().unwrap_or(0)))
+        let mut clients = BTreeMap::new();
+        let held = groups.into_iter().zip(held).map(|(key, held)| {
+            let buckets: BucketSet = held.buckets.iter().map(|b| usize::from(*b)).collect();
+            clients.insert(key.clone(), held.clients);
+            (key, (buckets, held.connections))
         });
         let held = held.collect();
+        self.desk.counted(clients);
         self.farm.handle_applied(now, farm_version, held);
     }
 
@@ -404,6 +453,10 @@ impl Node {
             Query::Status(answer) => drop(answer.send(self.status())),
             Query::Cluster(answer) => drop(answer.send(self.cluster_status())),
             Query::Metrics(answer) => drop(answer.send(self.metrics())),
+            Query::History(filter, answer) => {
+                let node = self.cluster.name(self.this);
+                drop(answer.send(self.chronicle.history().select(node, &filter)));
+            }
             Query::Plan(answer) => drop(answer.send(self.published.describe())),
         }
     }
@@ -419,7 +472,9 @@ impl Node {
             );
             tracing::error!("{text}");
             self.log_to_active('C', "farmd", &text);
+            self.close_history();
             self.journal.flush(Duration::from_millis(200));
+            crate::logwriter::flush(Duration::from_millis(200));
             std::process::exit(crate::start::Exit::Failed as i32);
         }
         let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
@@ -450,10 +505,12 @@ impl Node {
     /// Everything that follows from what the turn has changed.
     fn finish_turn(&mut self) {
         let now = self.now();
+        self.watch_shares();
         self.notice_handed_over();
         self.report_modules(now);
         self.publish();
         self.log_farm_events();
+        self.settle_history();
         let whole = self.farm.membership().view().len() == self.cluster.nodes.len();
         if whole != self.whole {
             self.whole = whole;
@@ -462,6 +519,8 @@ impl Node {
         if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
             self.farm.leave(now);
             self.left = Some(now);
+            let by = self.ended_by.clone();
+            self.record(None, Happening::Stopped { by });
             info!("all modules have stopped; leaving the farm");
         }
         self.transmit();
@@ -471,7 +530,9 @@ impl Node {
     }
 
     fn transmit(&mut self) {
+        self.sent_rate.note(self.now(), self.sent_bytes);
         while let Some(transmit) = self.farm.poll_transmit() {
+            self.heartbeat_bytes = transmit.payload.len() as u64;
             let Some((_, socket)) = self.sockets.iter().find(|(lan, _)| *lan == transmit.lan) else {
                 continue;
             };
@@ -494,23 +555,20 @@ impl Node {
     }
 
     fn shut_down(&mut self, by: &str) {
+        let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
         if self.ending {
+            // Asked twice: connections get no more time.
+            names.iter().for_each(|name| self.cut_stop_drain_short(name));
             return;
         }
         info!(by, "shutting down");
+        self.ended_by = by.to_owned();
         self.ending = true;
-        let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
         for name in names {
             if let Some(module) = self.modules.get_mut(&name) {
                 module.boot_at = None;
             }
-            self.tell(
-                &name,
-                ModuleEvent::Stop {
-                    by: by.to_owned(),
-                    identity: None,
-                },
-            );
+            self.stop_module(&name, by.to_owned(), None);
         }
     }
 }

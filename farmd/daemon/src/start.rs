@@ -5,10 +5,10 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use farm_core::balance::plan::Plan;
 use farm_core::config::{self, Boot, ClusterConfig};
@@ -21,13 +21,18 @@ use tracing::{info, warn};
 
 use crate::admission;
 use crate::dataplane::raw::RawPlane;
+use crate::dataplane::replay::Timing;
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::Executor;
 use crate::event::{Event, EventSender};
+use crate::history::History;
 use crate::host::{self, Host};
 use crate::journal::Journal;
 use crate::node::{Node, Parts};
+use crate::remote::server::Server;
+use crate::remote::{self, Peers};
 use crate::script::{Folders, ScriptRunner, prepare_safe};
+use crate::shares::Shares;
 use crate::{control, incarnation, store};
 
 /// Exit codes of farmd, after sysexits(3).
@@ -103,7 +108,8 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     let key = read_key(&folders.etc)?;
     fs::create_dir_all(&folders.var).map_err(|e| fail(Exit::Io, format!("{}: {e}", folders.var.display())))?;
     let _lock = lock(&folders.run)?;
-    let sockets = bind(&cluster, this)?;
+    let heartbeats = bind(&cluster, this)?;
+    let commands = bind_commands(&cluster, this)?;
     let socket_path = folders.run.join("farmd.sock");
     if host::is_in_use() {
         return Err(fail(
@@ -131,14 +137,33 @@ pub fn run(options: &Options) -> Result<(), StartError> {
         .build()
         .map_err(|e| fail(Exit::Failed, format!("tokio: {e}")))?;
     runtime.block_on(async {
-        let listener = control::bind(&socket_path)
+        let control = control::bind(&socket_path)
             .map_err(|e| fail(Exit::Unavailable, format!("{}: {e}", socket_path.display())))?;
-        let result = serve(folders, cluster, this, key, incarnation, sockets, listener).await;
+        let result = serve(
+            folders,
+            cluster,
+            this,
+            key,
+            incarnation,
+            Bound {
+                heartbeats,
+                commands,
+                control,
+            },
+        )
+        .await;
         if let Err(error) = fs::remove_file(&socket_path) {
             warn!(%error, "the control socket could not be removed");
         }
         result
     })
+}
+
+/// The sockets of a daemon. Those per lan have the lan's position.
+struct Bound {
+    heartbeats: Vec<(usize, UdpSocket)>,
+    commands: Vec<(usize, TcpListener)>,
+    control: tokio::net::UnixListener,
 }
 
 async fn serve(
@@ -147,28 +172,37 @@ async fn serve(
     this: NodeId,
     key: ClusterKey,
     incarnation: Incarnation,
-    sockets: Vec<(usize, UdpSocket)>,
-    listener: tokio::net::UnixListener,
+    bound: Bound,
 ) -> Result<(), StartError> {
     let failed = |what: &str, e: &dyn fmt::Display| fail(Exit::Failed, format!("{what}: {e}"));
     // Before anything is begun that only an orderly end undoes.
     let stop_signals = StopSignals::listen().map_err(|e| failed("signals", &e))?;
     let journal = Journal::start(&folders.var).map_err(|e| failed("module logs", &e))?;
+    let (history, problems) = History::load(&folders.var, journal.clone());
+    problems.iter().for_each(|problem| warn!("history: {problem}"));
     let wake = Arc::new(EventFd::new().map_err(|e| failed("eventfd", &e))?);
     let (events, inbox) = EventSender::channel(Arc::clone(&wake));
     let (lease, counters) = (Arc::new(Lease::new()), Arc::new(Counters::default()));
+    let start = Instant::now();
+    let timing = Timing {
+        start,
+        pulse: cluster.heartbeat_interval,
+        detection: cluster.detection_time(),
+    };
     let plan = Plan {
         version: 0,
         this,
         seed: key.hash_seed(),
         vips: Vec::new(),
         groups: Vec::new(),
+        gone: std::collections::BTreeMap::new(),
     };
     let plane = RawPlane::start(
         Arc::new(plan),
         Arc::clone(&lease),
         Arc::clone(&counters),
         events.clone(),
+        timing,
     )
     .map_err(|e| failed("data plane", &e))?;
     let plane: Arc<dyn DataPlane> = Arc::new(plane);
@@ -186,6 +220,13 @@ async fn serve(
     prepare_safe(folders, &farm).map_err(|e| fail(Exit::Io, e.to_string()))?;
     let modules = load_modules(folders, &cluster, &journal, &mut warnings)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
+
+    let shares = Shares::load(&folders.var).unwrap_or_else(|error| {
+        let text = format!("{error}; drained groups and weights set at run time are as configured");
+        warn!("{text}");
+        warnings.push(text);
+        Shares::default()
+    });
 
     let runtime = tokio::runtime::Handle::current();
     let host = Host::new(folders.var.clone(), Arc::clone(&plane))
@@ -207,20 +248,26 @@ async fn serve(
         digest = format!("{:016x}", cluster.digest),
         "farmd starts"
     );
+    let peers = Arc::new(Peers::new(cluster.clone(), key.clone(), this));
+    let command_counters = Arc::new(remote::Counters::default());
     let node = Node::new(Parts {
+        start,
         cluster,
         key,
         this,
         incarnation,
-        sockets,
+        sockets: bound.heartbeats,
         events: inbox,
         wake,
         effects,
         plane: Arc::clone(&plane),
         lease,
         counters,
+        command_counters: Arc::clone(&command_counters),
         journal: journal.clone(),
+        history,
         modules,
+        shares,
         warnings,
     });
     let owner = std::thread::Builder::new()
@@ -228,11 +275,20 @@ async fn serve(
         .spawn(move || node.run())
         .map_err(|e| failed("owner thread", &e))?;
 
-    let control = tokio::spawn(control::serve(listener, events.clone()));
-    let signals = tokio::spawn(stop_signals.forward(events));
+    let mut tasks = vec![tokio::spawn(control::serve(
+        bound.control,
+        events.clone(),
+        Arc::clone(&peers),
+    ))];
+    let server = Arc::new(Server::new(peers, events.clone(), command_counters));
+    for (lan, listener) in bound.commands {
+        let listener =
+            tokio::net::TcpListener::from_std(listener).map_err(|e| failed("commands of other nodes", &e))?;
+        tasks.push(tokio::spawn(remote::server::serve(listener, lan, Arc::clone(&server))));
+    }
+    tasks.push(tokio::spawn(stop_signals.forward(events)));
     executor.run(to_do).await;
-    control.abort();
-    signals.abort();
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
     if owner.join().is_err() {
         return Err(fail(Exit::Failed, "the owner thread ended with a panic"));
     }
@@ -355,30 +411,46 @@ fn read_key(etc: &Path) -> Result<ClusterKey, StartError> {
     ClusterKey::from_hex(&text).map_err(|e| fail(Exit::Data, format!("{}: {e}", path.display())))
 }
 
+/// The heartbeat sockets, one per lan this node is on, with the lan's position.
 fn bind(cluster: &ClusterConfig, this: NodeId) -> Result<Vec<(usize, UdpSocket)>, StartError> {
+    bind_each(cluster, this, "UDP", farm_sys::udp::bind)
+}
+
+/// The sockets for commands of other nodes, at the same addresses.
+fn bind_commands(cluster: &ClusterConfig, this: NodeId) -> Result<Vec<(usize, TcpListener)>, StartError> {
+    bind_each(cluster, this, "TCP", |local| {
+        let listener = TcpListener::bind(local)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    })
+}
+
+fn bind_each<S>(
+    cluster: &ClusterConfig,
+    this: NodeId,
+    protocol: &str,
+    open: impl Fn(SocketAddr) -> io::Result<S>,
+) -> Result<Vec<(usize, S)>, StartError> {
     let mut sockets = Vec::new();
     for (i, lan) in cluster.lans.iter().enumerate() {
         let Some((_, addr)) = lan.nodes.iter().find(|(node, _)| *node == this) else {
             continue;
         };
         let local = SocketAddr::new(*addr, cluster.port);
-        let socket = farm_sys::udp::bind(local).map_err(|e| match e.kind() {
-            io::ErrorKind::AddrInUse => fail(
-                Exit::Unavailable,
-                format!(
-                    "UDP port {local} (lan {}) is in use: another farmd, or another program; `ss -ulpn` shows which",
+        let socket = open(local).map_err(|e| {
+            let text = match e.kind() {
+                io::ErrorKind::AddrInUse => format!(
+                    "{protocol} port {local} (lan {}) is in use: another farmd, or another program; `ss -tulpn` shows which",
                     lan.name
                 ),
-            ),
-            io::ErrorKind::AddrNotAvailable => fail(
-                Exit::Unavailable,
-                format!(
+                io::ErrorKind::AddrNotAvailable => format!(
                     "{addr} of node {} (lan {}) is not an address of this host",
                     cluster.name(this),
                     lan.name
                 ),
-            ),
-            _ => fail(Exit::Unavailable, format!("UDP port {local} (lan {}): {e}", lan.name)),
+                _ => format!("{protocol} port {local} (lan {}): {e}", lan.name),
+            };
+            fail(Exit::Unavailable, text)
         })?;
         sockets.push((i, socket));
     }

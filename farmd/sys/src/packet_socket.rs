@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use crate::arp_socket::ArpSocket;
 use crate::sockopt;
@@ -21,6 +22,9 @@ pub const MAX_SLOTS: u32 = 65_536;
 
 /// A full-size Ethernet frame (1514 bytes) and the kernel's 76 bytes in front of it fit; two slots fill a page.
 const SLOT: usize = 2048;
+
+/// Holds 180 bytes of a frame: every TCP segment without data over IPv4 or plain IPv6 (at most 134).
+const SMALL_SLOT: usize = 256;
 
 /// The kernel allocates block by block; slots do not straddle blocks.
 const BLOCK: usize = 65_536;
@@ -73,6 +77,19 @@ impl PacketRing {
     /// `InvalidInput` for 0 or more than [`MAX_SLOTS`] slots and for an empty or overlong filter, `PermissionDenied` without
     /// CAP_NET_RAW; otherwise the failing step by name.
     pub fn open(ifindex: u32, slots: u32, filter: &[BpfInsn]) -> io::Result<Self> {
+        Self::open_with(ifindex, slots, SLOT, filter)
+    }
+
+    /// Like [`Self::open`] with slots of 256 bytes (a multiple of 256 of them) for frames of at most 180 bytes: longer ones only
+    /// count as [`Self::truncated`].
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_small(ifindex: u32, slots: u32, filter: &[BpfInsn]) -> io::Result<Self> {
+        Self::open_with(ifindex, slots, SMALL_SLOT, filter)
+    }
+
+    fn open_with(ifindex: u32, slots: u32, slot: usize, filter: &[BpfInsn]) -> io::Result<Self> {
         if slots == 0 || slots > MAX_SLOTS {
             let text = format!("a packet ring of {slots} slots, expected 1 to {MAX_SLOTS}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
@@ -85,21 +102,23 @@ impl PacketRing {
         set_packet(&socket, libc::PACKET_VERSION, &version).map_err(step("packet ring version 2"))?;
         set_packet(&socket, libc::PACKET_VNET_HDR, &1).map_err(step("packet socket with vnet headers"))?;
         ignore_outgoing(&socket)?;
-        // Any value but 0 asks for the whole of a frame that does not fit its slot.
-        set_packet(&socket, libc::PACKET_COPY_THRESH, &1).map_err(step("packet copy threshold"))?;
-        sockopt::set_receive_buffer(&socket, OVERSIZE_QUEUE).map_err(step("packet socket receive buffer"))?;
+        if slot == SLOT {
+            // Any value but 0 asks for the whole of a frame that does not fit its slot.
+            set_packet(&socket, libc::PACKET_COPY_THRESH, &1).map_err(step("packet copy threshold"))?;
+            sockopt::set_receive_buffer(&socket, OVERSIZE_QUEUE).map_err(step("packet socket receive buffer"))?;
+        }
         attach_filter(&socket, filter)?;
 
-        let blocks = (slots as usize * SLOT).div_ceil(BLOCK);
-        let slots = blocks * (BLOCK / SLOT);
+        let blocks = (slots as usize * slot).div_ceil(BLOCK);
+        let slots = blocks * (BLOCK / slot);
         let request = libc::tpacket_req {
             tp_block_size: BLOCK as libc::c_uint,
             tp_block_nr: blocks as libc::c_uint,
-            tp_frame_size: SLOT as libc::c_uint,
+            tp_frame_size: slot as libc::c_uint,
             tp_frame_nr: slots as libc::c_uint,
         };
         sockopt::set(&socket, libc::SOL_PACKET, libc::PACKET_RX_RING, &request).map_err(step("packet ring"))?;
-        let ring = Mapping::new(&socket, slots * SLOT).map_err(step("packet ring memory"))?;
+        let ring = Mapping::new(&socket, slots, slot).map_err(step("packet ring memory"))?;
         bind(&socket, ifindex).map_err(|error| sockopt::context(&error, format_args!("interface number {ifindex}")))?;
         Ok(Self {
             socket,
@@ -108,7 +127,7 @@ impl PacketRing {
             next: 0,
             ifindex,
             promiscuous: AtomicBool::new(false),
-            oversize: vec![0; OVERSIZE].into_boxed_slice(),
+            oversize: vec![0; if slot == SLOT { OVERSIZE } else { 0 }].into_boxed_slice(),
             truncated: 0,
         })
     }
@@ -122,6 +141,14 @@ impl PacketRing {
     /// `NetworkDown` once each time the interface goes down or away (and once if it was down at the start); capture goes on by
     /// itself when it comes up again.
     pub fn recv(&mut self, budget: usize, mut f: impl FnMut(&mut [u8])) -> io::Result<usize> {
+        self.recv_timed(budget, |_, frame| f(frame))
+    }
+
+    /// Like [`Self::recv`], with the moment each frame came in, by the system's clock.
+    ///
+    /// # Errors
+    /// As [`Self::recv`].
+    pub fn recv_timed(&mut self, budget: usize, mut f: impl FnMut(SystemTime, &mut [u8])) -> io::Result<usize> {
         let mut seen = 0;
         let mut given = 0;
         while seen < budget {
@@ -132,7 +159,7 @@ impl PacketRing {
             if slot.status & libc::TP_STATUS_COPY != 0 {
                 match receive_whole(&self.socket, &mut self.oversize) {
                     Ok(Some(frame)) => {
-                        f(frame);
+                        f(slot.arrived, frame);
                         given += 1;
                     }
                     Ok(None) => self.truncated += 1,
@@ -142,7 +169,7 @@ impl PacketRing {
                     }
                 }
             } else if let Some(frame) = self.ring.frame(self.next, &slot) {
-                f(frame);
+                f(slot.arrived, frame);
                 given += 1;
             } else {
                 self.truncated += 1;
@@ -253,6 +280,8 @@ struct Slot {
     length: usize,
     /// Where the frame begins in the slot; its vnet header lies right before.
     offset: usize,
+    /// When it came in.
+    arrived: SystemTime,
 }
 
 /// The ring's memory, unmapped on drop.
@@ -260,13 +289,16 @@ struct Slot {
 struct Mapping {
     base: NonNull<u8>,
     length: usize,
+    /// Bytes of one slot; a divisor of [`BLOCK`].
+    slot: usize,
 }
 
 // SAFETY: the mapping belongs to the process and not to a thread, and `Mapping` is its only handle.
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    fn new(socket: &OwnedFd, length: usize) -> io::Result<Self> {
+    fn new(socket: &OwnedFd, slots: usize, slot: usize) -> io::Result<Self> {
+        let length = slots * slot;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let fd = socket.as_raw_fd();
         // SAFETY: a null address lets the kernel choose a free range, so no memory in use is replaced.
@@ -275,20 +307,20 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("memory was mapped at address 0"))?;
-        Ok(Self { base, length })
+        Ok(Self { base, length, slot })
     }
 
     /// The start of a slot. Panics past the end of the ring, so that every offset below stays inside the mapping.
     fn slot(&self, index: usize) -> NonNull<u8> {
-        assert!(index < self.length / SLOT, "slot {index} is past the ring");
+        assert!(index < self.length / self.slot, "slot {index} is past the ring");
         // SAFETY: the offset is below `length` (checked above), which is the size of the mapping at `base`.
-        unsafe { self.base.add(index * SLOT) }
+        unsafe { self.base.add(index * self.slot) }
     }
 
     /// The slot's status word, which both sides change.
     fn status(&self, index: usize) -> &AtomicU32 {
         let word = self.slot(index).cast::<u32>();
-        // SAFETY: `tp_status` is the first word of the slot; slots are 2 KiB aligned, mapped as long as `self` lives, and the
+        // SAFETY: `tp_status` is the first word of the slot; slots are aligned to 256 bytes or more, mapped as long as `self` lives, and the
         // word is only accessed atomically, here and in the kernel.
         unsafe { AtomicU32::from_ptr(word.as_ptr()) }
     }
@@ -308,6 +340,7 @@ impl Mapping {
             captured: head.tp_snaplen as usize,
             length: head.tp_len as usize,
             offset: usize::from(head.tp_mac),
+            arrived: UNIX_EPOCH + Duration::new(head.tp_sec.into(), head.tp_nsec % 1_000_000_000),
         })
     }
 
@@ -315,10 +348,10 @@ impl Mapping {
     fn frame(&mut self, index: usize, slot: &Slot) -> Option<&mut [u8]> {
         let begin = slot.offset.checked_sub(VNET_HEADER)?;
         let head = size_of::<libc::tpacket2_hdr>();
-        if slot.captured < slot.length || begin < head || slot.offset + slot.captured > SLOT {
+        if slot.captured < slot.length || begin < head || slot.offset + slot.captured > self.slot {
             return None;
         }
-        // SAFETY: `begin` is below SLOT (checked above), so the pointer stays inside this slot.
+        // SAFETY: `begin` is below the slot's length (checked above), so the pointer stays inside this slot.
         let data = unsafe { self.slot(index).add(begin) };
         // SAFETY: the range ends inside the slot (checked above), the kernel leaves the slot alone until `give_back`, and
         // `&mut self` keeps every other view of the ring away while the slice lives.

@@ -50,6 +50,7 @@ fn node(test: &str) -> (Folder, Context) {
         );
     }
     write(context.var.join("audit.log"), "start web\n");
+    write(context.var.join("history.jsonl"), "{}\n");
     write(context.var.join("host-state.json"), "{}");
     std::os::unix::fs::symlink("/etc/passwd", context.etc.join("modules/web/conf/link")).unwrap();
     (folder, context)
@@ -93,6 +94,7 @@ fn a_snapshot_of_a_dead_node_has_everything_but_secrets() {
         "snapshot/system/sysctl.txt",
         "snapshot/system/version",
         "snapshot/var/audit.log",
+        "snapshot/var/history.jsonl",
         "snapshot/var/host-state.json",
         "snapshot/var/modules/web/active.txt",
         "snapshot/var/modules/web/config_2026_11_21T053100/conf/userconfig.xml",

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use farm_core::api::{API_VERSION, ClusterStatus, PeerStatus, Share};
+use farm_core::api::{API_VERSION, ClusterStatus, HeartbeatStatus, LinkStatus, PeerStatus, Share};
 
 use super::*;
 
@@ -10,6 +10,8 @@ fn share(group: &str, buckets: u32, draining: u32) -> Share {
         buckets,
         of: 4096,
         draining,
+        setting: farm_core::api::ShareSetting::default(),
+        clients: Vec::new(),
     }
 }
 
@@ -59,6 +61,9 @@ fn farm(nodes: Vec<NodeModuleStatus>) -> FarmStatus {
                     since_ms: 61_000,
                     heard_ms: None,
                     why: String::new(),
+                    incarnation: 5,
+                    uptime_ms: Some(61_000),
+                    links: Vec::new(),
                 },
                 PeerStatus {
                     name: "s3".into(),
@@ -67,8 +72,29 @@ fn farm(nodes: Vec<NodeModuleStatus>) -> FarmStatus {
                     since_ms: 2_500,
                     heard_ms: Some(2_750),
                     why: "5 heartbeats missed".into(),
+                    incarnation: 6,
+                    uptime_ms: None,
+                    links: vec![LinkStatus {
+                        lan: "default".into(),
+                        addr: "198.18.0.13".into(),
+                        received: 2431,
+                        lost: 12,
+                        loss_permille: Some(63),
+                        rtt_us: Some(210),
+                        rtt_min_us: Some(110),
+                        rtt_avg_us: None,
+                        heard_ms: Some(2_750),
+                    }],
                 },
             ],
+            plan_version: 17,
+            heartbeat: HeartbeatStatus {
+                interval_us: 50_000,
+                detection_ms: 250,
+                bytes: 412,
+                bytes_per_s: 16_480,
+                realtime: true,
+            },
         },
         warnings: vec!["real-time priority refused".into()],
     }
@@ -101,10 +127,14 @@ fn verbose_adds_resources_and_the_cluster() {
     let text = view::farm(&sample(), Style::PLAIN, true);
     let expected = "
 cluster seen by s1
-  NODE  STATE  SINCE  HEARD     ADDRESSES            WHY
-  *s1   this   1m01s            default=198.18.0.11
-   s3   down   2.5s   2.7s ago  default=198.18.0.13  5 heartbeats missed
-  view s1 s2  coordinator s1  cluster.xml 0123456789abcdef
+  NODE  STATE  SINCE  UPTIME  HEARD     ADDRESSES            WHY
+  *s1   this   1m01s  1m01s             default=198.18.0.11
+   s3   down   2.5s           2.7s ago  default=198.18.0.13  5 heartbeats missed
+  LINK  LAN      HEARD     RECEIVED  LOST  LOSS  RTT     MIN     AVG
+   s3   default  2.7s ago  2431      12    6.3%  0.21ms  0.11ms  -
+  view s1 s2; coordinator s1
+  plan 17; cluster.xml 0123456789abcdef
+  heartbeat every 50ms, down after 250 ms; 412 bytes, 16.4 kB/s sent; real-time priority: yes
 ";
     assert!(text.contains(expected), "{text}");
     assert!(text.contains("  RESOURCE  VALUE\n  tcp.http  up\n"), "{text}");
@@ -157,4 +187,36 @@ fn watching_draws_over_the_last_picture_only_on_a_terminal() {
     assert_eq!(frame("a\nb\n", Style::PLAIN, true), "a\nb\n");
     assert_eq!(frame("a\n", Style::PLAIN, false), "\na\n");
     assert_eq!(frame("a\nb\n", colour, false), "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J");
+}
+
+#[test]
+fn at_eighty_columns_no_line_is_longer_and_no_word_is_broken() {
+    let long = "no heartbeat for 2500 ms; it does not hear this node; is the heartbeats' UDP port blocked there?";
+    let mut status = sample();
+    status.modules[0].nodes[2].why = long.into();
+    status.cluster.nodes[1].why = long.into();
+    status.warnings = vec![format!("no real-time priority for heartbeats: {long}")];
+    let style = Style {
+        width: Some(80),
+        ..Style::PLAIN
+    };
+    let text = view::farm(&status, style, true);
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
+    assert_eq!(words(&text).matches(long).count(), 3, "{text}");
+}
+
+#[test]
+fn a_state_and_a_module_come_in_any_order() {
+    let parse = |line: &str| {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        state_and_module(&words)
+    };
+    let web = || Some("web".to_owned());
+    assert_eq!(parse("up web").unwrap(), (ModuleState::Up, web()));
+    assert_eq!(parse("web STOP").unwrap(), (ModuleState::Stop, web()));
+    assert_eq!(parse("WAIT").unwrap(), (ModuleState::Wait, None));
+    assert_eq!(parse("web down").unwrap_err().code, exit::USAGE);
 }

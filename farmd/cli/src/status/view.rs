@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use farm_core::api::{ClusterStatus, FarmStatus, ModuleState, ModuleStatus, NodeModuleStatus, Quality, Share};
 
-use crate::terminal::{Cell, Paint, Style, Table, age};
+use crate::terminal::{Cell, Paint, Style, Table, age, wrap};
 
 /// Every module with one row per node, then what the administrator should know.
 pub fn farm(status: &FarmStatus, style: Style, verbose: bool) -> String {
@@ -23,7 +23,15 @@ pub fn farm(status: &FarmStatus, style: Style, verbose: bool) -> String {
         text.push_str(&cluster(&status.cluster, style));
     }
     for warning in &status.warnings {
-        let _ = writeln!(text, "{} {warning}", style.paint(Paint::Moving, "warning:"));
+        let lines = style
+            .width
+            .map_or_else(|| vec![warning.clone()], |width| wrap(warning, width.saturating_sub(9)));
+        let _ = writeln!(
+            text,
+            "{} {}",
+            style.paint(Paint::Moving, "warning:"),
+            lines.join("\n         ")
+        );
     }
     text
 }
@@ -84,6 +92,9 @@ fn module_rows(module: &ModuleStatus, this: &str, style: Style, verbose: bool) -
     }
     text.push_str(&table.render(style, "  "));
 
+    if verbose {
+        text.push_str(&settings(module, this));
+    }
     if verbose && !module.resources.is_empty() {
         let mut table = Table::new(["RESOURCE", "VALUE"]);
         for (name, value) in &module.resources {
@@ -95,6 +106,31 @@ fn module_rows(module: &ModuleStatus, this: &str, style: Style, verbose: bool) -
             table.row([name.as_str().into(), Cell::new(value.as_str(), paint)]);
         }
         text.push_str(&table.render(style, "  "));
+    }
+    text
+}
+
+/// What was set for this node's shares at run time, and whose connections are left in what it gave away.
+fn settings(module: &ModuleStatus, this: &str) -> String {
+    let mut text = String::new();
+    let shares = module
+        .nodes
+        .iter()
+        .filter(|node| node.node == this)
+        .flat_map(|node| &node.shares);
+    for share in shares {
+        let group = &share.group;
+        if let Some(weight) = share.setting.weight {
+            let _ = writeln!(text, "  group {group}: weight {weight}, set at run time");
+        }
+        if !share.clients.is_empty() {
+            let named: Vec<String> = share
+                .clients
+                .iter()
+                .map(|c| format!("{} ({})", c.addr, c.connections))
+                .collect();
+            let _ = writeln!(text, "  group {group}: connections left of {}", named.join(", "));
+        }
     }
     text
 }
@@ -126,10 +162,10 @@ fn paint_of(node: &NodeModuleStatus) -> Paint {
     }
 }
 
-/// Who hears whom.
+/// Who hears whom, how well, and what this node sends for it.
 pub fn cluster(status: &ClusterStatus, style: Style) -> String {
     let mut text = format!("{} seen by {}\n", style.paint(Paint::Bold, "cluster"), status.node);
-    let mut table = Table::new(["NODE", "STATE", "SINCE", "HEARD", "ADDRESSES", "WHY"]);
+    let mut table = Table::new(["NODE", "STATE", "SINCE", "UPTIME", "HEARD", "ADDRESSES", "WHY"]);
     for node in &status.nodes {
         let mark = if node.name == status.node { "*" } else { " " };
         let paint = match node.state.as_str() {
@@ -137,31 +173,112 @@ pub fn cluster(status: &ClusterStatus, style: Style) -> String {
             "suspect" => Paint::Moving,
             _ => Paint::Bad,
         };
-        let heard = match node.heard_ms {
-            Some(ms) => format!("{} ago", age(ms)),
-            None if node.state == "this" => String::new(),
-            None => "never".to_owned(),
-        };
         table.row([
             format!("{mark}{}", node.name).into(),
             Cell::new(node.state.as_str(), paint),
             age(node.since_ms).into(),
-            heard.into(),
+            node.uptime_ms.map_or_else(String::new, age).into(),
+            heard(node.heard_ms, node.state == "this").into(),
             node.addrs.join(" ").into(),
             node.why.as_str().into(),
         ]);
     }
     text.push_str(&table.render(style, "  "));
+    text.push_str(&links(status, style));
     let view = if status.view.is_empty() {
         "none yet".to_owned()
     } else {
         status.view.join(" ")
     };
     let coordinator = status.coordinator.as_deref().unwrap_or("none yet");
-    let _ = writeln!(
-        text,
-        "  view {view}  coordinator {coordinator}  cluster.xml {}",
-        status.digest
-    );
+    let sent = &status.heartbeat;
+    let realtime = if sent.realtime { "yes" } else { "no" };
+    for (label, value) in [
+        ("view", format!("{view}; coordinator {coordinator}")),
+        (
+            "plan",
+            format!("{}; cluster.xml {}", status.plan_version, status.digest),
+        ),
+        (
+            "heartbeat",
+            format!(
+                "every {}, down after {} ms; {} bytes, {} sent; real-time priority: {realtime}",
+                millis(sent.interval_us),
+                sent.detection_ms,
+                sent.bytes,
+                rate(sent.bytes_per_s)
+            ),
+        ),
+    ] {
+        text.push_str(&labelled(label, &value, style));
+    }
     text
+}
+
+/// One row per peer and lan: what arrives, what is lost, how long it takes.
+fn links(status: &ClusterStatus, style: Style) -> String {
+    let mut table = Table::new(["LINK", "LAN", "HEARD", "RECEIVED", "LOST", "LOSS", "RTT", "MIN", "AVG"]);
+    let rtt = |us: Option<u64>| us.map_or_else(|| "-".to_owned(), millis);
+    let mut any = false;
+    for node in &status.nodes {
+        for link in &node.links {
+            any = true;
+            let (loss, paint) = match link.loss_permille {
+                None => ("-".to_owned(), Paint::Plain),
+                Some(loss) => (
+                    format!("{}.{}%", loss / 10, loss % 10),
+                    if loss >= 50 { Paint::Bad } else { Paint::Plain },
+                ),
+            };
+            table.row([
+                format!(" {}", node.name).into(),
+                link.lan.as_str().into(),
+                heard(link.heard_ms, false).into(),
+                link.received.to_string().into(),
+                link.lost.to_string().into(),
+                Cell::new(loss, paint),
+                rtt(link.rtt_us).into(),
+                rtt(link.rtt_min_us).into(),
+                rtt(link.rtt_avg_us).into(),
+            ]);
+        }
+    }
+    if any { table.render(style, "  ") } else { String::new() }
+}
+
+/// `label value`, wrapped under the value.
+fn labelled(label: &str, value: &str, style: Style) -> String {
+    let hang = label.len() + 3;
+    let lines = style.width.map_or_else(
+        || vec![value.to_owned()],
+        |width| wrap(value, width.saturating_sub(hang)),
+    );
+    let mut text = format!("  {} ", style.paint(Paint::Dim, label));
+    text.push_str(&lines.join(&format!("\n{}", " ".repeat(hang))));
+    text.push('\n');
+    text
+}
+
+fn heard(ms: Option<u64>, this: bool) -> String {
+    match ms {
+        Some(ms) => format!("{} ago", age(ms)),
+        None if this => String::new(),
+        None => "never".to_owned(),
+    }
+}
+
+/// Microseconds as `0.21ms`, `50ms`.
+fn millis(us: u64) -> String {
+    match us {
+        0..=9_999 if !us.is_multiple_of(1000) => format!("{}.{:02}ms", us / 1000, us % 1000 / 10),
+        _ => format!("{}ms", us / 1000),
+    }
+}
+
+/// `820 B/s`, `4.9 kB/s`.
+fn rate(bytes: u64) -> String {
+    match bytes {
+        0..=999 => format!("{bytes} B/s"),
+        _ => format!("{}.{} kB/s", bytes / 1000, bytes % 1000 / 100),
+    }
 }

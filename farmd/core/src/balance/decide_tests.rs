@@ -204,6 +204,7 @@ fn the_most_specific_rule_counts() {
     let other: IpAddr = [198, 18, 0, 21].into();
     let config = VipConfig {
         tcp_reset: true,
+        drain: Duration::ZERO,
         interfaces: Vec::new(),
         groups: vec![
             group(vec![

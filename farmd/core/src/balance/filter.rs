@@ -33,6 +33,7 @@ const LD_W_ABS: u16 = 0x20;
 const LD_H_ABS: u16 = 0x28;
 const LD_B_ABS: u16 = 0x30;
 const LD_H_IND: u16 = 0x48;
+const LD_B_IND: u16 = 0x50;
 const LD_IMM: u16 = 0x00;
 const LD_MEM: u16 = 0x60;
 const LDX_MSH: u16 = 0xb1;
@@ -56,6 +57,11 @@ const PROTOCOL_AT: u32 = 23;
 const FRAGMENT_AT: u32 = 20;
 const SOURCE_AT: u32 = 26;
 const DESTINATION_AT: u32 = 30;
+/// Flags of a TCP segment, without the length of the IP header.
+const TCP_FLAGS_AT: u32 = IP_AT + 13;
+/// FIN, SYN, RST and ACK, of which a connection request has SYN only.
+const REQUEST_FLAGS: u32 = 0x17;
+const SYN_FLAG: u32 = 0x02;
 const IP_AT: u32 = 14;
 
 /// All of the frame.
@@ -105,6 +111,44 @@ pub fn build(plan: &Plan, interface: u32, detail: Detail) -> Vec<Insn> {
         if vip.mode != L2Mode::Directed {
             // What another member has kept for this node comes to its own address.
             program.extend(block(addr, vip.own_mac, &[insn(RET_K, ALL)]));
+        }
+    }
+    program.push(insn(RET_K, 0));
+    program
+}
+
+/// The filter for TCP connection requests (SYN without ACK) to the VIPs of `plan` on `interface`, whoever owns their buckets.
+///
+/// In `vmac_invisible` only those to the virtual MAC. In `vmac_directed` those to any Ethernet address: what was sent to a member that is
+/// gone is seen too where the switch floods it.
+pub fn requests(plan: &Plan, interface: u32) -> Vec<Insn> {
+    let mut program = vec![
+        insn(LD_H_ABS, ETHERTYPE_AT),
+        jump(JEQ_K, 0x0800, 0, 8),
+        insn(LD_B_ABS, PROTOCOL_AT),
+        jump(JEQ_K, 6, 0, 6),
+        insn(LD_H_ABS, FRAGMENT_AT),
+        jump(JSET_K, 0x3fff, 4, 0),
+        insn(LDX_MSH, IP_AT),
+        insn(LD_B_IND, TCP_FLAGS_AT),
+        insn(AND_K, REQUEST_FLAGS),
+        jump(JEQ_K, SYN_FLAG, 1, 0),
+        insn(RET_K, 0),
+    ];
+    let all = [insn(RET_K, ALL)];
+    for vip in plan.vips.iter().filter(|v| v.interface == interface) {
+        let IpAddr::V4(addr) = vip.addr else { continue };
+        if program.len() + 16 > MAX_LEN {
+            program.extend(all);
+            return program;
+        }
+        match vip.mode {
+            L2Mode::Directed => program.extend([
+                insn(LD_W_ABS, DESTINATION_AT),
+                jump(JEQ_K, addr.to_bits(), 0, 1),
+                insn(RET_K, ALL),
+            ]),
+            L2Mode::Invisible(mac) => program.extend(block(addr, mac, &all)),
         }
     }
     program.push(insn(RET_K, 0));

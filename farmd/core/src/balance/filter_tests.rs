@@ -10,7 +10,7 @@ use crate::balance::hash;
 use crate::balance::plan::RulePlan;
 use crate::balance::test_frames::*;
 use crate::config::Protocol;
-use crate::wire::packet::Packet;
+use crate::wire::packet::{L4, Packet};
 
 const INTERFACE: u32 = 3;
 
@@ -31,6 +31,7 @@ fn run(program: &[Insn], frame: &[u8]) -> u32 {
             LD_H_ABS => word(k as usize, 2),
             LD_B_ABS => word(k as usize, 1),
             LD_H_IND => word(x as usize + k as usize, 2),
+            LD_B_IND => word(x as usize + k as usize, 1),
             LDX_MSH => word(k as usize, 1).map(|byte| {
                 x = (byte & 0xf) * 4;
                 a
@@ -40,7 +41,7 @@ fn run(program: &[Insn], frame: &[u8]) -> u32 {
         let Some(loaded) = loaded else { return 0 };
         a = loaded;
         match code {
-            LD_W_ABS | LD_H_ABS | LD_B_ABS | LD_H_IND | LDX_MSH => {}
+            LD_W_ABS | LD_H_ABS | LD_B_ABS | LD_H_IND | LD_B_IND | LDX_MSH => {}
             LD_IMM => a = k,
             LD_MEM => a = memory[k as usize],
             ST => memory[k as usize] = a,
@@ -251,6 +252,29 @@ proptest! {
         prop_assert_eq!(run(&build(&plan, INTERFACE + 1, Detail::Buckets), &[0; 64]), 0);
     }
 
+    /// Every whole connection request that the decision looks at is recorded, and nothing but connection requests.
+    #[test]
+    fn connection_requests_pass_their_filter_and_nothing_else_does(plan in plans(), frames in proptest::collection::vec(frames(), 1..40)) {
+        let program = requests(&plan, INTERFACE);
+        check(&program);
+        for frame in frames {
+            let Some(packet) = Packet::parse(&frame) else { continue };
+            let request = matches!(packet.l4, L4::Tcp { syn: true, .. }) && !packet.more_fragments && frame[12..14] == [8, 0];
+            let vip = plan.vip(packet.destination);
+            let looked_at = vip.is_some_and(|vip| packet.destination_mac == vip.service_mac());
+            let flags = frame.get(27 + usize::from(frame[14] & 0xf) * 4).map(|flags| flags & 0x17);
+            if request && looked_at && flags == Some(2) {
+                prop_assert_eq!(run(&program, &frame), ALL, "{:?}", packet);
+            }
+            // What lies about its lengths may pass: the recorder parses it.
+            let other = !request && packet.l4 != L4::Malformed;
+            if other || vip.is_none() {
+                prop_assert_eq!(run(&program, &frame), 0, "{:?}", packet);
+            }
+        }
+        prop_assert_eq!(run(&requests(&plan, INTERFACE + 1), &[0; 64]), 0);
+    }
+
     /// The filter's hash is that of `hash.rs`: whole frames in foreign buckets do not pass, others do.
     #[test]
     fn a_uniform_invisible_vip_costs_no_wake_up_for_foreign_buckets(
@@ -322,4 +346,47 @@ fn the_program_stays_within_the_kernels_limit_with_many_vips_and_the_worst_map()
             assert_eq!(run(&program, &frame), ALL, "{} of {count}", vip.addr);
         }
     }
+}
+
+#[test]
+fn requests_are_recorded_by_flags_and_by_the_address_of_the_mode() {
+    let web = || vec![rule(Protocol::Tcp, 80, 80, Affinity::ClientPort, 0)];
+    let groups = || vec![group(BucketState::Foreign, Some(1))];
+    let directed = plan(vip_plan(vip(), L2Mode::Directed, web()), groups());
+    let invisible = plan(vip_plan(vip(), L2Mode::Invisible(VIRTUAL_MAC), web()), groups());
+    let frame = |to_mac, flags| Way::new(client(1), vip(), to_mac).tcp(4000, 80, flags);
+    for (plan, to_mac, expected) in [
+        (&directed, OWN_MAC, ALL),
+        (&directed, mac(1), ALL),
+        (&invisible, VIRTUAL_MAC, ALL),
+        (&invisible, OWN_MAC, 0),
+        (&invisible, mac(1), 0),
+    ] {
+        let program = requests(plan, INTERFACE);
+        assert_eq!(run(&program, &frame(to_mac, Flags::Syn)), expected, "{to_mac}");
+        for flags in [Flags::SynAck, Flags::Ack, Flags::Rst] {
+            assert_eq!(run(&program, &frame(to_mac, flags)), 0, "{flags:?}");
+        }
+        let request = frame(to_mac, Flags::Syn);
+        assert_eq!(run(&program, &with_options(&request, 10)), expected, "with IP options");
+        assert_eq!(run(&program, &fragment(&request, 7, 0, true, 24)), 0, "a fragment");
+        let elsewhere = Way::new(client(1), client(2), to_mac).tcp(4000, 80, Flags::Syn);
+        assert_eq!(run(&program, &elsewhere), 0);
+        for length in 0..request.len().min(48) {
+            assert_eq!(run(&program, &request[..length]), 0, "{length} bytes");
+        }
+    }
+    let mut many = invisible;
+    let one = many.vips[0].clone();
+    many.vips = (0..=u16::MAX / 64)
+        .map(|i| VipPlan {
+            addr: IpAddr::from([198, 19, (i / 256) as u8, (i % 256) as u8]),
+            ..one.clone()
+        })
+        .collect();
+    let program = requests(&many, INTERFACE);
+    check(&program);
+    let last = many.vips.last().unwrap().addr;
+    let request = Way::new(client(1), last, VIRTUAL_MAC).tcp(4000, 80, Flags::Syn);
+    assert_eq!(run(&program, &request), ALL, "past its limit it passes too much");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::balance::assign::BucketMap;
 use crate::balance::hash::{self, Seed};
@@ -166,6 +167,9 @@ pub struct Plan {
     pub vips: Vec<VipPlan>,
     /// Groups of all modules.
     pub groups: Vec<GroupPlan>,
+    /// Peers that fell silent without a goodbye, and when each was last heard (the owner loop's time): what they were to answer since then
+    /// may have reached nobody.
+    pub gone: BTreeMap<NodeId, Duration>,
 }
 
 impl Plan {

@@ -189,5 +189,6 @@ pub fn plan(vip: VipPlan, groups: Vec<GroupPlan>) -> Plan {
         seed: SEED,
         vips: vec![vip],
         groups,
+        gone: BTreeMap::new(),
     }
 }

@@ -14,12 +14,13 @@ use super::digest::digest;
 use super::report::{Report, Source, Span, Wrong, quote};
 use super::value::{self, Unit};
 use super::xml::{self, Element};
-use super::{ClusterConfig, Lan};
+use super::{Cast, ClusterConfig, Lan};
 use crate::id::{MAX_NODES, NodeId};
 
 const PORT: u16 = 4800;
 const PULSE: Duration = Duration::from_millis(50);
 const DETECT_MULTIPLIER: u32 = 5;
+const CASTS: [(&str, Cast); 2] = [("unicast", Cast::Unicast), ("broadcast", Cast::Broadcast)];
 /// `profile`: pulse and missed heartbeats, each of which may still be written beside it.
 const PROFILES: [(&str, (Duration, u32)); 2] = [
     ("default", (PULSE, DETECT_MULTIPLIER)),
@@ -80,7 +81,7 @@ fn cluster(report: &mut Report<'_>, root: &Element) -> Option<ClusterConfig> {
     let mut known = Known::default();
     let mut lans: Vec<Reading<'_>> = Vec::new();
     for child in children.all("lan") {
-        let node = child.open(report, &["name", "command"]);
+        let node = child.open(report, &["name", "command", "cast"]);
         lans.push(lan(report, node, &mut known));
     }
     whole_lan(report, &mut lans, &known.names);
@@ -117,6 +118,7 @@ fn lan<'d>(report: &mut Report<'_>, node: Node<'d>, known: &mut Known) -> Readin
             known.lans.insert(name.clone(), span);
         }
     }
+    let cast = node.read(report, "cast", value::word(&CASTS)).unwrap_or_default();
     let children = node.children(report, &["node"]);
     children.need(report, "node");
     let mut nodes: Vec<(NodeId, IpAddr)> = Vec::new();
@@ -148,12 +150,20 @@ fn lan<'d>(report: &mut Report<'_>, node: Node<'d>, known: &mut Known) -> Readin
                     wrong.hint("addresses of one family, IPv4 or IPv6, are expected on a lan"),
                 );
             }
+            if cast == Cast::Broadcast && addr.is_ipv6() {
+                let wrong = Wrong::new(format!("{addr} is on a lan with cast=\"broadcast\""));
+                node.error(
+                    report,
+                    "addr",
+                    wrong.hint("IPv6 has no broadcast; an IPv4 address or cast=\"unicast\" is expected"),
+                );
+            }
             unique_addr(report, &node, addr, name.unwrap_or("?"), known);
         }
         nodes.extend(id.zip(addr));
     }
     Reading {
-        lan: Lan { name, nodes },
+        lan: Lan { name, cast, nodes },
         command,
         node,
     }
@@ -271,6 +281,9 @@ fn canonical(config: &ClusterConfig) -> String {
     }
     for lan in &config.lans {
         let _ = writeln!(out, "lan {:?}", lan.name);
+        if lan.cast != Cast::Unicast {
+            let _ = writeln!(out, "cast {:?}", lan.cast);
+        }
         let mut nodes = lan.nodes.clone();
         nodes.sort_unstable();
         for (id, addr) in nodes {

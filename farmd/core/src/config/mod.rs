@@ -85,6 +85,8 @@ impl ClusterConfig {
 pub struct Lan {
     /// Its name, to which a module's `<lan name=…/>` refers.
     pub name: String,
+    /// How a heartbeat reaches all of them.
+    pub cast: Cast,
     /// The nodes on it, with their addresses.
     pub nodes: Vec<(NodeId, IpAddr)>,
 }
@@ -110,6 +112,16 @@ pub struct ModuleConfig {
     pub tcp_checkers: Vec<TcpCheckerConfig>,
     /// First 8 bytes of the SHA-256 of the meaning of what all nodes must share: service mode, lans, vip.
     pub digest: u64,
+}
+
+/// `<lan cast=…>`: how a heartbeat reaches all nodes of a lan.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Cast {
+    /// One datagram to each node: works on any network.
+    #[default]
+    Unicast,
+    /// One datagram to the broadcast address of the lan's subnet (RFC 919): costs the sender the same however many nodes there are.
+    Broadcast,
 }
 
 /// `<farm partition=…>`: which part of a divided farm serves.
@@ -153,6 +165,8 @@ pub struct ServiceConfig {
 pub struct VipConfig {
     /// `tcpreset`, default on: end the VIP's connections with a reset when the VIP leaves this node.
     pub tcp_reset: bool,
+    /// `drain`, default 0 s: how long `stop` waits for the connections to end, after new ones go elsewhere. Up to a day.
+    pub drain: Duration,
     /// Interfaces and what they carry.
     pub interfaces: Vec<InterfaceConfig>,
     /// Load-balancing groups; each has its own bucket map. At least one.

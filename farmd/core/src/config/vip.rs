@@ -42,9 +42,9 @@ pub(super) fn decode(report: &mut Report<'_>, child: &Child<'_>, cluster: Option
         let wrong = Wrong::new("`scriptcontrol` has no effect: traffic opens when `start_both` has succeeded");
         node.warning(report, "scriptcontrol", wrong);
     }
-    if node.duration(report, "drain", Unit::Second, 0..=86_400).is_some() {
-        node.inert(report, "drain");
-    }
+    let drain = node
+        .duration(report, "drain", Unit::Second, 0..=86_400)
+        .unwrap_or_default();
     let parts = node.children(report, &["interface_list", "loadbalancing_list"]);
     parts.need(report, "interface_list");
     parts.need(report, "loadbalancing_list");
@@ -81,6 +81,7 @@ pub(super) fn decode(report: &mut Report<'_>, child: &Child<'_>, cluster: Option
     };
     Some(VipConfig {
         tcp_reset,
+        drain,
         interfaces,
         groups,
     })

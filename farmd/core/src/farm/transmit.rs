@@ -15,6 +15,8 @@ use super::{Farm, Transmit};
 const MAX_MAPS: usize = 4;
 /// When the maps follow that found no place.
 const MAPS_FOLLOW: Duration = Duration::from_millis(1);
+/// Nodes up to which each heartbeat carries requesters.
+const FEW: usize = 8;
 /// Heartbeats per pulse to peers to or from which some have gone missing.
 const NUDGES: u32 = 4;
 
@@ -74,6 +76,12 @@ impl Farm {
         self.map_turn = last.checked_rem(groups).unwrap_or(0);
         self.seq += 1;
         self.membership.note_sent(now, self.seq);
+        // Many nodes tell the same; in turn they are as quick, and a heartbeat stays short.
+        let requesters = match self.names.len() {
+            0..=FEW => MAX_REQUESTERS,
+            _ if self.beat.is_multiple_of(8) => MAX_REQUESTERS / 2,
+            _ => 0,
+        };
         let mut heartbeat = Heartbeat {
             sender: self.this,
             lan: 0,
@@ -89,7 +97,7 @@ impl Farm {
             excludes: self.membership.excluded(),
             echo: None,
             modules,
-            requesters: self.requesters.next(MAX_REQUESTERS),
+            requesters: self.requesters.next(requesters),
         };
         for (lan, all) in self.lans.iter().enumerate() {
             let to = only.map_or(*all, |only| NodeSet::from_bits(all.bits() & only.bits()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::action::Action;
-use super::sim::{Sim, id, ms};
+use super::sim::{Sim, id, ms, us};
 use crate::balance::assign::BucketMap;
 use crate::farm::Event;
 use crate::handover;
@@ -117,6 +117,29 @@ fn a_bucket_that_is_held_is_drained_by_the_loser() {
     assert!(draining > 1900, "{draining}");
     let winner = sim.farm(1).group_plan(&sim.module, 0).unwrap();
     assert_eq!(winner.holders.len(), draining, "the winner knows who holds what");
+}
+
+#[test]
+fn a_node_knows_whether_its_share_is_what_the_weights_say() {
+    let mut sim = Sim::started(3, 7);
+    let settled = |sim: &Sim| -> Vec<bool> { (0..3).map(|n| sim.farm(n).is_settled(&sim.module, 0)).collect() };
+    assert_eq!(settled(&sim), [true; 3]);
+    for (weight, share) in [(3, 2458), (0, 0), (1, 1365)] {
+        sim.act(Action::Weight(1, weight));
+        sim.run(us(1)).unwrap();
+        assert!(
+            !sim.farm(1).is_settled(&sim.module, 0),
+            "weight {weight} is told and nothing has moved"
+        );
+        sim.run(ms(300)).unwrap();
+        assert_eq!(settled(&sim), [true; 3], "weight {weight}: {:?}", sim.counts());
+        assert!(sim.counts()[1].abs_diff(share) <= 1, "{:?}", sim.counts());
+        assert_eq!(sim.farm(1).is_group_handed_over(&sim.module, 0), weight == 0);
+    }
+    // Without the third the others have what the weights of the two say.
+    sim.act(Action::Stop(1));
+    sim.run(ms(5000)).unwrap();
+    assert!(sim.farm(0).is_settled(&sim.module, 0) && sim.farm(2).is_settled(&sim.module, 0));
 }
 
 #[test]

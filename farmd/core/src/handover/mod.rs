@@ -23,12 +23,16 @@
 //! "Closed" always means that the data plane has confirmed it: neither a promise nor "nothing committed" nor
 //! "fenced" is told before.
 
+pub mod moved;
+
 use std::collections::BTreeMap;
 
 use crate::balance::assign::{BucketMap, assign};
 use crate::balance::plan::{BucketState, GroupPlan};
 use crate::id::{BUCKETS, Epoch, NodeId, NodeSet};
 use crate::wire::heartbeat::{BucketSet, GroupReport, MapReport};
+
+pub use moved::Moves;
 
 /// A peer as one group sees it.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +97,22 @@ pub enum Event {
         /// Buckets that change owner.
         moves: usize,
     },
+    /// This node follows a coordinator's proposal.
+    Accepted {
+        /// Its version.
+        epoch: Epoch,
+        /// Who proposes it.
+        by: NodeId,
+        /// For whom.
+        view: NodeSet,
+    },
+    /// This node takes over a map that was agreed without it.
+    Adopted {
+        /// Its version.
+        epoch: Epoch,
+        /// Buckets of each owner.
+        counts: BTreeMap<NodeId, u32>,
+    },
     /// This node works with a new map.
     Committed {
         /// Its version.
@@ -103,6 +123,8 @@ pub enum Event {
         gained: usize,
         /// Who had them before.
         from: NodeSet,
+        /// Buckets that change owner against the map before.
+        moved: Moves,
     },
     /// This node has closed buckets for a proposal.
     Released {
@@ -110,6 +132,8 @@ pub enum Event {
         epoch: Epoch,
         /// How many.
         lost: usize,
+        /// Who gets how many of them; those that nobody gets are missing here.
+        to: BTreeMap<NodeId, u32>,
     },
     /// Everything is closed.
     Shut,
@@ -143,8 +167,8 @@ pub struct Handover {
     held: BucketSet,
     held_connections: u32,
     pending: Option<Pending>,
-    /// The data plane may still have open what is closed here, or not yet keep requests for what is to be
-    /// opened, until it works with this plan; `Some(None)` until the plan has its number.
+    /// The data plane may still have open what is closed here, or not yet keep requests for what is to be opened, until it works
+    /// with this plan; `Some(None)` until the plan has its number.
     closing: Option<Option<u64>>,
     shut: bool,
     /// While shut, connections go on.
@@ -425,12 +449,17 @@ impl Handover {
             outcome.events.push(Event::Released {
                 epoch: newest.epoch,
                 lost: lost.len(),
+                to: moved::heirs(&newest.map, lost.iter().copied()),
             });
             self.close(lost.into_iter().collect());
             self.closing = Some(None);
         }
         self.map = newest.map.clone();
         self.known = newest.epoch;
+        outcome.events.push(Event::Adopted {
+            epoch: self.known,
+            counts: self.map.counts(),
+        });
         // An older proposal must not come back by a commit seen late.
         self.pending = self.pending.take().filter(|p| p.epoch > self.known);
         outcome.plan_changed = true;
@@ -466,6 +495,11 @@ impl Handover {
             && proposal.epoch > peer.report.committed
             && self.pending.as_ref().is_none_or(|p| p.epoch < proposal.epoch);
         if is_new && proposal.view.contains(self.this) && Self::covers_all_that_serve(around, proposal.view) {
+            outcome.events.push(Event::Accepted {
+                epoch: proposal.epoch,
+                by: coordinator,
+                view: proposal.view,
+            });
             self.accept(proposal.clone(), None, outcome);
         }
     }
@@ -473,23 +507,23 @@ impl Handover {
     fn accept(&mut self, proposal: MapReport, weights: Option<BTreeMap<NodeId, u16>>, outcome: &mut Outcome) {
         let lost: BucketSet = self.open.iter().filter(|&i| !proposal.map.owns(self.this, i)).collect();
         let MapReport { epoch, view, map } = proposal;
-        // The loser keeps connection requests until the commit; by then the data plane here must keep them too. Nobody keeps those of a node that is gone.
-        let gains = (0..BUCKETS).any(|i| {
-            let of_a_member = || self.map.owner_at(i).is_none_or(|owner| view.contains(owner));
-            map.owns(self.this, i) && !self.open.contains(i) && of_a_member()
-        });
-        if gains {
-            self.closing = Some(None);
-        }
         if !lost.is_empty() {
             outcome.events.push(Event::Released {
                 epoch,
                 lost: lost.len(),
+                to: moved::heirs(&map, lost.iter()),
             });
             self.close(lost);
             self.closing = Some(None);
         }
-        // An earlier plan that the data plane has not confirmed yet has to be waited for too.
+        // Who gives up a bucket sends on what it has kept when the map is committed, and drops what comes later: by then the data plane
+        // here must be keeping requests for it. What a node outside the view had needs no wait: nobody is there to give it up.
+        let taken = |i: usize| map.owns(self.this, i) && !self.open.contains(i);
+        let given_up = |i: usize| self.map.owner_at(i).is_none_or(|n| n == self.this || view.contains(n));
+        if (0..BUCKETS).any(|i| taken(i) && given_up(i)) {
+            self.closing = Some(None);
+        }
+        // An earlier release that the data plane has not confirmed yet has to be waited for too.
         if self.closing.is_none() {
             self.promised = epoch;
         }
@@ -624,6 +658,7 @@ impl Handover {
         }
         self.committed = pending.epoch;
         self.known = pending.epoch;
+        let moved = moved::between(&self.map, &pending.map);
         self.map = pending.map;
         outcome.plan_changed = true;
         outcome.send = true;
@@ -632,6 +667,7 @@ impl Handover {
             counts: self.map.counts(),
             gained,
             from,
+            moved,
         });
     }
 

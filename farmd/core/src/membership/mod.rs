@@ -14,6 +14,7 @@
 pub mod link;
 pub mod peer;
 pub mod view;
+pub mod why;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::id::{NodeId, NodeSet};
 use crate::wire::heartbeat::{Ack, Echo, Heartbeat};
 
 pub use peer::{Peer, PeerState};
+pub use why::{Cause, Testimony};
 
 /// Why a heartbeat was not used; one counter each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -67,6 +69,8 @@ pub enum Event {
         peer: NodeId,
         /// Why.
         why: String,
+        /// Who else says so, and since when.
+        testimony: Testimony,
     },
     /// The view has other members.
     ViewChanged {
@@ -74,6 +78,8 @@ pub enum Event {
         old: NodeSet,
         /// After.
         new: NodeSet,
+        /// What is known of each node that is no longer in it; of this node alone if it steps out.
+        out: Vec<Testimony>,
     },
     /// This node has stepped out, or is back.
     Fenced(Option<String>),
@@ -281,17 +287,36 @@ impl Membership {
             .collect()
     }
 
+    /// Peers that have fallen silent without a goodbye, and when each was last heard.
+    pub fn gone(&self, now: Duration) -> BTreeMap<NodeId, Duration> {
+        self.peers
+            .iter()
+            .filter_map(|(n, p)| Some((*n, p.silent_since(now, self.timing.detection_time)?)))
+            .collect()
+    }
+
+    /// What this node and the peers it hears say of `node` now.
+    pub fn testimony(&self, now: Duration, node: NodeId) -> Testimony {
+        why::testimony(self.this, &self.peers, node, now, self.timing.detection_time)
+    }
+
     fn update(&mut self, now: Duration) {
         if self.joining && now >= self.join_until {
             self.joining = false;
             self.events.push_back(Event::Joined);
         }
-        for (node, peer) in &mut self.peers {
-            self.events
-                .extend(peer.judge(now, self.timing).map(|change| match change {
-                    peer::Change::Alive { restarted } => Event::PeerAlive { peer: *node, restarted },
-                    peer::Change::Down { why } => Event::PeerDown { peer: *node, why },
-                }));
+        let judged = self.peers.iter_mut().map(|(n, p)| (*n, p.judge(now, self.timing)));
+        let changes: Vec<(NodeId, peer::Change)> = judged.filter_map(|(n, change)| Some((n, change?))).collect();
+        for (node, change) in changes {
+            let event = match change {
+                peer::Change::Alive { restarted } => Event::PeerAlive { peer: node, restarted },
+                peer::Change::Down { why } => Event::PeerDown {
+                    peer: node,
+                    why,
+                    testimony: self.testimony(now, node),
+                },
+            };
+            self.events.push_back(event);
         }
         let ears = view::Ears {
             this: self.this,
@@ -321,7 +346,7 @@ impl Membership {
                 .collect(),
         };
         let agreement = match self.other_cluster(now) {
-            Some(why) => return self.settle(NodeSet::EMPTY, Some(why)),
+            Some(why) => return self.settle(now, NodeSet::EMPTY, Some(why)),
             // Most heartbeats bring nothing new.
             None => match self.agreed.take().filter(|(known, _)| *known == ears) {
                 Some((_, agreement)) => agreement,
@@ -343,7 +368,7 @@ impl Membership {
                 (NodeSet::EMPTY, Some(why))
             }
         };
-        self.settle(view, fenced);
+        self.settle(now, view, fenced);
     }
 
     /// Why this node must step out because of nodes with another `cluster.xml`, if so: of two files that of the more nodes counts, then that of the
@@ -372,11 +397,14 @@ impl Membership {
         })
     }
 
-    fn settle(&mut self, view: NodeSet, fenced: Option<String>) {
+    fn settle(&mut self, now: Duration, view: NodeSet, fenced: Option<String>) {
         if view != self.view {
+            let gone = |n: &NodeId| !view.contains(*n) && (*n == self.this || !view.is_empty());
+            let out = self.view.iter().filter(gone).map(|n| self.testimony(now, n)).collect();
             self.events.push_back(Event::ViewChanged {
                 old: self.view,
                 new: view,
+                out,
             });
             self.view = view;
         }

@@ -195,6 +195,12 @@ impl Peer {
         }
     }
 
+    /// When the peer was last heard, if it has fallen silent without a goodbye.
+    pub fn silent_since(&self, now: Duration, detection_time: Duration) -> Option<Duration> {
+        let silent = |at: &Duration| self.same_cluster && !self.leaving && now >= *at + detection_time;
+        self.heard_at.filter(silent)
+    }
+
     /// Updates the judgement and says what changed.
     pub fn judge(&mut self, now: Duration, timing: Timing) -> Option<Change> {
         let detection_time = timing.detection_time;
@@ -272,6 +278,12 @@ impl Peer {
         self.lans.get(lan)?.as_ref()
     }
 
+    /// What each lan does with its heartbeats, by position in `cluster.xml`.
+    pub fn links(&self) -> impl Iterator<Item = (usize, &Link)> {
+        let lans = self.lans.iter().enumerate();
+        lans.filter_map(|(lan, link)| Some((lan, link.as_ref()?)))
+    }
+
     /// A round trip to it was taken on `lan`.
     pub(super) fn handle_rtt(&mut self, lan: usize, rtt: Duration) {
         if let Some(Some(link)) = self.lans.get_mut(lan) {
@@ -302,6 +314,11 @@ impl Peer {
     /// It has stepped out.
     pub fn fenced(&self) -> bool {
         self.fenced
+    }
+
+    /// It has said goodbye.
+    pub fn leaving(&self) -> bool {
+        self.leaving
     }
 
     /// It has the same `cluster.xml`.

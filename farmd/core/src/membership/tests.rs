@@ -190,11 +190,14 @@ fn a_goodbye_is_believed_at_once() {
     };
     m.hear(ms(501), 0, &goodbye).unwrap();
     assert_eq!(m.view(), set(&[0, 1]));
-    assert!(events(&mut m).contains(&Event::PeerDown {
-        peer: id(2),
-        why: "it has left".to_owned()
-    }));
+    let down = events(&mut m).into_iter().find_map(|event| match event {
+        Event::PeerDown { peer, why, testimony } if peer == id(2) => Some((why, testimony.cause)),
+        _ => None,
+    });
+    assert_eq!(down, Some(("it has left".to_owned(), Cause::Left)));
     assert_eq!(m.peer_state(ms(501), id(2)), Some(PeerState::Down));
+    assert!(m.gone(ms(5000)).contains_key(&id(1)));
+    assert!(!m.gone(ms(5000)).contains_key(&id(2)), "who left in order is not gone");
 }
 
 #[test]
@@ -218,6 +221,7 @@ fn silence_is_judged_after_the_detection_time_and_not_before() {
     );
     m.handle_timeout(ms(749));
     assert_eq!(m.view(), set(&[0, 1, 2]));
+    assert!(m.gone(ms(749)).is_empty());
     m.handle_timeout(ms(750));
     assert_eq!(
         m.view(),
@@ -230,20 +234,55 @@ fn silence_is_judged_after_the_detection_time_and_not_before() {
     };
     m.hear(ms(760), 0, &without).unwrap();
     assert_eq!(m.view(), set(&[0, 1]));
-    let down = Event::PeerDown {
-        peer: id(2),
-        why: "no heartbeat for 250 ms".to_owned(),
+    assert_eq!(
+        m.gone(ms(750)),
+        BTreeMap::from([(id(2), ms(500))]),
+        "when it was last heard"
+    );
+    let testimony = |observers: &[usize], talk_with_it: &[usize], silent: u64| Testimony {
+        node: id(2),
+        cause: Cause::Silent,
+        observers: set(observers),
+        talk_with_it: set(talk_with_it),
+        silent: Some(ms(silent)),
+        lans: vec![(0, Some(ms(silent)))],
     };
     assert_eq!(
         events(&mut m),
         [
-            down,
+            Event::PeerDown {
+                peer: id(2),
+                why: "no heartbeat for 250 ms".to_owned(),
+                testimony: testimony(&[0], &[1], 250),
+            },
             Event::ViewChanged {
                 old: set(&[0, 1, 2]),
-                new: set(&[0, 1])
+                new: set(&[0, 1]),
+                out: vec![testimony(&[0, 1], &[], 260)],
             }
         ]
     );
+}
+
+#[test]
+fn of_a_node_that_steps_out_those_testify_that_do_not_hear_it() {
+    let config = config(1);
+    let mut m = membership(&config);
+    hear_all(&mut m, &config, ms(500));
+    events(&mut m);
+    for peer in [1, 2] {
+        let mut deaf = heartbeat(&config, peer, 7, 100);
+        deaf.hears.retain(|(node, _)| *node != id(0));
+        m.handle_heartbeat(ms(510), 0, &deaf).unwrap();
+    }
+    let out = events(&mut m).into_iter().find_map(|event| match event {
+        Event::ViewChanged { new, out, .. } if new.is_empty() => Some(out),
+        _ => None,
+    });
+    let out = out.expect("it steps out");
+    assert_eq!(out.len(), 1);
+    assert_eq!((out[0].node, out[0].cause), (id(0), Cause::LeftOut));
+    assert!(out[0].observers.contains(id(1)), "{out:?}");
 }
 
 #[test]

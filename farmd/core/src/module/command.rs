@@ -48,6 +48,9 @@ impl ModuleMachine {
     /// Restart or stopstart while UP or on the way there, by a command or (with `cause`) a checker.
     pub(super) fn react(&mut self, now: Duration, verb: &'static str, aim: Aim, caller: Caller, cause: Option<String>) {
         self.announce(verb, &caller, "");
+        if let Some(cause) = &cause {
+            self.asked = format!("{verb} because {cause}");
+        }
         if self.admit(now, &caller, cause) {
             self.identity = caller.identity;
             self.go_down(now, verb, aim);
@@ -121,6 +124,7 @@ impl ModuleMachine {
         let level = if caller.identity.is_none() { 'U' } else { 'E' };
         let by = &caller.by;
         let text = if remark.is_empty() {
+            self.asked = format!("{verb} called by {by}");
             format!("Action {verb} called by {by}")
         } else {
             format!("Action {verb} called by {by}: {remark}")

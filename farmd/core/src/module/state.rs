@@ -78,6 +78,8 @@ pub struct ModuleMachine {
     pub(super) problems: Vec<String>,
     /// An administrator asked for the stop under way.
     pub(super) stop_wanted: bool,
+    /// The command that was followed last, with who gave it.
+    pub(super) asked: String,
     /// Why it is in STOP.
     pub(super) rested: String,
     shown: (ModuleState, Quality),
@@ -116,6 +118,7 @@ impl ModuleMachine {
             failure: None,
             problems: Vec::new(),
             stop_wanted: false,
+            asked: String::new(),
             rested: "not started".to_owned(),
             shown: (ModuleState::Stop, Quality::NotReady),
             out: Vec::new(),
@@ -140,6 +143,9 @@ impl ModuleMachine {
             Phase::RaisingVip => "the virtual addresses are being set up".to_owned(),
             Phase::Starting => "start_both runs".to_owned(),
             Phase::Checking => self.why_checking(),
+            Phase::Leaving { .. } if !self.asked.is_empty() => {
+                format!("{}: the other nodes are taking over", self.asked)
+            }
             Phase::Leaving { .. } => "the other nodes are taking over".to_owned(),
             Phase::Cancelling(script) => format!("{script} is being ended"),
             Phase::StoppingNicely => "stop_both runs".to_owned(),

@@ -32,6 +32,7 @@ pub(super) fn config(actions: &[CheckerAction]) -> ModuleConfig {
         witness: None,
         vip: Some(VipConfig {
             tcp_reset: true,
+            drain: Duration::ZERO,
             interfaces: Vec::new(),
             groups: Vec::new(),
         }),

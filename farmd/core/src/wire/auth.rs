@@ -60,6 +60,18 @@ impl ClusterKey {
         mac.finalize().into_bytes().into()
     }
 
+    /// A key for one purpose only: HMAC of these parts, which must be of fixed length or the last.
+    pub fn derive(&self, parts: &[&[u8]]) -> Self {
+        Self(self.mac(parts))
+    }
+
+    /// The tag of these parts one after the other, which must be of fixed length or the last.
+    pub fn tag(&self, parts: &[&[u8]]) -> [u8; TAG_LEN] {
+        let mut tag = [0; TAG_LEN];
+        tag.copy_from_slice(&self.mac(parts)[..TAG_LEN]);
+        tag
+    }
+
     /// Appends the tag of `datagram` to it.
     pub fn seal(&self, datagram: &mut Vec<u8>) {
         let tag = self.mac(&[b"farm datagram 1", datagram]);

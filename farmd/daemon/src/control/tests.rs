@@ -5,11 +5,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 
-use farm_core::api::ClusterStatus;
+use farm_core::api::history::{HISTORY_LIMIT, HistoryFilter};
+use farm_core::api::{ClusterStatus, HeartbeatStatus, Reply, exit};
+use farm_core::config;
+use farm_core::id::NodeId;
+use farm_core::wire::auth::ClusterKey;
 use farm_sys::event_fd::EventFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::control::filter_of;
+use crate::event::{Command, Event, Query, Verb};
+
+/// Node s1 of a cluster whose s2 is nowhere.
+fn peers() -> Arc<Peers> {
+    let xml = r#"<cluster><lans><lan name="default"><node name="s1" addr="127.0.0.1"/><node name="s2" addr="127.0.0.2"/></lan></lans></cluster>"#;
+    let (cluster, _) = config::cluster::parse("cluster.xml", xml).unwrap();
+    Arc::new(Peers::new(
+        cluster,
+        ClusterKey::from_bytes([7; 32]),
+        NodeId::new(0).unwrap(),
+    ))
+}
 
 /// A folder of its own that goes away with it.
 struct Folder(PathBuf);
@@ -70,6 +87,8 @@ fn owner(events: std_mpsc::Receiver<Event>) -> std_mpsc::Receiver<String> {
                         view: vec!["s1".into()],
                         coordinator: None,
                         nodes: Vec::new(),
+                        plan_version: 3,
+                        heartbeat: HeartbeatStatus::default(),
                     };
                     let _ = sender.send(answer);
                 }
@@ -102,7 +121,7 @@ impl Served {
         let told = owner(receiver);
         runtime.block_on(async {
             let listener = bind(&folder.socket()).unwrap();
-            tokio::spawn(serve(listener, sender));
+            tokio::spawn(serve(listener, sender, peers()));
         });
         Self { folder, told, runtime }
     }
@@ -148,6 +167,25 @@ fn questions_reach_the_owner_loop_and_its_answers_come_back_as_json() {
     assert!(answer.contains("content-type: application/json"), "{answer}");
     assert!(answer.ends_with("\r\n\r\n{\"frames\":7}"), "{answer}");
     assert!(served.request("GET", "/v1/cluster", "").contains("\"node\":\"s1\""));
+}
+
+#[test]
+fn the_words_of_a_question_about_the_history_are_checked() {
+    let all = filter_of("n=20&since=1795000000000000&after=7&module=web").unwrap_or_default();
+    let expected = HistoryFilter {
+        module: Some("web".to_owned()),
+        since_us: Some(1_795_000_000_000_000),
+        after: Some(7),
+        last: Some(20),
+    };
+    assert_eq!(all, expected);
+    assert_eq!(filter_of("").ok(), Some(HistoryFilter::default()));
+    assert_eq!(filter_of("n=99999999").ok().and_then(|f| f.last), Some(HISTORY_LIMIT));
+    let served = Served::new("history");
+    for words in ["n=many", "since=-1", "module=../x", "colour=red", "n"] {
+        let answer = served.request("GET", &format!("/v1/history?{words}"), "");
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{words}: {answer}");
+    }
 }
 
 #[test]
@@ -206,7 +244,7 @@ fn only_root_and_the_daemons_own_user_are_heard() {
     let (sender, events) = EventSender::channel(Arc::new(EventFd::new().unwrap()));
     let answer = runtime.block_on(async {
         let (mut client, server) = UnixStream::pair().unwrap();
-        tokio::spawn(converse(server, None, sender));
+        tokio::spawn(converse(server, None, sender, peers()));
         let request = b"POST /v1/modules/demo/stop HTTP/1.1\r\nhost: farm\r\nconnection: close\r\n\r\n";
         client.write_all(request).await.unwrap();
         let mut answer = String::new();

@@ -4,17 +4,27 @@
 //! other network namespaces (containers). It keeps no answer and decides nothing. The raw data plane's thread asks at each change
 //! of the plan and while buckets are guarded or held.
 
+// Filled here, looked up by key elsewhere; never iterated.
+#![allow(clippy::disallowed_types)]
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use farm_core::api::{ClientConnections, MAX_CLIENTS};
 use farm_core::balance::flow::{FlowKey, TCP};
 use farm_core::balance::hash;
-use farm_core::balance::plan::Plan;
+use farm_core::balance::plan::{BucketState, Plan};
 use farm_core::config::{Affinity, Protocol};
 use farm_core::id::Bucket;
 use farm_sys::conntrack::Conntrack;
 use farm_sys::sock_diag::SockDiag;
 use tracing::debug;
+
+use crate::event::HeldGroup;
+
+/// Most client addresses told apart when the connections of a group are counted; further ones count, but are not named.
+const MAX_COUNTED_CLIENTS: usize = 4096;
 
 /// One connection of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,10 +115,64 @@ pub fn place(plan: &Plan, connection: Connection) -> Option<(usize, Bucket, Flow
     Some((rule.group, bucket, flow))
 }
 
+/// Puts the connections of guarded and closed buckets into `flows`, and says what lies in closed ones.
+pub fn sort_out(plan: &Plan, connections: Vec<Connection>, flows: &mut HashSet<FlowKey>) -> Vec<HeldGroup> {
+    let mut held = vec![BTreeSet::new(); plan.groups.len()];
+    let mut count = vec![0; plan.groups.len()];
+    let mut clients = vec![BTreeMap::new(); plan.groups.len()];
+    for connection in connections {
+        let Some((group, bucket, flow)) = place(plan, connection) else {
+            continue;
+        };
+        match plan.groups[group].states[bucket.index()] {
+            BucketState::Own => {}
+            BucketState::Guarded => {
+                flows.insert(flow);
+            }
+            BucketState::Draining | BucketState::Foreign => {
+                flows.insert(flow);
+                held[group].insert(bucket.index() as u16);
+                count[group] += 1;
+                if clients[group].len() < MAX_COUNTED_CLIENTS || clients[group].contains_key(&flow.client) {
+                    *clients[group].entry(flow.client).or_insert(0) += 1;
+                }
+            }
+        }
+    }
+    let groups = held.into_iter().zip(count).zip(clients);
+    let group = |((buckets, connections), clients): ((BTreeSet<u16>, u32), BTreeMap<IpAddr, u32>)| HeldGroup {
+        buckets: buckets.into_iter().collect(),
+        connections,
+        clients: most(clients),
+    };
+    groups.map(group).collect()
+}
+
+/// The clients with the most connections, in that order.
+fn most(clients: BTreeMap<IpAddr, u32>) -> Vec<ClientConnections> {
+    let clients = clients.into_iter();
+    let mut most: Vec<ClientConnections> = clients
+        .map(|(addr, connections)| ClientConnections { addr, connections })
+        .collect();
+    most.sort_by_key(|client| std::cmp::Reverse(client.connections));
+    most.truncate(MAX_CLIENTS);
+    most
+}
+
+/// True if every bucket is to this host what it was, of the same VIPs and rules.
+pub fn same_states(old: &Plan, new: &Plan) -> bool {
+    let services = |plan: &Plan| plan.vips.iter().map(|v| (v.addr, v.rules.clone())).collect::<Vec<_>>();
+    old.groups.len() == new.groups.len()
+        && old
+            .groups
+            .iter()
+            .zip(&new.groups)
+            .all(|(a, b)| a.name == b.name && a.states == b.states)
+        && services(old) == services(new)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use farm_core::balance::hash::Seed;
     use farm_core::balance::plan::{GroupPlan, RulePlan, VipPlan};
     use farm_core::config::L2Mode;
@@ -144,6 +208,7 @@ mod tests {
             groups: ["web/secure", "web/plain"]
                 .map(|name| GroupPlan::closed(name.into()))
                 .into(),
+            gone: BTreeMap::new(),
         }
     }
 
@@ -180,5 +245,37 @@ mod tests {
         ] {
             assert_eq!(place(&plan, connection(vip, client)), None, "{client} to {vip}");
         }
+    }
+
+    #[test]
+    fn what_is_held_is_counted_with_the_clients_that_have_most() {
+        let mut plan = plan(Affinity::ClientPort);
+        let client = |i: u8, port: u16| connection(VIP, &format!("198.18.1.{i}:{port}"));
+        // Client i has i connections; one more is in a bucket that this host owns.
+        let mut connections: Vec<Connection> = (1..=12)
+            .flat_map(|i| (0..i).map(move |p| (i, 2000 + u16::from(p))))
+            .map(|(i, port)| client(i, port))
+            .collect();
+        let own = client(99, 3000);
+        let (_, bucket, own_flow) = place(&plan, own).unwrap();
+        let taken: Vec<Bucket> = connections.iter().filter_map(|c| Some(place(&plan, *c)?.1)).collect();
+        assert!(!taken.contains(&bucket), "the addresses of this test are chosen so");
+        plan.groups[1].states[bucket.index()] = BucketState::Own;
+        connections.push(own);
+        let mut flows = HashSet::new();
+        let held = sort_out(&plan, connections, &mut flows);
+        assert_eq!(held[0], HeldGroup::default());
+        assert_eq!(
+            (held[1].connections, flows.len(), flows.contains(&own_flow)),
+            (78, 78, false)
+        );
+        let most: Vec<(String, u32)> = held[1]
+            .clients
+            .iter()
+            .map(|c| (c.addr.to_string(), c.connections))
+            .collect();
+        let expected: Vec<(String, u32)> = (5..=12).rev().map(|i| (format!("198.18.1.{i}"), i)).collect();
+        assert_eq!(most, expected);
+        assert!(held[1].buckets.is_sorted() && !held[1].buckets.contains(&(bucket.index() as u16)));
     }
 }

@@ -6,7 +6,9 @@
 
 pub mod arp;
 pub mod connections;
+pub mod judge;
 pub mod raw;
+pub mod replay;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ pub struct Interface {
     pub name: String,
     /// Captures what comes in.
     pub ring: farm_sys::packet_socket::PacketRing,
+    /// Records connection requests; `None` where the kernel did not give it.
+    pub syns: Option<replay::SynRing>,
     /// Hears and answers ARP.
     pub arp: farm_sys::arp_socket::ArpSocket,
     /// Virtual MACs the ring receives; they leave with it.
@@ -146,10 +150,20 @@ pub enum Count {
     FilterCoarse,
     /// Socket filters that could not be set at all.
     FilterFailed,
+    /// Connection requests recorded that another node is to answer.
+    ReplayRecorded,
+    /// Recorded requests given to the stack because their node is gone.
+    ReplayAccepted,
+    /// Recorded requests sent on to the member that has taken over.
+    ReplaySentOn,
+    /// Recorded requests forgotten because their time was over.
+    ReplayExpired,
+    /// Requests not recorded, or given up for newer ones, because there were too many or they were too long.
+    ReplayOverflow,
 }
 
 impl Count {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 24] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -169,6 +183,11 @@ impl Count {
         Self::ListFailed,
         Self::FilterCoarse,
         Self::FilterFailed,
+        Self::ReplayRecorded,
+        Self::ReplayAccepted,
+        Self::ReplaySentOn,
+        Self::ReplayExpired,
+        Self::ReplayOverflow,
     ];
 
     const fn name(self) -> &'static str {
@@ -192,6 +211,11 @@ impl Count {
             Self::ListFailed => "list_failed",
             Self::FilterCoarse => "filter_coarse",
             Self::FilterFailed => "filter_failed",
+            Self::ReplayRecorded => "replay_recorded",
+            Self::ReplayAccepted => "replay_accepted",
+            Self::ReplaySentOn => "replay_sent_on",
+            Self::ReplayExpired => "replay_expired",
+            Self::ReplayOverflow => "replay_overflow",
         }
     }
 }

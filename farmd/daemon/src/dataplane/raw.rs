@@ -12,10 +12,7 @@
 //! guarded and draining buckets; connections opened later in a guarded bucket are added as their first packet
 //! is accepted.
 
-// Looked up by key only; never iterated.
-#![allow(clippy::disallowed_types)]
-
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -23,28 +20,23 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use farm_core::balance::decide::{Decision, Verdict, decide};
 use farm_core::balance::filter;
 use farm_core::balance::flow::FlowKey;
-use farm_core::balance::fragment::FragmentTable;
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_core::config::L2Mode;
-use farm_core::id::NodeSet;
 use farm_core::wire::heartbeat::Requester;
-use farm_core::wire::packet::Packet;
 use farm_sys::event_fd::EventFd;
-use farm_sys::packet_socket::PacketRing;
 use tracing::{debug, warn};
 
 use super::arp::Responder;
-use super::connections::{Connection, Connections, place};
+use super::connections::{Connections, same_states, sort_out};
+use super::judge::Judge;
+use super::replay::{Recorder, Timing};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
-use crate::event::{Event, EventSender};
+use crate::event::{Event, EventSender, HeldGroup};
 
 /// Slots of 2 kB in each interface's ring: 4 MB, some 30 ms at 70 000 frames a second.
 pub const RING_SLOTS: u32 = 2048;
-/// Frames taken from one ring before the others have their turn.
-const BUDGET: usize = 256;
 /// How often connections in buckets that are guarded or held are counted anew.
 const RECOUNT: Duration = Duration::from_secs(1);
 /// And that many times the duration of a look-up lie between two, so that many connections do not stop the packets.
@@ -53,16 +45,10 @@ const RECOUNT_REST: u32 = 20;
 const MAX_FLOWS: usize = 1 << 20;
 /// Time between two log lines about a look-up that fails.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// Most connection requests kept for buckets that are about to open; the oldest goes first.
-const HOLD: usize = 1024;
-/// How long: past a second the client has asked again by itself (RFC 6298 section 2.1).
-const HOLD_TIME: Duration = Duration::from_secs(1);
-/// Length of the `virtio_net_hdr` before each frame.
-const VNET: usize = 10;
 
 enum Command {
     Plan(Arc<Plan>),
-    Attach(Interface),
+    Attach(Box<Interface>),
     Detach(u32),
     Tap(Option<LocalDevice>),
     Learn(Requester),
@@ -79,7 +65,13 @@ pub struct RawPlane {
 
 impl RawPlane {
     /// Starts the thread in the network namespace of the caller.
-    pub fn start(plan: Arc<Plan>, lease: Arc<Lease>, counters: Arc<Counters>, events: EventSender) -> io::Result<Self> {
+    pub fn start(
+        plan: Arc<Plan>,
+        lease: Arc<Lease>,
+        counters: Arc<Counters>,
+        events: EventSender,
+        timing: Timing,
+    ) -> io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
         let wake = Arc::new(EventFd::new()?);
         let mut worker = Worker {
@@ -88,19 +80,12 @@ impl RawPlane {
             events,
             connections: Connections::open()?,
             responder: Responder::new(Arc::clone(&counters)),
-            core: Core {
-                plan,
-                lease,
-                counters,
-                tap: None,
-                flows: HashSet::new(),
-                fragments: FragmentTable::default(),
-                held: VecDeque::new(),
-                start: Instant::now(),
-            },
+            recorder: Recorder::new(timing, Arc::clone(&counters)),
+            record_at: None,
+            judge: Judge::new(plan, lease, counters),
             interfaces: Vec::new(),
             recount_at: None,
-            found: Found::default(),
+            found: Vec::new(),
             statistics_at: Instant::now(),
             failure_told: None,
         };
@@ -127,7 +112,7 @@ impl DataPlane for RawPlane {
     }
 
     fn attach(&self, interface: Interface) {
-        self.send(Command::Attach(interface));
+        self.send(Command::Attach(Box::new(interface)));
     }
 
     fn detach(&self, index: u32) {
@@ -164,30 +149,17 @@ struct Worker {
     events: EventSender,
     connections: Connections,
     responder: Responder,
-    core: Core,
+    judge: Judge,
+    recorder: Recorder,
+    /// When the rings of connection requests are read next.
+    record_at: Option<Instant>,
     interfaces: Vec<Interface>,
     recount_at: Option<Instant>,
-    /// What was last found: held buckets and connections in them, per group.
-    found: Found,
+    /// What was last found, per group of the plan.
+    found: Vec<HeldGroup>,
     statistics_at: Instant,
     /// When a failing look-up was last in the log.
     failure_told: Option<Instant>,
-}
-
-/// Held buckets and the connections in them, per group of the plan.
-type Found = (Vec<Vec<u16>>, Vec<u32>);
-
-/// What judging a frame needs; apart from the interfaces, so that a ring can be read while it is used.
-struct Core {
-    plan: Arc<Plan>,
-    lease: Arc<Lease>,
-    counters: Arc<Counters>,
-    tap: Option<LocalDevice>,
-    flows: HashSet<FlowKey>,
-    fragments: FragmentTable,
-    /// Connection requests that wait for their bucket to open.
-    held: VecDeque<(Instant, Vec<u8>)>,
-    start: Instant,
 }
 
 impl Worker {
@@ -196,12 +168,17 @@ impl Worker {
             let mut fds = vec![self.wake.as_fd()];
             fds.extend(self.interfaces.iter().map(|i| i.ring.as_fd()));
             fds.extend(self.interfaces.iter().map(|i| i.arp.as_fd()));
-            if let Some(tap) = &self.core.tap {
+            if let Some(tap) = &self.judge.tap {
                 fds.push(tap.tap.as_fd());
             }
             let polled = self.interfaces.len();
             let now = Instant::now();
-            let wakes = [self.recount_at, self.responder.next_at(), Some(self.statistics_at)];
+            let wakes = [
+                self.recount_at,
+                self.record_at,
+                self.responder.next_at(),
+                Some(self.statistics_at),
+            ];
             let timeout = wakes
                 .into_iter()
                 .flatten()
@@ -224,16 +201,16 @@ impl Worker {
             for (i, interface) in self.interfaces.iter_mut().enumerate() {
                 let responder = &mut self.responder;
                 if ready & (1 << (1 + i)) != 0 {
-                    self.core.work(interface);
+                    self.judge.work(interface);
                 }
                 if ready & (1 << (1 + polled + i)) == 0 {
                     continue;
                 }
-                for requester in responder.handle_arp(&self.core.plan, &self.core.lease, interface) {
+                for requester in responder.handle_arp(&self.judge.plan, &self.judge.lease, interface) {
                     self.events.send(Event::Requester(requester));
                 }
             }
-            if let Some(tap) = &self.core.tap
+            if let Some(tap) = &self.judge.tap
                 && let Err(error) = tap.tap.drain()
             {
                 debug!(%error, "reading the TAP failed");
@@ -246,18 +223,26 @@ impl Worker {
         let mut plan = None;
         while let Ok(command) = self.inbox.try_recv() {
             match command {
-                Command::Plan(newer) => plan = Some(newer),
-                Command::Attach(interface) => {
-                    self.set_filter(&interface);
-                    self.interfaces.push(interface);
+                Command::Plan(newer) => {
+                    // While a node is newly gone each plan counts: who answers what it left behind is read off the steps between.
+                    if let Some(skipped) = plan.replace(newer)
+                        && self.recorder.concerns(&skipped)
+                    {
+                        self.apply(skipped);
+                    }
+                }
+                Command::Attach(mut interface) => {
+                    set_filter(&self.judge.plan, &self.judge.counters, &mut interface);
+                    self.interfaces.push(*interface);
+                    self.record_at.get_or_insert(Instant::now());
                 }
                 Command::Detach(index) => {
                     for interface in self.interfaces.iter().filter(|i| i.index == index) {
-                        self.core.read_statistics(interface);
+                        self.judge.read_statistics(interface);
                     }
                     self.interfaces.retain(|i| i.index != index);
                 }
-                Command::Tap(tap) => self.core.tap = tap,
+                Command::Tap(tap) => self.judge.tap = tap,
                 Command::Learn(requester) => self.responder.learn(requester),
                 Command::Stop => return false,
             }
@@ -270,66 +255,74 @@ impl Worker {
 
     /// Swaps the plan between two frames; what waits in the rings is judged by the new one.
     fn apply(&mut self, plan: Arc<Plan>) {
-        if !self.core.lease.holds(Instant::now()) {
+        if !self.judge.lease.holds(Instant::now()) {
             // What came in while this host did not run has been answered by others.
             self.discard_backlog();
         }
-        let old = std::mem::replace(&mut self.core.plan, plan);
-        self.core.fragments.clear();
+        let old = self.judge.swap(plan);
         for interface in &mut self.interfaces {
-            join_virtual_macs(&self.core.plan, interface);
+            join_virtual_macs(&self.judge.plan, interface);
+            set_filter(&self.judge.plan, &self.judge.counters, interface);
         }
-        for interface in &self.interfaces {
-            self.set_filter(interface);
-        }
-        if same_states(&old, &self.core.plan) {
+        // Only from here on the new owner's filter passes what comes for it; all that came before was for the old one.
+        self.record(&old);
+        if same_states(&old, &self.judge.plan) {
             // Owners, holders or the map to come have changed: what this host has is as it was.
             self.report();
         } else {
             self.count_connections();
         }
-        self.core.judge_held(&self.interfaces);
-        self.responder.handle_plan(&old, &self.core.plan, &mut self.interfaces);
-        self.core.counters.add(Count::PlansApplied, 1);
+        // Before anything is answered in a dead node's place: the client's next packet must not go to the dead one.
+        self.responder.handle_plan(&old, &self.judge.plan, &mut self.interfaces);
+        let answered = self.judge.judge_held(&self.interfaces);
+        self.replay(&answered);
+        self.judge.counters.add(Count::PlansApplied, 1);
+    }
+
+    /// Takes the recorded connection requests out of their rings; `plan` says who was to answer them.
+    fn record(&mut self, plan: &Plan) {
+        for interface in &mut self.interfaces {
+            if let Some(syns) = &mut interface.syns {
+                self.recorder.read(plan, syns);
+            }
+        }
+        let pause = self.recorder.pause(plan);
+        self.record_at = (!self.interfaces.is_empty()).then(|| Instant::now() + pause);
+    }
+
+    /// Answers, or sends on, what a node that is gone was to answer, apart from the flows in `answered`.
+    fn replay(&mut self, answered: &BTreeSet<FlowKey>) {
+        if !self.judge.lease.holds(Instant::now()) {
+            return;
+        }
+        let flows = &self.judge.flows;
+        let known = |flow: &FlowKey| flows.contains(flow) || answered.contains(flow);
+        let due = self.recorder.take_due(&self.judge.plan, &known);
+        self.judge.replay(due, &self.interfaces);
     }
 
     fn discard_backlog(&mut self) {
-        self.core.held.clear();
+        self.judge.forget_held();
         for interface in &mut self.interfaces {
             match interface.ring.recv(2 * RING_SLOTS as usize, |_| {}) {
-                Ok(frames) => self.core.counters.add(Count::LeaseEnded, frames as u64),
+                Ok(frames) => self.judge.counters.add(Count::LeaseEnded, frames as u64),
                 Err(error) => debug!(%error, interface = interface.name, "reading the ring failed"),
             }
         }
-    }
-
-    /// The kernel may refuse a long program (`optmem_max`); a coarser one passes more, never less.
-    fn set_filter(&self, interface: &Interface) {
-        let plan = &self.core.plan;
-        let fine = filter::build(plan, interface.index, filter::Detail::Buckets);
-        let coarse = || filter::build(plan, interface.index, filter::Detail::Vips);
-        let Err(error) = set_program(interface, &fine).or_else(|_| {
-            self.core.counters.add(Count::FilterCoarse, 1);
-            set_program(interface, &coarse())
-        }) else {
-            return;
-        };
-        self.core.counters.add(Count::FilterFailed, 1);
-        warn!(%error, interface = interface.name, "the socket filter could not be set; passing everything to the daemon instead");
-        if let Err(error) = set_program(interface, &filter::open()) {
-            warn!(%error, interface = interface.name, "not even that: new clients of this node may not be answered; raise net.core.optmem_max");
-        }
+        let plan = Arc::clone(&self.judge.plan);
+        self.record(&plan);
+        self.recorder.forget();
     }
 
     /// Looks up this host's connections and tells the owner loop what it holds.
     fn count_connections(&mut self) {
-        let plan = &self.core.plan;
+        let plan = &self.judge.plan;
         let vips: Vec<IpAddr> = plan.vips.iter().map(|v| v.addr).collect();
         let start = Instant::now();
         match self.connections.list(&vips) {
             Ok(connections) => {
-                self.core.flows.clear();
-                self.found = sort_out(plan, connections, &mut self.core.flows);
+                self.judge.flows.clear();
+                self.found = sort_out(plan, connections, &mut self.judge.flows);
                 let pause = RECOUNT.max(start.elapsed() * RECOUNT_REST);
                 self.recount_at = plan
                     .groups
@@ -339,18 +332,14 @@ impl Worker {
             }
             Err(error) => {
                 // What may be held is held, or peers would reset it.
-                let draining = |g: &GroupPlan| {
-                    let indices = (0u16..)
-                        .zip(g.states.iter())
-                        .filter(|(_, s)| **s == BucketState::Draining);
-                    indices.map(|(i, _)| i).collect()
-                };
-                let held = plan.groups.iter().map(draining).collect();
-                let mut connections = std::mem::take(&mut self.found.1);
-                connections.resize(plan.groups.len(), 0);
-                self.found = (held, connections);
+                self.found.resize(plan.groups.len(), HeldGroup::default());
+                for (found, group) in self.found.iter_mut().zip(&plan.groups) {
+                    let states = (0u16..).zip(group.states.iter());
+                    let draining = states.filter(|(_, state)| **state == BucketState::Draining);
+                    found.buckets = draining.map(|(index, _)| index).collect();
+                }
                 self.recount_at = Some(Instant::now() + RECOUNT / 10);
-                self.core.counters.add(Count::ListFailed, 1);
+                self.judge.counters.add(Count::ListFailed, 1);
                 if self.failure_told.is_none_or(|at| at.elapsed() > FAILURE_LOG_INTERVAL) {
                     self.failure_told = Some(Instant::now());
                     warn!(%error, "this host's connections cannot be listed; buckets that change hands wait for it");
@@ -361,27 +350,31 @@ impl Worker {
     }
 
     fn report(&self) {
-        let (held, connections) = self.found.clone();
         self.events.send(Event::PlanApplied {
-            version: self.core.plan.version,
-            held,
-            connections,
+            version: self.judge.plan.version,
+            held: self.found.clone(),
         });
     }
 
     fn handle_timers(&mut self) {
         let now = Instant::now();
-        if self.recount_at.is_some_and(|at| at <= now) || self.core.flows.len() > MAX_FLOWS {
+        if self.recount_at.is_some_and(|at| at <= now) || self.judge.flows.len() > MAX_FLOWS {
             self.count_connections();
         }
         if self.statistics_at <= now {
             self.statistics_at = now + RECOUNT;
             for interface in &self.interfaces {
-                self.core.read_statistics(interface);
+                self.judge.read_statistics(interface);
             }
         }
+        if self.record_at.is_some_and(|at| at <= now) {
+            let plan = Arc::clone(&self.judge.plan);
+            self.record(&plan);
+            // Clients may go on sending to a dead entry node until they have heard of the new one.
+            self.replay(&BTreeSet::new());
+        }
         self.responder
-            .handle_timeout(now, &self.core.plan, &mut self.interfaces);
+            .handle_timeout(now, &self.judge.plan, &mut self.interfaces);
     }
 }
 
@@ -389,39 +382,27 @@ fn set_program(interface: &Interface, program: &[filter::Insn]) -> io::Result<()
     interface.ring.set_filter(&super::kernel_program(program))
 }
 
-/// Puts the connections of guarded and closed buckets into `flows`, and says what lies in closed ones.
-fn sort_out(plan: &Plan, connections: Vec<Connection>, flows: &mut HashSet<FlowKey>) -> Found {
-    let mut held = vec![BTreeSet::new(); plan.groups.len()];
-    let mut count = vec![0; plan.groups.len()];
-    for connection in connections {
-        let Some((group, bucket, flow)) = place(plan, connection) else {
-            continue;
-        };
-        match plan.groups[group].states[bucket.index()] {
-            BucketState::Own => {}
-            BucketState::Guarded => {
-                flows.insert(flow);
-            }
-            BucketState::Draining | BucketState::Foreign => {
-                flows.insert(flow);
-                held[group].insert(bucket.index() as u16);
-                count[group] += 1;
-            }
-        }
+/// The kernel may refuse a long program (`optmem_max`); a coarser one passes more, never less.
+fn set_filter(plan: &Plan, counters: &Counters, interface: &mut Interface) {
+    if let Some(syns) = &mut interface.syns
+        && let Err(error) = syns.set_plan(plan)
+    {
+        counters.add(Count::FilterFailed, 1);
+        debug!(%error, interface = interface.name, "the filter of the recorded connection requests could not be set");
     }
-    (held.into_iter().map(|set| set.into_iter().collect()).collect(), count)
-}
-
-/// True if every bucket is to this host what it was, of the same VIPs and rules.
-fn same_states(old: &Plan, new: &Plan) -> bool {
-    let services = |plan: &Plan| plan.vips.iter().map(|v| (v.addr, v.rules.clone())).collect::<Vec<_>>();
-    old.groups.len() == new.groups.len()
-        && old
-            .groups
-            .iter()
-            .zip(&new.groups)
-            .all(|(a, b)| a.name == b.name && a.states == b.states)
-        && services(old) == services(new)
+    let fine = filter::build(plan, interface.index, filter::Detail::Buckets);
+    let coarse = || filter::build(plan, interface.index, filter::Detail::Vips);
+    let Err(error) = set_program(interface, &fine).or_else(|_| {
+        counters.add(Count::FilterCoarse, 1);
+        set_program(interface, &coarse())
+    }) else {
+        return;
+    };
+    counters.add(Count::FilterFailed, 1);
+    warn!(%error, interface = interface.name, "the socket filter could not be set; passing everything to the daemon instead");
+    if let Err(error) = set_program(interface, &filter::open()) {
+        warn!(%error, interface = interface.name, "not even that: new clients of this node may not be answered; raise net.core.optmem_max");
+    }
 }
 
 /// Lets the interface receive the virtual MACs of its VIPs.
@@ -434,151 +415,6 @@ fn join_virtual_macs(plan: &Plan, interface: &mut Interface) {
             warn!(%error, interface = interface.name, %mac, "the interface does not take the virtual MAC; trying promiscuous mode");
             if let Err(error) = interface.ring.set_promiscuous(true) {
                 warn!(%error, interface = interface.name, "promiscuous mode was refused too: frames for the virtual address will not come in");
-            }
-        }
-    }
-}
-
-impl Core {
-    fn read_statistics(&self, interface: &Interface) {
-        match interface.ring.stats() {
-            Ok((_, drops)) => self.counters.add(Count::RingFull, drops.into()),
-            Err(error) => debug!(%error, interface = interface.name, "ring statistics"),
-        }
-    }
-
-    /// Judges what is in one ring.
-    fn work(&mut self, interface: &mut Interface) {
-        let mut forwards: Vec<(Vec<u8>, NodeSet)> = Vec::new();
-        let now = Instant::now();
-        let leased = self.lease.holds(now);
-        let truncated = interface.ring.truncated();
-        let result = interface
-            .ring
-            .recv(BUDGET, |bytes| self.judge(now, leased, bytes, &mut forwards));
-        match result {
-            Ok(_) => {}
-            // Said once each time; capture goes on by itself when the interface is up again.
-            Err(error) if error.kind() == io::ErrorKind::NetworkDown => {
-                warn!(interface = interface.name, "the service interface went down");
-            }
-            Err(error) => debug!(%error, interface = interface.name, "reading the ring failed"),
-        }
-        self.counters
-            .add(Count::Truncated, interface.ring.truncated() - truncated);
-        for (mut bytes, to) in forwards {
-            self.forward(&interface.ring, &mut bytes, to);
-        }
-    }
-
-    fn judge(&mut self, since: Instant, leased: bool, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
-        let Some(packet) = bytes.get(VNET..).and_then(Packet::parse) else {
-            return;
-        };
-        let decision = self.decide(&packet);
-        if !leased {
-            self.counters.add(Count::LeaseEnded, 1);
-            return;
-        }
-        if decision.verdict == Verdict::Hold {
-            self.hold(since, bytes);
-        }
-        self.counters.judged(decision.reason);
-        if !decision.forward.is_empty() {
-            forwards.push((bytes.to_vec(), decision.forward));
-        }
-        if decision.verdict == Verdict::Accept {
-            self.flows.extend(decision.opens);
-            self.accept(bytes);
-        }
-    }
-
-    fn decide(&mut self, packet: &Packet) -> Decision {
-        let flows = &self.flows;
-        let now = self.start.elapsed();
-        decide(&self.plan, packet, &mut self.fragments, now, &mut |flow| {
-            flows.contains(flow)
-        })
-    }
-
-    fn hold(&mut self, since: Instant, bytes: &[u8]) {
-        if self.held.len() >= HOLD {
-            self.held.pop_front();
-            self.counters.add(Count::HoldFull, 1);
-        }
-        self.held.push_back((since, bytes.to_vec()));
-        self.counters.add(Count::Held, 1);
-    }
-
-    /// A new plan may have opened the buckets that kept requests wait for, here or at another member, to
-    /// which they are then sent on.
-    fn judge_held(&mut self, interfaces: &[Interface]) {
-        let now = Instant::now();
-        let leased = self.lease.holds(now);
-        for (since, mut bytes) in std::mem::take(&mut self.held) {
-            let Some(packet) = Packet::parse(&bytes[VNET..]) else {
-                continue;
-            };
-            if now.saturating_duration_since(since) >= HOLD_TIME {
-                continue;
-            }
-            let decision = self.decide(&packet);
-            match (
-                decision.verdict,
-                decision.owner.filter(|owner| *owner != self.plan.this),
-            ) {
-                (Verdict::Hold, _) => self.hold(since, &bytes),
-                (Verdict::Accept, _) if leased => {
-                    self.flows.extend(decision.opens);
-                    self.accept(&mut bytes);
-                }
-                (Verdict::Drop, Some(owner)) if leased => {
-                    let Some(vip) = self.plan.vip(packet.destination) else {
-                        continue;
-                    };
-                    if let Some(interface) = interfaces.iter().find(|i| i.index == vip.interface) {
-                        self.forward(&interface.ring, &mut bytes, [owner].into_iter().collect());
-                    }
-                }
-                (Verdict::Accept | Verdict::Drop | Verdict::Pass, _) => {}
-            }
-        }
-    }
-
-    /// To the stack: as if it had come for the TAP.
-    fn accept(&mut self, bytes: &mut [u8]) {
-        let Some(device) = &self.tap else { return };
-        bytes[VNET..VNET + 6].copy_from_slice(&device.mac.0);
-        match device.tap.write(bytes) {
-            Ok(()) => self.counters.add(Count::BytesAccepted, (bytes.len() - VNET) as u64),
-            Err(error) => {
-                self.counters.add(Count::TapFailed, 1);
-                debug!(%error, "the TAP did not take a frame");
-            }
-        }
-    }
-
-    /// To other members: destination rewritten, source this host's own address.
-    fn forward(&self, ring: &PacketRing, bytes: &mut [u8], to: NodeSet) {
-        let Some(packet) = Packet::parse(&bytes[VNET..]) else {
-            return;
-        };
-        let Some(vip) = self.plan.vip(packet.destination) else {
-            return;
-        };
-        for node in to.iter() {
-            let Some(mac) = vip.peers.get(&node) else {
-                self.counters.add(Count::ForwardUnknown, 1);
-                continue;
-            };
-            bytes[VNET..VNET + 6].copy_from_slice(&mac.0);
-            bytes[VNET + 6..VNET + 12].copy_from_slice(&vip.own_mac.0);
-            match ring.send(bytes) {
-                Ok(()) => self.counters.add(Count::Forwarded, 1),
-                Err(error) => {
-                    self.counters.add(Count::ForwardFailed, 1);
-                    debug!(%error, "a frame could not be sent on");
-                }
             }
         }
     }

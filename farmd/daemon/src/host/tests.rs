@@ -108,6 +108,7 @@ fn config(interfaces: &[&str], vip: &str, check: bool) -> VipConfig {
     };
     VipConfig {
         tcp_reset: true,
+        drain: std::time::Duration::ZERO,
         interfaces: interfaces.iter().map(interface).collect(),
         groups: Vec::new(),
     }

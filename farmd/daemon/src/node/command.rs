@@ -1,5 +1,6 @@
 //! Commands from the control socket.
 
+use farm_core::api::history::Happening;
 use farm_core::api::{CommandRequest, ModuleState, Reply, exit};
 use farm_core::config::ModuleConfig;
 use farm_core::id::ModuleName;
@@ -133,6 +134,13 @@ impl Node {
                 started: what == "start",
             });
         }
+        self.record(
+            Some(&module),
+            Happening::Asked {
+                by: request.by.clone(),
+                what: what.to_owned(),
+            },
+        );
         // A script that stops its own module must not wait for a stop that waits for the script.
         if request.wait && request.identity.is_none() {
             if let Some(local) = self.modules.get_mut(&module) {
@@ -150,10 +158,14 @@ impl Node {
                 text: format!("{what} {module} accepted"),
             });
         }
+        if what == "stop" {
+            return self.stop_module(&module, request.by, request.identity);
+        }
+        self.cut_stop_drain_short(&module);
         self.tell(&module, make(request.by, request.identity));
     }
 
-    pub(super) fn queue(&mut self, effect: Effect) {
+    pub(super) fn queue(&self, effect: Effect) {
         if self.effects.send(effect).is_err() {
             tracing::warn!("the executor has ended; a command is left undone");
         }

@@ -12,6 +12,7 @@ use farm_core::module::state::{ModuleAction, ModuleEvent, ModuleMachine, Script}
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Node;
+use super::share::{ShareWaiting, StopDrain};
 use crate::effect::Effect;
 use crate::host::HostVip;
 use crate::script::ScriptRequest;
@@ -47,6 +48,10 @@ pub(super) struct LocalModule {
     pub(super) link_problem: Option<String>,
     /// When it starts by itself.
     pub(super) boot_at: Option<Duration>,
+    /// It stops when its connections have ended.
+    pub(super) stop_drain: Option<StopDrain>,
+    /// Who waits for the share that follows a start.
+    pub(super) share_waiting: Vec<ShareWaiting>,
     /// The witness of its partition policy answers.
     pub(super) witness_answers: bool,
 }
@@ -64,6 +69,8 @@ impl LocalModule {
             busy: false,
             link_problem: None,
             boot_at: None,
+            stop_drain: None,
+            share_waiting: Vec::new(),
             witness_answers: false,
         }
     }
@@ -226,8 +233,13 @@ impl Node {
             return;
         };
         let state = module.machine.state();
-        for waiting in module.waiting.drain(..) {
+        let waiting: Vec<Waiting> = module.waiting.drain(..).collect();
+        for waiting in waiting {
             let reply = match result {
+                Ok(text) if state == waiting.wanted && state == ModuleState::Up => {
+                    self.wait_for_share(name, waiting, text.clone());
+                    continue;
+                }
                 Ok(text) if state == waiting.wanted => Ok(text.clone()),
                 Ok(text) => Err(format!("overtaken by another command: {text}")),
                 Err(error) if error.contains("start_both") => {
@@ -235,17 +247,22 @@ impl Node {
                 }
                 Err(error) => Err(error.clone()),
             };
-            let audit = reply.as_ref().map(String::as_str).map_err(String::as_str);
-            self.journal
-                .audit(&waiting.by, &format!("{} {name}", waiting.what), audit);
-            let _ = waiting.replies.send(match reply {
-                Ok(text) => Reply::Done { text },
-                Err(error) => Reply::Failed {
-                    error,
-                    code: farm_core::api::exit::FAILED,
-                },
-            });
+            self.answer(name, &waiting, reply);
         }
+    }
+
+    /// The last reply to a command, and its line in the audit.
+    pub(super) fn answer(&self, name: &ModuleName, waiting: &Waiting, reply: Result<String, String>) {
+        let audit = reply.as_ref().map(String::as_str).map_err(String::as_str);
+        self.journal
+            .audit(&waiting.by, &format!("{} {name}", waiting.what), audit);
+        let _ = waiting.replies.send(match reply {
+            Ok(text) => Reply::Done { text },
+            Err(error) => Reply::Failed {
+                error,
+                code: farm_core::api::exit::FAILED,
+            },
+        });
     }
 
     /// Tells machines that wait for it that their last bucket has gone.
@@ -274,10 +291,10 @@ impl Node {
 
     /// Tells the farm how the modules are.
     pub(super) fn report_modules(&mut self, now: Duration) {
+        let mut reports = Vec::new();
         for (name, module) in &self.modules {
             let machine = &module.machine;
             let groups = module.config.vip.iter().flat_map(|v| &v.groups);
-            let own_name = self.cluster.name(self.this);
             let macs = module.config.vip.iter().flat_map(|v| &v.interfaces).map(|i| {
                 let addr = i
                     .virtual_interfaces
@@ -292,18 +309,30 @@ impl Node {
                 digest: module.config.digest,
                 state: machine.state(),
                 quality: machine.quality(),
-                why: module.link_problem.clone().unwrap_or_else(|| machine.why()),
+                why: self.why_of(name, module),
                 ready: module.open
                     && module.link_problem.is_none()
                     && machine.state() == ModuleState::Up
                     && machine.quality() == Quality::Ready,
                 shut: module.shut,
                 macs: macs.collect(),
-                weights: groups.map(|g| g.weight(own_name)).collect(),
+                weights: groups.map(|g| self.share_weight(name, module, g)).collect(),
                 partition: module.config.partition,
                 witness_answers: module.witness_answers,
             };
-            self.farm.set_module(now, name.clone(), local);
+            reports.push((name.clone(), local));
         }
+        for (name, local) in reports {
+            self.farm.set_module(now, name, local);
+        }
+    }
+
+    /// Why a module does not serve its share, of what the module itself and what was set for its shares say.
+    pub(super) fn why_of(&self, name: &ModuleName, module: &LocalModule) -> String {
+        let why = module.link_problem.clone().unwrap_or_else(|| module.machine.why());
+        if why.is_empty() && module.machine.ready() {
+            return self.share_why(name, module);
+        }
+        why
     }
 }

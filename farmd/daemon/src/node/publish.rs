@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use farm_core::api::ModuleState;
+use farm_core::api::history::Happening;
 use farm_core::balance::hash::Seed;
 use farm_core::balance::plan::{GroupPlan, Plan, VipPlan};
+use farm_core::config::PartitionPolicy;
 use farm_core::farm::Event;
 use farm_core::handover;
 use farm_core::id::{MacAddr, ModuleName, NodeId, NodeSet};
@@ -40,6 +42,7 @@ impl Published {
             seed,
             vips: Vec::new(),
             groups: Vec::new(),
+            gone: BTreeMap::new(),
         });
         Self {
             this,
@@ -70,6 +73,7 @@ impl Published {
             seed: self.seed,
             vips: Vec::new(),
             groups: Vec::new(),
+            gone: BTreeMap::new(),
         }
     }
 
@@ -80,6 +84,12 @@ impl Published {
         }
         let (_, farm_version, groups) = self.under_way.front().filter(|(v, ..)| *v == version)?;
         Some((*farm_version, groups.clone()))
+    }
+
+    /// The newest plan, and what its groups are.
+    pub(super) fn newest(&self) -> (Arc<Plan>, Groups) {
+        let groups = self.under_way.back().map(|(_, _, groups)| groups.clone());
+        (Arc::clone(&self.plan), groups.unwrap_or_default())
     }
 
     /// The plan for a person.
@@ -107,11 +117,14 @@ impl Node {
     pub(super) fn publish(&mut self) -> bool {
         let farm_version = self.farm.plan_version();
         let macs = self.peer_macs();
-        if self.published.farm_version == Some(farm_version) && self.published.macs == macs {
+        let gone = self.farm.membership().gone(self.now());
+        let published = &self.published;
+        if published.farm_version == Some(farm_version) && published.macs == macs && published.plan.gone == gone {
             return false;
         }
         self.published.version += 1;
-        let (plan, groups) = self.build_plan(self.published.version, &macs);
+        let (mut plan, groups) = self.build_plan(self.published.version, &macs);
+        plan.gone = gone;
         let plan = Arc::new(plan);
         self.published.farm_version = Some(farm_version);
         self.published.macs = macs;
@@ -201,17 +214,39 @@ impl Node {
     pub(super) fn log_farm_events(&mut self) {
         while let Some(event) = self.farm.poll_event() {
             match event {
-                Event::Membership(event) => self.log_membership(&event),
-                Event::Handover { module, group, event } => self.log_handover(&module, group, &event),
+                Event::Membership(event) => {
+                    self.log_membership(&event);
+                    self.record_membership(&event);
+                }
+                Event::Handover { module, group, event } => {
+                    self.log_handover(&module, group, &event);
+                    self.record_handover(&module, group, &event);
+                }
                 Event::KeptOut { module, why: Some(why) } => {
                     self.journal
                         .write(&module, "farm", 'E', &format!("Kept out of the farm: {why}"));
+                    self.record(Some(&module), Happening::KeptOut { why });
                 }
                 Event::KeptOut { module, why: None } => {
                     self.journal
                         .write(&module, "farm", 'I', "No longer kept out of the farm");
+                    self.record(Some(&module), Happening::Readmitted);
                 }
                 Event::Withheld { module, why } => {
+                    let policy = self.modules.get(&module).map(|m| m.config.partition);
+                    let policy = match policy.unwrap_or_default() {
+                        PartitionPolicy::Serve => "serve",
+                        PartitionPolicy::Majority => "majority",
+                        PartitionPolicy::Witness => "witness",
+                    };
+                    self.record(
+                        Some(&module),
+                        Happening::Policy {
+                            policy: policy.to_owned(),
+                            serves: why.is_none(),
+                            why: why.clone().unwrap_or_default(),
+                        },
+                    );
                     let text = why.map_or_else(
                         || "The farm is whole again: this node may serve".to_owned(),
                         |why| format!("Stops serving: {why}"),
@@ -233,7 +268,7 @@ impl Node {
                 };
                 ('I', format!("Node {} {how}", self.cluster.name(*peer)))
             }
-            membership::Event::PeerDown { peer, why } => {
+            membership::Event::PeerDown { peer, why, .. } => {
                 ('E', format!("Node {} is down: {why}", self.cluster.name(*peer)))
             }
             membership::Event::ViewChanged { new, .. } => ('E', format!("farm membership: {}", self.names(*new))),
@@ -249,11 +284,7 @@ impl Node {
     }
 
     fn log_handover(&self, module: &ModuleName, group: usize, event: &handover::Event) {
-        let group = self
-            .modules
-            .get(module)
-            .and_then(|m| m.config.vip.as_ref()?.groups.get(group))
-            .map_or_else(|| group.to_string(), |g| g.name.clone());
+        let group = self.group_name(module, group);
         let (level, text) = match event {
             handover::Event::Proposed { epoch, view, moves } => (
                 'I',
@@ -263,7 +294,16 @@ impl Node {
                     self.names(*view)
                 ),
             ),
-            handover::Event::Released { epoch, lost } => (
+            handover::Event::Accepted { .. } => return,
+            handover::Event::Adopted { epoch, counts } => (
+                'I',
+                format!(
+                    "map {} was agreed without this node; {}/4096 are this node's (group {group})",
+                    epoch.counter(),
+                    counts.get(&self.this).copied().unwrap_or(0)
+                ),
+            ),
+            handover::Event::Released { epoch, lost, .. } => (
                 'I',
                 format!("map {}: {lost} buckets released (group {group})", epoch.counter()),
             ),
@@ -272,6 +312,7 @@ impl Node {
                 counts,
                 gained,
                 from,
+                ..
             } => {
                 let mine = counts.get(&self.this).copied().unwrap_or(0);
                 let from = if *gained == 0 {

@@ -1,19 +1,28 @@
 //! What is shown: the whole farm as this node knows it, with the age of each fact.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use farm_core::api::{
-    API_VERSION, ClusterStatus, FarmStatus, ModuleState, ModuleStatus, NodeModuleStatus, PeerStatus, Quality, Share,
+    API_VERSION, ClusterStatus, FarmStatus, HeartbeatStatus, LinkStatus, ModuleState, ModuleStatus, NodeModuleStatus,
+    PeerStatus, Quality, Share, ShareSetting,
 };
-use farm_core::config::GroupConfig;
-use farm_core::id::{BUCKETS, ModuleName, NodeId};
-use farm_core::membership::PeerState;
+use farm_core::config::{GroupConfig, Lan};
+use farm_core::id::{BUCKETS, Incarnation, ModuleName, NodeId};
+use farm_core::membership::{Peer, PeerState};
 
 use super::Node;
+use crate::logwriter;
 
 /// How long an address that sent what could not be used is mentioned.
 const STRANGER_MEMORY: Duration = Duration::from_secs(10);
+
+/// Since a node with this start number has started, by its clock and this host's.
+fn uptime_ms(incarnation: Incarnation) -> Option<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    let since = now.checked_sub(Duration::from_micros(incarnation.0));
+    since.filter(|_| incarnation.0 > 0).map(millis)
+}
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -57,6 +66,8 @@ impl Node {
                     buckets,
                     of: BUCKETS as u32,
                     draining,
+                    setting: ShareSetting::default(),
+                    clients: Vec::new(),
                 }
             };
             groups.iter().enumerate().map(share).collect()
@@ -74,13 +85,16 @@ impl Node {
                 return absent("not configured on this node".to_owned());
             };
             let (state, quality) = (module.machine.state(), module.machine.quality());
-            let open = shares(&|i| {
+            let mut open = shares(&|i| {
                 self.farm
                     .group(name, i)
                     .map(|g| (g.open_count() as u32, g.held_connections()))
             });
-            let machine_why = module.link_problem.clone().unwrap_or_else(|| module.machine.why());
-            let why = self.why_here(name, state, quality, machine_why, &open);
+            for (i, share) in open.iter_mut().enumerate() {
+                share.setting = self.desk.setting(name, &share.group);
+                share.clients = self.desk.clients(name, i);
+            }
+            let why = self.why_here(name, state, quality, self.why_of(name, module), &open);
             return NodeModuleStatus {
                 state: Some(state),
                 quality: Some(quality),
@@ -123,6 +137,12 @@ impl Node {
         }
     }
 
+    /// Why this node does not serve its share of `name`, as its status says; empty if it does.
+    pub(super) fn why_no_share(&self, name: &ModuleName) -> String {
+        let vip = self.modules.get(name).and_then(|m| m.config.vip.as_ref());
+        self.node_status(name, self.this, vip.map_or(&[], |v| &v.groups)).why
+    }
+
     /// Why this node does not serve its share, if so.
     fn why_here(
         &self,
@@ -147,13 +167,11 @@ impl Node {
         if self.farm.membership().joining() {
             return "joining: listening for the others".to_owned();
         }
-        let own = self.cluster.name(self.this);
-        let groups = self
-            .modules
-            .get(name)
-            .and_then(|m| m.config.vip.as_ref())
-            .map_or(&[][..], |v| &v.groups);
-        let wanted = groups.iter().any(|g| g.weight(own) > 0);
+        let module = self.modules.get(name);
+        let groups = module
+            .iter()
+            .flat_map(|m| m.config.vip.iter().flat_map(|v| v.groups.iter().map(|g| (*m, g))));
+        let wanted = groups.into_iter().any(|(m, g)| self.share_weight(name, m, g) > 0);
         if wanted && !shares.is_empty() && shares.iter().all(|s| s.buckets == 0) {
             return "no share yet: the hand-over is under way".to_owned();
         }
@@ -217,6 +235,12 @@ impl Node {
                 since_ms: millis(peer.map_or(now, |p| now.saturating_sub(p.since()))),
                 heard_ms: peer.and_then(|p| p.heard_at()).map(|at| millis(now.saturating_sub(at))),
                 why,
+                incarnation: peer.map_or(self.incarnation.0, |p| p.incarnation().0),
+                uptime_ms: match peer {
+                    None => Some(millis(now)),
+                    Some(p) => uptime_ms(p.incarnation()).filter(|_| state != "down"),
+                },
+                links: self.links(now, node),
             }
         });
         ClusterStatus {
@@ -225,11 +249,49 @@ impl Node {
             view: membership.view().iter().map(name).collect(),
             coordinator: coordinator.map(name),
             nodes: nodes.collect(),
+            plan_version: self.published.version(),
+            heartbeat: HeartbeatStatus {
+                interval_us: u64::try_from(self.cluster.heartbeat_interval.as_micros()).unwrap_or(u64::MAX),
+                detection_ms: millis(self.cluster.detection_time()),
+                bytes: self.heartbeat_bytes,
+                bytes_per_s: self.sent_rate.per_second(now, self.sent_bytes),
+                realtime: self.realtime,
+            },
         }
+    }
+
+    /// How a peer is heard on each lan that it shares with this node; none for this node.
+    fn links(&self, now: Duration, node: NodeId) -> Vec<LinkStatus> {
+        let addr_on = |lan: &Lan, n: NodeId| lan.nodes.iter().find(|(node, _)| *node == n).map(|(_, addr)| *addr);
+        let links = self.farm.membership().peer(node).into_iter().flat_map(Peer::links);
+        let shared = links.filter_map(|(position, link)| {
+            let lan = self.cluster.lans.get(position)?;
+            addr_on(lan, self.this)?;
+            Some((lan, addr_on(lan, node)?, link))
+        });
+        let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        shared
+            .map(|(lan, addr, link)| {
+                let (received, lost) = link.recent(now);
+                let rtt = link.rtt();
+                LinkStatus {
+                    lan: lan.name.clone(),
+                    addr: addr.to_string(),
+                    received: link.received(),
+                    lost: link.lost(),
+                    loss_permille: (lost * 1000).checked_div(received + lost),
+                    rtt_us: rtt.map(|rtt| micros(rtt.last)),
+                    rtt_min_us: rtt.map(|rtt| micros(rtt.least)),
+                    rtt_avg_us: rtt.map(|rtt| micros(rtt.smoothed)),
+                    heard_ms: link.heard_at().map(|at| millis(now.saturating_sub(at))),
+                }
+            })
+            .collect()
     }
 
     pub(super) fn metrics(&self) -> BTreeMap<String, u64> {
         let mut metrics = self.counters.read();
+        metrics.extend(self.command_counters.read());
         for (what, count) in &self.refused {
             metrics.insert(format!("heartbeats_refused_{what}"), *count);
         }
@@ -241,7 +303,8 @@ impl Node {
             ("pauses".to_owned(), self.pauses),
             ("plan_version".to_owned(), self.published.version()),
             ("requesters".to_owned(), self.farm.requesters().len() as u64),
-            ("log_lines_dropped".to_owned(), self.journal.dropped()),
+            ("journal_lines_dropped".to_owned(), self.journal.dropped()),
+            ("log_lines_dropped".to_owned(), logwriter::dropped()),
         ]);
         metrics
     }

@@ -106,6 +106,28 @@ fn the_fullest_heartbeat_fits_into_a_udp_datagram() {
 }
 
 #[test]
+fn the_usual_heartbeat_of_32_nodes_costs_less_than_5_kb_a_second() {
+    let mut heartbeat = sample(32, false);
+    heartbeat.hears.pop();
+    heartbeat.requesters.clear();
+    let module = &mut heartbeat.modules[0];
+    module.why.clear();
+    (module.runs, module.leaves_out) = (NodeSet::EMPTY, NodeSet::EMPTY);
+    module.groups[0].held = BucketSet::default();
+    // With the headers of UDP and IPv4, 20 times a second; four requesters come with every eighth.
+    let length = heartbeat.emit(&key()).len() + 28;
+    let requester = Requester {
+        addr: "198.18.0.100".parse().unwrap(),
+        ..sample(1, false).requesters[0]
+    };
+    heartbeat.requesters = vec![requester; MAX_REQUESTERS / 2];
+    let full = heartbeat.emit(&key()).len() + 28;
+    let per_second = (length * 7 + full) * 20 / 8;
+    assert!(per_second <= 5_000, "{length} and {full} bytes, {per_second} B/s");
+    println!("{length} bytes with headers, {full} with requesters, {per_second} B/s");
+}
+
+#[test]
 fn another_key_or_version_is_told_apart() {
     let datagram = sample(3, false).emit(&key());
     let other = ClusterKey::from_bytes([2; 32]);

@@ -1,0 +1,352 @@
+//! An entry of the history in words: one line that tells what, why and how long, and lines with the rest of what is known.
+//!
+//! Pure: text out of values. The command line lays it out; a console may show the same words.
+
+use std::collections::BTreeMap;
+
+use super::history::{Departure, DepartureCause, Happening, HistoryEntry, MapCause, Move};
+
+/// How much an entry wants to be seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Weight {
+    /// Somebody did something.
+    Notice,
+    /// All is well, or well again.
+    Good,
+    /// Something changed.
+    Change,
+    /// Something is wrong.
+    Bad,
+}
+
+impl HistoryEntry {
+    /// A word of at most six letters for the kind of entry, and how much it wants to be seen.
+    pub fn tag(&self) -> (&'static str, Weight) {
+        match &self.what {
+            Happening::Started { .. } => ("START", Weight::Notice),
+            Happening::Stopped { .. } => ("END", Weight::Notice),
+            Happening::NodeAlive { .. } => ("ALIVE", Weight::Good),
+            Happening::NodeDown(out) if out.cause == DepartureCause::Left => ("LEFT", Weight::Change),
+            Happening::NodeDown(_) => ("DOWN", Weight::Bad),
+            Happening::ViewChanged { .. } => ("VIEW", Weight::Change),
+            Happening::MapChanged { .. } => ("MAP", Weight::Change),
+            Happening::MapLearned { .. } => ("LEARN", Weight::Change),
+            Happening::Closed { .. } => ("CLOSED", Weight::Bad),
+            Happening::Fenced { .. } => ("FENCED", Weight::Bad),
+            Happening::Unfenced { .. } => ("BACK", Weight::Good),
+            Happening::KeptOut { .. } => ("OUT", Weight::Bad),
+            Happening::Readmitted => ("IN", Weight::Good),
+            Happening::Paused { .. } => ("PAUSE", Weight::Bad),
+            Happening::Asked { .. } => ("ASKED", Weight::Notice),
+            Happening::Policy { serves: true, .. } => ("POLICY", Weight::Change),
+            Happening::Policy { serves: false, .. } => ("POLICY", Weight::Bad),
+            Happening::Unknown => ("?", Weight::Change),
+        }
+    }
+
+    /// What happened, why, and how long it took, in one sentence.
+    pub fn summary(&self) -> String {
+        let module = self.module.as_deref().unwrap_or("?");
+        match &self.what {
+            Happening::Started {
+                version,
+                last_ended_in_order,
+                ..
+            } => {
+                let last = match last_ended_in_order {
+                    Some(false) => "; the run before was killed or crashed",
+                    Some(true) | None => "",
+                };
+                format!("farmd {version} started{last}")
+            }
+            Happening::Stopped { by } => format!("farmd ends in order, asked by {by}"),
+            Happening::NodeAlive { node, restarted } => {
+                format!("{node} is alive{}", if *restarted { ", restarted" } else { "" })
+            }
+            Happening::NodeDown(out) => departure(out),
+            Happening::ViewChanged { before, after, out } => view(before, after, out),
+            Happening::MapChanged {
+                group,
+                causes,
+                moved,
+                counts,
+                took_us,
+                unserved_ms,
+                ..
+            } => {
+                let what = if moved.is_empty() {
+                    format!("now {}", shares(counts))
+                } else {
+                    moves(moved)
+                };
+                let time = match unserved_ms {
+                    Some(ms) => format!("at most {ms} ms unserved"),
+                    None => format!("took {}", millis(*took_us)),
+                };
+                let causes: Vec<String> = causes.iter().map(cause).collect();
+                format!("{module}/{group}: {what}; {}; {time}", causes.join(", "))
+            }
+            Happening::MapLearned {
+                group, counts, gave_up, ..
+            } => {
+                let gave_up = match gave_up {
+                    0 => String::new(),
+                    n => format!("; this node yields {n}"),
+                };
+                format!("{module}/{group}: the others agreed on {}{gave_up}", shares(counts))
+            }
+            Happening::Closed { group, buckets, why } => {
+                format!(
+                    "{module}/{group}: all {buckets} of this node closed at once{}",
+                    because(why)
+                )
+            }
+            Happening::Fenced { why, .. } => format!("this node has stepped out: {why}"),
+            Happening::Unfenced { after_ms } => {
+                let after = after_ms.map_or_else(String::new, |ms| format!(" after {}", seconds(ms)));
+                format!("this node is heard again and joins{after}")
+            }
+            Happening::KeptOut { why } => format!("{module} is kept out: {why}"),
+            Happening::Readmitted => format!("{module} is no longer kept out"),
+            Happening::Paused { for_ms } => {
+                format!(
+                    "this node did not run for {}; it closed all and joins anew",
+                    seconds(*for_ms)
+                )
+            }
+            Happening::Asked { by, what } => match &self.module {
+                Some(module) => format!("{by}: {what} {module}"),
+                None => format!("{by}: {what}"),
+            },
+            Happening::Policy { policy, serves, why } => {
+                let serves = if *serves {
+                    "this side serves"
+                } else {
+                    "this side does not serve"
+                };
+                format!("{module}: policy {policy}: {serves}{}", because(why))
+            }
+            Happening::Unknown => "written by a newer farmd".to_owned(),
+        }
+    }
+
+    /// What else is known, one fact a line.
+    pub fn details(&self) -> Vec<String> {
+        match &self.what {
+            Happening::Started { incarnation, .. } => vec![format!("start number {incarnation}")],
+            Happening::NodeDown(out) => witnesses(out),
+            Happening::ViewChanged { before, after, out } => {
+                let mut lines = vec![format!("before: {}", list(before)), format!("after:  {}", list(after))];
+                for out in out {
+                    lines.push(departure(out));
+                    lines.extend(witnesses(out));
+                }
+                lines
+            }
+            Happening::MapChanged {
+                map,
+                proposer,
+                view,
+                counts,
+                took_us,
+                causes,
+                ..
+            } => {
+                let mut lines = vec![
+                    format!(
+                        "map {map}, proposed by {proposer} to {}, committed after {}",
+                        list(view),
+                        millis(*took_us)
+                    ),
+                    format!("now {}", shares(counts)),
+                ];
+                for cause in causes {
+                    if let MapCause::Weight { node, from, to, why } = cause {
+                        lines.push(format!("weight of {node}: {from} before, {to} now{}", because(why)));
+                    }
+                }
+                lines
+            }
+            Happening::MapLearned { map, .. } => vec![format!("map {map}, agreed without this node")],
+            Happening::Fenced { observers, .. } => vec![format!("not heard by: {}", list(observers))],
+            Happening::Stopped { .. }
+            | Happening::NodeAlive { .. }
+            | Happening::Closed { .. }
+            | Happening::Unfenced { .. }
+            | Happening::KeptOut { .. }
+            | Happening::Readmitted
+            | Happening::Paused { .. }
+            | Happening::Asked { .. }
+            | Happening::Policy { .. }
+            | Happening::Unknown => Vec::new(),
+        }
+    }
+}
+
+fn departure(out: &Departure) -> String {
+    let Departure {
+        node,
+        cause,
+        observers,
+        talk_with_it,
+        silent_ms,
+        ..
+    } = out;
+    let by = match (observers.is_empty(), talk_with_it.is_empty()) {
+        (true, _) => String::new(),
+        (false, true) => format!(" by {}", list(observers)),
+        (false, false) => format!(" by {}; still heard by {}", list(observers), list(talk_with_it)),
+    };
+    match (cause, silent_ms) {
+        (DepartureCause::Silent, Some(ms)) => format!("{node} not heard for {ms} ms{by}"),
+        (DepartureCause::Silent, None) => format!("{node} not heard{by}"),
+        (DepartureCause::Left, _) => format!("{node} left in order"),
+        (DepartureCause::OtherCluster, _) => format!("{node} has another cluster.xml"),
+        (DepartureCause::Deaf, _) => format!("{node} is heard, and does not hear {}", list(observers)),
+        (DepartureCause::LeftOut, _) => format!("{node} is left out: no link both ways with {}", list(observers)),
+        (DepartureCause::Unknown, _) => format!("{node} is out"),
+    }
+}
+
+fn witnesses(out: &Departure) -> Vec<String> {
+    let mut lines = Vec::new();
+    if out.cause != DepartureCause::Left {
+        lines.push(format!(
+            "no link both ways with {}: {}; still one: {}",
+            out.node,
+            list(&out.observers),
+            list(&out.talk_with_it)
+        ));
+    }
+    if !out.silent_ms_by_lan.is_empty() {
+        let lans = out.silent_ms_by_lan.iter().map(|(lan, ms)| format!("{lan} {ms} ms"));
+        lines.push(format!("last heard: {} ago", lans.collect::<Vec<_>>().join(", ")));
+    }
+    lines
+}
+
+fn view(before: &[String], after: &[String], out: &[Departure]) -> String {
+    if after.is_empty() {
+        return format!("{} -> none: this node is out", list(before));
+    }
+    let gone: Vec<String> = out
+        .iter()
+        .map(|out| format!("{} out ({})", out.node, cause_word(out.cause)))
+        .collect();
+    let come: Vec<&str> = after
+        .iter()
+        .filter(|n| !before.contains(n))
+        .map(String::as_str)
+        .collect();
+    let mut parts = gone;
+    if !come.is_empty() && !before.is_empty() {
+        parts.push(format!("{} in", come.join(" ")));
+    }
+    let parts = if parts.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", parts.join(", "))
+    };
+    format!("{} -> {}{parts}", list(before), list(after))
+}
+
+fn cause_word(cause: DepartureCause) -> &'static str {
+    match cause {
+        DepartureCause::Silent => "silent",
+        DepartureCause::Left => "left in order",
+        DepartureCause::OtherCluster => "other cluster.xml",
+        DepartureCause::Deaf => "deaf",
+        DepartureCause::LeftOut => "others do not hear it",
+        DepartureCause::Unknown => "unknown cause",
+    }
+}
+
+fn cause(cause: &MapCause) -> String {
+    match cause {
+        MapCause::First => "first map".to_owned(),
+        MapCause::Returned => "this node is back".to_owned(),
+        MapCause::NodeOut { node, why } => format!("{node} out ({})", cause_word(*why)),
+        MapCause::NodeIn { node } => format!("{node} in"),
+        MapCause::Weight { node, from: 0, .. } => format!("{node} ready"),
+        MapCause::Weight { node, to: 0, why, .. } => {
+            // The part that says who wanted it; the rest is in the details.
+            let why = why.split(": ").next().unwrap_or_default();
+            format!(
+                "{node} leaves{}",
+                if why.is_empty() {
+                    String::new()
+                } else {
+                    format!(" ({why})")
+                }
+            )
+        }
+        MapCause::Weight { node, from, to, .. } => format!("weight of {node} {from} -> {to}"),
+        MapCause::Merge { yields } => {
+            let yields = yields.iter().map(|(node, buckets)| format!("{node} yields {buckets}"));
+            format!("both sides served: {}", yields.collect::<Vec<_>>().join(", "))
+        }
+        MapCause::Evened => "shares evened out".to_owned(),
+        MapCause::Unknown => "unknown cause".to_owned(),
+    }
+}
+
+/// `s3 -> s1 683, s2 682`: each giver once.
+fn moves(moved: &[Move]) -> String {
+    let mut givers: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for Move { from, to, buckets } in moved {
+        let taker = format!("{} {buckets}", to.as_deref().unwrap_or("nobody"));
+        givers
+            .entry(from.as_deref().unwrap_or("nobody"))
+            .or_default()
+            .push(taker);
+    }
+    let parts = givers.iter().map(|(from, to)| format!("{from} -> {}", to.join(", ")));
+    parts.collect::<Vec<_>>().join("; ")
+}
+
+fn shares(counts: &BTreeMap<String, u32>) -> String {
+    let parts: Vec<String> = counts.iter().map(|(node, count)| format!("{node} {count}")).collect();
+    if parts.is_empty() {
+        "nobody has any".to_owned()
+    } else {
+        parts.join(", ")
+    }
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(" ")
+    }
+}
+
+fn because(why: &str) -> String {
+    if why.is_empty() {
+        String::new()
+    } else {
+        format!(": {why}")
+    }
+}
+
+/// `4.2 ms`, `269 ms`, `2.3 s`.
+fn millis(us: u64) -> String {
+    match us {
+        0..=9_999 => format!("{}.{} ms", us / 1000, us % 1000 / 100),
+        10_000..=999_999 => format!("{} ms", us / 1000),
+        _ => seconds(us / 1000),
+    }
+}
+
+/// `480 ms`, `2.3 s`, `5 min 10 s`.
+fn seconds(ms: u64) -> String {
+    match ms {
+        0..=999 => format!("{ms} ms"),
+        1_000..=59_999 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        _ => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1000),
+    }
+}
+
+#[cfg(test)]
+#[path = "history_tests.rs"]
+mod tests;

@@ -1,0 +1,207 @@
+//! What a node remembers of the farm: who went, who said so, what moved, how long it took.
+
+use std::time::Duration;
+
+use farm_core::api::history::{DepartureCause, Happening, HistoryEntry, MapCause, Move};
+use farm_lab::{Lab, LabConfig, MODULE, Node, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// All that `node` remembers.
+fn history(node: &Node) -> Vec<HistoryEntry> {
+    let json = node
+        .farm_ok(&["history", "--json", "-n", "10000"])
+        .expect("the node has a history");
+    serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}: {json}"))
+}
+
+/// Waits until an entry of `node` above number `after` is what `find` looks for.
+fn await_entry<T>(node: &Node, after: u64, what: &str, find: impl Fn(&Happening) -> Option<T>) -> T {
+    let new = || {
+        history(node)
+            .into_iter()
+            .filter(|entry| entry.seq > after)
+            .collect::<Vec<_>>()
+    };
+    wait_until(LIMIT, what, || new().iter().find_map(|entry| find(&entry.what)))
+        .unwrap_or_else(|e| panic!("{e}: {:#?}", new()))
+}
+
+fn newest(node: &Node) -> u64 {
+    history(node).last().map_or(0, |entry| entry.seq)
+}
+
+fn moved_from(moves: &[Move], node: &str) -> u32 {
+    let from = moves.iter().filter(|m| m.from.as_deref() == Some(node));
+    from.map(|m| m.buckets).sum()
+}
+
+#[test]
+fn a_dead_node_is_named_with_observers_reason_duration_and_moves_and_it_outlasts_a_restart() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    let [survivor, other, victim] = [&lab.nodes[0], &lab.nodes[1], &lab.nodes[2]];
+    let before = newest(survivor);
+    victim.power_off().expect("power goes");
+
+    let down = await_entry(survivor, before, "the dead node's entry", |what| match what {
+        Happening::NodeDown(out) if out.node == victim.name() => Some(out.clone()),
+        _ => None,
+    });
+    assert_eq!(down.cause, DepartureCause::Silent);
+    assert_eq!(down.observers, [survivor.name(), other.name()], "{down:?}");
+    assert!(down.talk_with_it.is_empty(), "{down:?}");
+    let silent = down.silent_ms.expect("it was heard before");
+    assert!((200..2000).contains(&silent), "{silent} ms");
+
+    let (after, out) = await_entry(survivor, before, "the new view", |what| match what {
+        Happening::ViewChanged { after, out, .. } if !out.is_empty() => Some((after.clone(), out.clone())),
+        _ => None,
+    });
+    assert_eq!(after, [survivor.name(), other.name()]);
+    assert_eq!(out[0].node, victim.name());
+
+    let (causes, moved, unserved) = await_entry(survivor, before, "the new map", |what| match what {
+        Happening::MapChanged {
+            causes,
+            moved,
+            unserved_ms,
+            ..
+        } => Some((causes.clone(), moved.clone(), *unserved_ms)),
+        _ => None,
+    });
+    let gone = MapCause::NodeOut {
+        node: victim.name().to_owned(),
+        why: DepartureCause::Silent,
+    };
+    assert_eq!(causes, [gone]);
+    assert_eq!(
+        moved.iter().map(|m| m.buckets).sum::<u32>(),
+        moved_from(&moved, victim.name())
+    );
+    assert!((1365..=1366).contains(&moved_from(&moved, victim.name())), "{moved:?}");
+    assert!(unserved.is_some_and(|ms| (200..5000).contains(&ms)), "{unserved:?}");
+
+    let text = survivor.farm_ok(&["history"]).expect("a history for people");
+    assert!(text.contains(&format!("{} not heard for", victim.name())), "{text}");
+
+    let remembered = history(survivor);
+    assert_eq!(survivor.stop_farmd().expect("farmd ends"), Some(0));
+    let told = survivor.farm(&["history"]).expect("the files are read without farmd");
+    assert!(
+        told.ok() && told.stdout.contains("farmd ends in order, asked by SIGTERM"),
+        "{told:?}"
+    );
+    survivor.start_farmd().expect("farmd starts");
+    survivor.wait_farmd(LIMIT).expect("farmd answers");
+    let again = history(survivor);
+    assert_eq!(again[..remembered.len()], remembered[..], "nothing is forgotten");
+    let started = again.iter().rev().find_map(|entry| match entry.what {
+        Happening::Started {
+            last_ended_in_order, ..
+        } => Some(last_ended_in_order),
+        _ => None,
+    });
+    assert_eq!(started, Some(Some(true)));
+    let numbers: Vec<u64> = again.iter().map(|entry| entry.seq).collect();
+    assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
+}
+
+#[test]
+fn a_planned_stop_shows_as_such_with_who_asked() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    let [seen_from, _, stopped] = [&lab.nodes[0], &lab.nodes[1], &lab.nodes[2]];
+    let before = [newest(seen_from), newest(stopped)];
+    stopped.farm_ok(&["stop", MODULE]).expect("the module stops");
+    let (causes, moved, unserved) = await_entry(seen_from, before[0], "the new map", |what| match what {
+        Happening::MapChanged {
+            causes,
+            moved,
+            unserved_ms,
+            ..
+        } => Some((causes.clone(), moved.clone(), *unserved_ms)),
+        _ => None,
+    });
+    assert!(
+        matches!(&causes[..], [MapCause::Weight { node, to: 0, why, .. }]
+            if node == stopped.name() && why.starts_with("stop called by ")),
+        "{causes:?}"
+    );
+    assert!((1365..=1366).contains(&moved_from(&moved, stopped.name())), "{moved:?}");
+    assert_eq!(unserved, None, "it handed its share over");
+    let quiet = history(seen_from).into_iter().filter(|entry| entry.seq > before[0]);
+    let alarms: Vec<HistoryEntry> = quiet
+        .filter(|entry| matches!(entry.what, Happening::NodeDown(_) | Happening::ViewChanged { .. }))
+        .collect();
+    assert!(alarms.is_empty(), "nobody went down: {alarms:?}");
+    await_entry(stopped, before[1], "the command", |what| match what {
+        Happening::Asked { what, .. } if what == "stop" => Some(()),
+        _ => None,
+    });
+}
+
+#[test]
+fn a_merge_tells_what_each_side_yields() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    let alone = &lab.nodes[2];
+    let before: Vec<u64> = lab.nodes.iter().map(newest).collect();
+    alone.cut(true).expect("cut");
+    alone.cut(false).expect("cut");
+    for (node, share) in [(&lab.nodes[0], 2048), (alone, 4096)] {
+        wait_until(LIMIT, "each side to serve all", || {
+            let status = node.status().ok()?;
+            let module = status.modules.iter().find(|m| m.name == MODULE)?;
+            let row = module.nodes.iter().find(|row| row.node == node.name())?;
+            (row.shares.first()?.buckets == share).then_some(())
+        })
+        .unwrap_or_else(|e| panic!("{e}: {:?}", history(node)));
+    }
+    alone.heal().expect("healed");
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+        .expect("all serve");
+    // Who meets whom first differs: a side is told to step out, learns the other's map, or both follow a new one.
+    let told = |node: &Node, before: u64| {
+        let new = history(node).into_iter().filter(|entry| entry.seq > before);
+        new.filter(|entry| match &entry.what {
+            Happening::MapChanged { causes, .. } => causes
+                .iter()
+                .any(|cause| matches!(cause, MapCause::Merge { yields } if !yields.is_empty())),
+            Happening::MapLearned { gave_up, .. } => *gave_up > 0,
+            Happening::Closed { buckets, .. } => *buckets > 0,
+            _ => false,
+        })
+        .count()
+    };
+    let yielded: usize = lab
+        .nodes
+        .iter()
+        .zip(&before)
+        .map(|(node, before)| told(node, *before))
+        .sum();
+    assert!(yielded > 0, "nobody says that it gave anything up");
+}
+
+#[test]
+fn a_node_that_did_not_run_tells_for_how_long_and_that_it_is_back() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    let frozen = &lab.nodes[2];
+    let before = newest(frozen);
+    frozen.signal_farmd("STOP").expect("a signal");
+    lab.wait_ready(MODULE, &lab.others(2), LIMIT)
+        .expect("the others have all");
+    frozen.signal_farmd("CONT").expect("a signal");
+    let for_ms = await_entry(frozen, before, "the pause", |what| match what {
+        Happening::Paused { for_ms } => Some(*for_ms),
+        _ => None,
+    });
+    assert!(for_ms >= 200, "{for_ms}");
+    let (causes, counts) = await_entry(frozen, before, "its next map", |what| match what {
+        Happening::MapChanged { causes, counts, .. } => Some((causes.clone(), counts.clone())),
+        _ => None,
+    });
+    assert!(causes.contains(&MapCause::Returned), "{causes:?}");
+    assert!(
+        !causes.iter().any(|cause| matches!(cause, MapCause::Merge { .. })),
+        "it had closed: {causes:?}"
+    );
+    assert_eq!(counts.values().sum::<u32>(), 4096);
+}

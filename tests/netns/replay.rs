@@ -1,0 +1,183 @@
+//! SYN replay: who connects while a node crashes waits until the crash is seen, and not for its own retransmission; and who
+//! connects during a planned move waits for nothing.
+
+use std::fs;
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+use farm_lab::client::Record;
+use farm_lab::probe::{ProbeConfig, Prober};
+use farm_lab::wire::Watcher;
+use farm_lab::{Client, Group, Lab, LabConfig, MODULE, Mode, Node, VIP};
+
+use crate::common::counter;
+
+const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
+
+/// A client that has no answer asks again after a second; whoever took this long has had to.
+const RETRANSMITTED: Duration = Duration::from_millis(900);
+/// How long after the crash connections may have been begun that met it.
+const CRASH: Duration = Duration::from_millis(400);
+/// What is sent within this after the port went down may still have reached the node before.
+const UNSURE: Duration = Duration::from_millis(5);
+
+fn config(mode: Mode, affinity: &'static str) -> LabConfig {
+    LabConfig {
+        groups: vec![Group::tcp("web", 80, affinity)],
+        ..LabConfig::with_mode(mode)
+    }
+}
+
+/// 400 connections a second from 200 addresses, each with time for two retransmissions.
+fn probing(lab: &Lab) -> Prober {
+    let config = ProbeConfig {
+        sources: 200,
+        rate: 400,
+        limit: Duration::from_secs(5),
+        ..ProbeConfig::new(WEB)
+    };
+    Prober::start(&lab.client, config).expect("probing")
+}
+
+/// How many connection requests the client has sent again since it was made.
+fn requests_sent_again(client: &Client) -> u64 {
+    let read = || fs::read_to_string("/proc/thread-self/net/netstat");
+    let text = client.space().run(read).expect("the kernel counts");
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    let (_, value) = pairs.find(|(name, _)| *name == "TCPSynRetrans").expect("TCPSynRetrans");
+    value.parse().expect("a number")
+}
+
+fn sum(nodes: &[&Node], name: &str) -> u64 {
+    nodes.iter().map(|node| counter(node, name)).sum()
+}
+
+/// Three power cuts in turn over the nodes while clients connect.
+fn crashes(mode: Mode, affinity: &'static str) {
+    let lab = Lab::serve(config(mode, affinity)).expect("the farm comes up");
+    let mut waited: Vec<Duration> = Vec::new();
+    for victim in 0..lab.nodes.len() {
+        let others = lab.others(victim);
+        let given = |nodes: &[&Node]| sum(nodes, "dataplane_replay_accepted") + sum(nodes, "dataplane_replay_sent_on");
+        let before = (given(&others), requests_sent_again(&lab.client));
+        let watcher = Watcher::start(&lab).expect("the wire can be watched");
+        let prober = probing(&lab);
+        // Another phase of the heartbeats in each round.
+        std::thread::sleep(Duration::from_millis(1200 + 17 * victim as u64));
+        lab.nodes[victim].set_link(false).expect("the port goes down");
+        let crashed = Instant::now();
+        lab.nodes[victim].power_off().expect("power goes");
+        std::thread::sleep(Duration::from_millis(1500));
+        let report = prober.stop().expect("the prober ends").report;
+        let evidence = watcher.stop().expect("the watcher ends");
+
+        let met = |record: &&Record| record.started >= crashed + UNSURE && record.started < crashed + CRASH;
+        let met: Vec<&Record> = report.records.iter().filter(met).collect();
+        let wrong: Vec<&&Record> = met
+            .iter()
+            .filter(|record| record.outcome.is_err() || record.latency >= RETRANSMITTED)
+            .collect();
+        println!(
+            "{mode:?} {affinity}, {} cut: {} connections in {CRASH:?}, {} replayed, {} requests sent again, {} of {} lost",
+            lab.nodes[victim].name(),
+            met.len(),
+            given(&others) - before.0,
+            requests_sent_again(&lab.client) - before.1,
+            report.lost(),
+            report.records.len(),
+        );
+        assert!(wrong.is_empty(), "{} of {}: {wrong:#?}", wrong.len(), met.len());
+        assert!(met.len() > 50, "only {} connections were begun in the crash", met.len());
+        assert!(given(&others) > before.0, "nothing was replayed: {met:?}");
+        waited.extend(met.iter().map(|record| record.latency));
+
+        // The dead node may have answered just before it died; no two of the living ones answer the same request.
+        assert_eq!(evidence.missed, 0, "the watcher saw everything");
+        let port = format!("p{}", victim + 1);
+        let doubled = evidence.two_owners();
+        let living = doubled
+            .iter()
+            .filter(|(_, ports)| ports.len() > 2 || !ports.contains_key(&port))
+            .count();
+        assert_eq!(living, 0, "requests answered by two living nodes: {doubled:?}");
+        println!(
+            "  {} requests were answered by the dead node before it died, and again",
+            doubled.len()
+        );
+        assert!(evidence.vmac_sources.is_empty(), "{:?}", evidence.vmac_sources);
+        lab.rejoin(victim, MODULE).expect("the node comes back");
+    }
+    waited.sort_unstable();
+    let at = |share: usize| waited[waited.len() * share / 100];
+    println!(
+        "{mode:?} {affinity}: of {} connections begun in a crash: median {:?}, 90 % {:?}, 99 % {:?}, longest {:?}",
+        waited.len(),
+        at(50),
+        at(90),
+        at(99),
+        waited[waited.len() - 1]
+    );
+}
+
+#[test]
+fn replay_spares_clients_their_retransmission_in_invisible_mode() {
+    crashes(Mode::Invisible, "on_addr");
+}
+
+#[test]
+fn replay_spares_clients_their_retransmission_in_directed_mode() {
+    crashes(Mode::Directed, "on_addr");
+}
+
+#[test]
+fn replay_spares_clients_their_retransmission_by_port_in_directed_mode() {
+    crashes(Mode::Directed, "on_port");
+}
+
+/// Nodes stop and start under a stream of new connections: no request is lost, so none is sent again.
+fn planned_moves(mode: Mode) {
+    let lab = Lab::serve(config(mode, "on_port")).expect("the farm comes up");
+    let all: Vec<&Node> = lab.nodes.iter().collect();
+    let before = requests_sent_again(&lab.client);
+    let watcher = Watcher::start(&lab).expect("the wire can be watched");
+    let prober = probing(&lab);
+    std::thread::sleep(Duration::from_millis(300));
+    for moving in 0..lab.nodes.len() {
+        lab.nodes[moving].farm_ok(&["stop", MODULE]).expect("the module stops");
+        lab.wait_ready(MODULE, &lab.others(moving), Duration::from_secs(10))
+            .expect("the others have all");
+        lab.nodes[moving]
+            .farm_ok(&["start", MODULE])
+            .expect("the module starts");
+        lab.wait_ready(MODULE, &all, Duration::from_secs(20))
+            .expect("all serve");
+    }
+    let report = prober.stop().expect("the prober ends").report;
+    let evidence = watcher.stop().expect("the watcher ends");
+    let again = requests_sent_again(&lab.client) - before;
+    println!(
+        "{mode:?}: {} connections through six moves: median {:?}, 99 % {:?}, longest {:?}; {again} requests sent again",
+        report.records.len(),
+        report.latency(0.5),
+        report.latency(0.99),
+        report.latency(1.0)
+    );
+    assert_eq!(report.lost(), 0, "{:?}", report.failures());
+    assert!(report.latency(1.0) < RETRANSMITTED, "{:?}", report.latency(1.0));
+    assert_eq!(again, 0, "a connection request was lost");
+    assert!(evidence.two_owners().is_empty(), "{:?}", evidence.two_owners());
+    let replayed = sum(&all, "dataplane_replay_accepted") + sum(&all, "dataplane_replay_sent_on");
+    assert_eq!(replayed, 0, "nobody was gone, so there was nothing to replay");
+}
+
+#[test]
+fn replay_is_not_needed_for_planned_moves_in_directed_mode() {
+    planned_moves(Mode::Directed);
+}
+
+#[test]
+fn replay_is_not_needed_for_planned_moves_in_invisible_mode() {
+    planned_moves(Mode::Invisible);
+}
