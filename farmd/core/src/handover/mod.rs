@@ -81,6 +81,8 @@ struct Pending {
     epoch: Epoch,
     view: NodeSet,
     map: BucketMap,
+    /// Epoch of the map known here when it came.
+    base: Epoch,
     /// Weights it was made for; only at its proposer.
     weights: Option<BTreeMap<NodeId, u16>>,
 }
@@ -528,6 +530,7 @@ impl Handover {
             self.promised = epoch;
         }
         self.pending = Some(Pending {
+            base: self.known,
             epoch,
             view,
             map,
@@ -572,7 +575,12 @@ impl Handover {
             .as_ref()
             .filter(|p| p.weights.is_some() && p.epoch > self.committed);
         let propose = match outstanding {
-            Some(p) => p.weights.as_ref() != Some(&weights) || p.view != around.view || p.epoch < self.highest,
+            Some(p) => {
+                p.weights.as_ref() != Some(&weights)
+                    || p.view != around.view
+                    || p.epoch < self.highest
+                    || p.base < self.known
+            }
             None => {
                 self.find_wanted(&weights);
                 let fits = self.wanted.as_ref().is_some_and(|(.., wanted)| *wanted == self.map);
