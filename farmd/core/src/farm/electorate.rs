@@ -79,7 +79,13 @@ impl Farm {
             .filter_map(|(_, modules)| modules.iter().find(|r| r.name == *name))
             .fold(0, |bits, report| bits | report.runs.bits());
         let remembered: NodeSet = self.macs(name).map(|(node, _)| node).collect();
-        let unheard = NodeSet::from_bits((told | remembered.bits()) & view.bits());
+        // While nobody tells who runs it, because the broken way counts against a node that is joining, every member may run it.
+        let may_run = if told == 0 {
+            view.bits()
+        } else {
+            told | remembered.bits()
+        };
+        let unheard = NodeSet::from_bits(may_run & view.bits());
         let unheard = unheard
             .iter()
             .filter(|n| *n != self.this && !self.reports.contains_key(n));

@@ -81,6 +81,8 @@ struct Pending {
     epoch: Epoch,
     view: NodeSet,
     map: BucketMap,
+    /// Epoch of the map known here when it came.
+    base: Epoch,
     /// Weights it was made for; only at its proposer.
     weights: Option<BTreeMap<NodeId, u16>>,
 }
@@ -167,8 +169,8 @@ pub struct Handover {
     held: BucketSet,
     held_connections: u32,
     pending: Option<Pending>,
-    /// The data plane may still have open what is closed here, or not yet keep requests for what is to be
-    /// opened, until it works with this plan; `Some(None)` until the plan has its number.
+    /// The data plane may still have open what is closed here, or not yet keep requests for what is to be opened, until it works
+    /// with this plan; `Some(None)` until the plan has its number.
     closing: Option<Option<u64>>,
     shut: bool,
     /// While shut, connections go on.
@@ -507,14 +509,6 @@ impl Handover {
     fn accept(&mut self, proposal: MapReport, weights: Option<BTreeMap<NodeId, u16>>, outcome: &mut Outcome) {
         let lost: BucketSet = self.open.iter().filter(|&i| !proposal.map.owns(self.this, i)).collect();
         let MapReport { epoch, view, map } = proposal;
-        // The loser keeps connection requests until the commit; by then the data plane here must keep them too. Nobody keeps those of a node that is gone.
-        let gains = (0..BUCKETS).any(|i| {
-            let of_a_member = || self.map.owner_at(i).is_none_or(|owner| view.contains(owner));
-            map.owns(self.this, i) && !self.open.contains(i) && of_a_member()
-        });
-        if gains {
-            self.closing = Some(None);
-        }
         if !lost.is_empty() {
             outcome.events.push(Event::Released {
                 epoch,
@@ -524,11 +518,19 @@ impl Handover {
             self.close(lost);
             self.closing = Some(None);
         }
-        // An earlier plan that the data plane has not confirmed yet has to be waited for too.
+        // Who gives up a bucket sends on what it has kept when the map is committed, and drops what comes later: by then the data plane
+        // here must be keeping requests for it. What a node outside the view had needs no wait: nobody is there to give it up.
+        let taken = |i: usize| map.owns(self.this, i) && !self.open.contains(i);
+        let given_up = |i: usize| self.map.owner_at(i).is_none_or(|n| n == self.this || view.contains(n));
+        if (0..BUCKETS).any(|i| taken(i) && given_up(i)) {
+            self.closing = Some(None);
+        }
+        // An earlier release that the data plane has not confirmed yet has to be waited for too.
         if self.closing.is_none() {
             self.promised = epoch;
         }
         self.pending = Some(Pending {
+            base: self.known,
             epoch,
             view,
             map,
@@ -573,7 +575,12 @@ impl Handover {
             .as_ref()
             .filter(|p| p.weights.is_some() && p.epoch > self.committed);
         let propose = match outstanding {
-            Some(p) => p.weights.as_ref() != Some(&weights) || p.view != around.view || p.epoch < self.highest,
+            Some(p) => {
+                p.weights.as_ref() != Some(&weights)
+                    || p.view != around.view
+                    || p.epoch < self.highest
+                    || p.base < self.known
+            }
             None => {
                 self.find_wanted(&weights);
                 let fits = self.wanted.as_ref().is_some_and(|(.., wanted)| *wanted == self.map);
