@@ -603,7 +603,7 @@ impl Farm {
                 ))
             });
             let peers: BTreeMap<NodeId, PeerGroup<'_>> = peers.collect();
-            let weight = if module.local.ready && closed == Closed::No {
+            let weight = if module.local.ready && closed == Closed::No && !membership.joining() {
                 module.local.weights[i]
             } else {
                 0
