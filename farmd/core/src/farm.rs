@@ -356,6 +356,17 @@ impl Farm {
             .fold(self.next_heartbeat, Duration::min)
     }
 
+    /// Until when the data plane may accept although this node takes no other turn, after a turn at `now`; `now` itself if it must not accept
+    /// at all: this node has stepped out, and what the data plane has open is not closed yet.
+    ///
+    /// Not later than the detection time less a pulse from `now`.
+    pub fn lease_until(&self, now: Duration) -> Duration {
+        if self.membership.fenced().is_some() && !self.modules.keys().all(|name| self.is_released(name)) {
+            return now;
+        }
+        self.membership.lease_until(now)
+    }
+
     /// Number of the plan that [`Self::group_plan`] now describes; it rises whenever a bucket's state
     /// differs.
     pub fn plan_version(&self) -> u64 {
@@ -594,7 +605,7 @@ impl Farm {
                 ))
             });
             let peers: BTreeMap<NodeId, PeerGroup<'_>> = peers.collect();
-            let weight = if module.local.ready && closed == Closed::No {
+            let weight = if module.local.ready && closed == Closed::No && !membership.joining() {
                 module.local.weights[i]
             } else {
                 0

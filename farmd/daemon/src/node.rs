@@ -517,7 +517,8 @@ impl Node {
         }
         self.transmit();
         if self.fenced_until.is_none() {
-            self.lease.renew(Instant::now() + self.lease_time);
+            let left = self.farm.lease_until(now).saturating_sub(now);
+            self.lease.renew(self.start + now + left);
         }
     }
 

@@ -125,7 +125,8 @@ impl Farm {
         let reports = self.modules.iter().map(|(name, module)| {
             let held_back = module.kept_out.as_ref().or(module.withheld.as_ref());
             let groups = module.groups.iter().enumerate().map(|(i, group)| {
-                let ready = module.local.ready && held_back.is_none() && self.membership.fenced().is_none();
+                let able = self.membership.fenced().is_none() && !self.membership.joining();
+                let ready = module.local.ready && held_back.is_none() && able;
                 let weight = if ready { module.local.weights[i] } else { 0 };
                 group.report(weight, self.must_teach(name, i, group))
             });

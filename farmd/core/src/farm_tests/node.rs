@@ -304,8 +304,7 @@ impl Sim {
         let now = n.clock.local(self.now);
         let Some(farm) = &mut n.farm else { return Ok(()) };
         if n.fenced_until.is_none() {
-            let lease = self.cluster.detection_time() - self.cluster.heartbeat_interval;
-            n.plane.lease_until = n.clock.global(now + lease);
+            n.plane.lease_until = n.clock.global(farm.lease_until(now));
         }
         let handed_over = n.stopping && farm.is_handed_over(&self.module);
         let transmits: Vec<_> = std::iter::from_fn(|| farm.poll_transmit()).collect();

@@ -200,6 +200,12 @@ impl Membership {
         self.events.pop_front()
     }
 
+    /// Before this moment no peer takes over, whatever becomes of this node after `now`.
+    pub fn lease_until(&self, now: Duration) -> Duration {
+        let peers = self.peers.values().filter_map(|p| p.lease_until(now, self.timing));
+        peers.fold(now + self.timing.lease(), Duration::min)
+    }
+
     /// Peers to or from which heartbeats have gone missing.
     pub fn endangered(&self, now: Duration) -> NodeSet {
         let peers = self.peers.iter().filter(|(_, p)| p.is_endangered(now, self.timing));

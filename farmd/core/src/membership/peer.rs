@@ -165,6 +165,13 @@ impl Peer {
         silent.into_iter().chain(unheard).min()
     }
 
+    /// A pulse before the soonest moment at which the peer can take over if it has heard nothing of this node since what it acknowledges.
+    /// `None` of one that is down, or of which heartbeats are missing: that one is judged by its silence, as long as this node runs.
+    pub fn lease_until(&self, now: Duration, timing: Timing) -> Option<Duration> {
+        let speaks = self.alive && self.heard_at.is_some_and(|at| now < at + timing.late());
+        self.acked_at.filter(|_| speaks).map(|at| at + timing.lease())
+    }
+
     /// True if heartbeats between the peer and this node have gone missing, so that more of them are worth their cost: the peer has been
     /// silent, or has not acknowledged anything, for longer than a pulse and a half.
     pub fn is_endangered(&self, now: Duration, timing: Timing) -> bool {

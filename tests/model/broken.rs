@@ -1,0 +1,123 @@
+//! Nodes that break one rule each, so that it is seen whether the checker would notice.
+//!
+//! Nothing of it is in the product: a broken node does something else around its [`Farm`], or its heartbeats are changed and sealed again
+//! on their way out. Called by [`crate::node`].
+
+use std::time::Duration;
+
+use farm_core::balance::assign::BucketMap;
+use farm_core::farm::Farm;
+use farm_core::id::{BUCKETS, Epoch, NodeId};
+use farm_core::wire::heartbeat::{Ack, BucketSet, Heartbeat};
+
+use crate::node::Fixed;
+
+/// Which rule.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Broken {
+    /// A plan counts as confirmed while the data plane still works with the one before.
+    ConfirmsEarly,
+    /// A node that was not run goes on, lease and all, as if nothing had been.
+    ForgetsPause,
+    /// The lease ends a pulse after the others' detection time.
+    LongLease,
+    /// The lease counts from the node's last turn, whatever the others have heard.
+    LeaseFromLastTurn,
+    /// It promises while it still has open what it is to give away.
+    PromisesEarly,
+    /// It says that it hears everybody.
+    SaysItHears,
+    /// It takes itself for heard by everybody.
+    TakesItselfForHeard,
+    /// A restart is not told from a late datagram of the run before.
+    SameIncarnation,
+    /// It does not say in which buckets it has connections.
+    HidesConnections,
+    /// It proposes maps that move buckets for nothing.
+    MovesTooMuch,
+    /// It never promises.
+    NeverPromises,
+    /// It commits its proposal without the promises of the others.
+    CommitsEarly,
+}
+
+/// Until when the data plane accepts after a turn.
+pub fn lease(broken: Option<Broken>, now: Duration, farm: Option<&Farm>, fixed: &Fixed) -> Duration {
+    match (broken, farm) {
+        (Some(Broken::LongLease), _) => now + fixed.detection() + fixed.pulse(),
+        (Some(Broken::LeaseFromLastTurn | Broken::ForgetsPause), _) => now + fixed.detection() - fixed.pulse(),
+        (_, Some(farm)) => farm.lease_until(now),
+        (_, None) => now,
+    }
+}
+
+/// Changes what a broken node says; true if something is changed.
+pub fn forge(broken: Broken, now: Duration, heartbeat: &mut Heartbeat, farm: &Farm, fixed: &Fixed) -> bool {
+    let before = heartbeat.clone();
+    let proposed = |sender: NodeId| {
+        let report = farm.report(sender, &fixed.module)?;
+        Some(report.groups.first()?.map.as_ref()?.epoch)
+    };
+    let newest = farm.reports().keys().filter_map(|n| proposed(*n)).max();
+    if broken == Broken::SaysItHears {
+        heartbeat.hears = heard_all(now, farm, fixed);
+        heartbeat.hears.sort_by_key(|(n, _)| *n);
+    }
+    let groups = heartbeat.modules.iter_mut().flat_map(|m| &mut m.groups);
+    for group in groups {
+        match broken {
+            Broken::PromisesEarly => group.promised = group.promised.max(newest.unwrap_or_default()),
+            Broken::HidesConnections => {
+                group.held = BucketSet::default();
+                group.held_connections = 0;
+            }
+            Broken::NeverPromises => group.promised = Epoch::default(),
+            Broken::MovesTooMuch => {
+                let committed = group.committed;
+                let proposal = group.map.as_mut().filter(|m| m.epoch > committed);
+                proposal.into_iter().for_each(|m| m.map = mirrored(&m.map));
+            }
+            _ => {}
+        }
+    }
+    *heartbeat != before
+}
+
+/// What a node makes of a heartbeat that came in, if it reads something else; `newest` is the number it has used last.
+pub fn misread(broken: Broken, payload: &[u8], farm: &Farm, newest: u64, fixed: &Fixed) -> Option<Vec<u8>> {
+    let mut heartbeat = Heartbeat::parse(&fixed.key, payload).ok()?;
+    match broken {
+        Broken::CommitsEarly => {
+            let own = farm.group(&fixed.module, 0)?.report(0, false).map?.epoch;
+            let groups = heartbeat.modules.iter_mut().flat_map(|m| &mut m.groups);
+            groups.for_each(|group| group.promised = own);
+        }
+        Broken::TakesItselfForHeard => {
+            let this = fixed.culprits.first()?;
+            heartbeat.hears.retain(|(node, _)| *node != this);
+            heartbeat.hears.push((this, Ack::of(newest)));
+            heartbeat.hears.sort_by_key(|(node, _)| *node);
+        }
+        _ => return None,
+    }
+    Some(heartbeat.emit(&fixed.key))
+}
+
+/// The same shares, dealt from the other end.
+fn mirrored(map: &BucketMap) -> BucketMap {
+    let mut bytes = Box::new([0; BUCKETS]);
+    bytes.copy_from_slice(map.as_bytes());
+    bytes.reverse();
+    BucketMap::from_bytes(bytes).unwrap_or_default()
+}
+
+/// Every peer ever heard, as if it still were: each sends at least one heartbeat per pulse, so the number is one that it has used.
+fn heard_all(now: Duration, farm: &Farm, fixed: &Fixed) -> Vec<(NodeId, Ack)> {
+    let peers = (0..fixed.cluster.nodes.len()).filter_map(NodeId::new);
+    let heard = peers.filter_map(|node| {
+        let peer = farm.membership().peer(node)?;
+        let missed = (now - peer.heard_at()?).as_micros() / fixed.pulse().as_micros();
+        Some((node, Ack::of(peer.last_seq() + missed as u64)))
+    });
+    heard.collect()
+}

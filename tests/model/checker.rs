@@ -1,0 +1,234 @@
+//! The farm as a [`stateright::Model`], and one run of the checker with what it prints.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use farm_core::config::cluster;
+use farm_core::id::NodeId;
+use farm_core::wire::auth::ClusterKey;
+use stateright::{Checker, HasDiscoveries, Model, Property};
+
+use crate::broken::Broken;
+use crate::faults::{Action, Budget};
+use crate::node::Fixed;
+use crate::promises::Promise;
+use crate::world::World;
+
+/// A farm and what may happen to it.
+#[derive(Clone, Debug)]
+pub struct Farms {
+    /// As it was written.
+    pub spec: String,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// Missed heartbeats after which a node is down.
+    pub lost: u32,
+    /// Faults of one run.
+    pub budget: Budget,
+    /// Datagrams under way come in any order.
+    pub any_order: bool,
+    /// Connections are left in buckets that are given away.
+    pub flows: bool,
+    /// How long after the last fault the farm may need; if `None` twice the detection time, in which silence is noticed and a node joins,
+    /// and four pulses.
+    pub recovery: Option<Duration>,
+    /// A rule that is broken, and by which node.
+    pub broken: Option<(Broken, usize)>,
+    /// How long the farm has run when the checker begins.
+    pub warm_up: Duration,
+}
+
+impl Farms {
+    /// Of words such as `nodes=3 lost=5 faults=2 crash=1`: number of nodes (2 if it is not said), missed heartbeats after which one is
+    /// down (4), faults in all (1), and what the fields of [`Budget`] are called. `any_order` and `flows` take 0 or 1.
+    ///
+    /// # Errors
+    /// Says which word is none of these.
+    pub fn parse(spec: &str) -> Result<Self, String> {
+        let mut farms = Self {
+            spec: spec.to_owned(),
+            nodes: 2,
+            lost: 4,
+            budget: Budget {
+                faults: 1,
+                ..Budget::default()
+            },
+            any_order: false,
+            flows: false,
+            recovery: None,
+            broken: None,
+            warm_up: Duration::from_secs(1),
+        };
+        for word in spec.split_whitespace() {
+            let wrong = || format!("`{word}` in `{spec}` is not what a space has, `nodes=3` or `crash=1` are");
+            let (name, value) = word.split_once('=').ok_or_else(wrong)?;
+            let value: u8 = value.parse().map_err(|_| wrong())?;
+            match name {
+                "nodes" if (2..=8).contains(&value) => farms.nodes = value.into(),
+                "lost" => farms.lost = value.into(),
+                "any_order" => farms.any_order = value > 0,
+                "flows" => farms.flows = value > 0,
+                name => *farms.budget.word(name).ok_or_else(wrong)? = value,
+            }
+        }
+        Ok(farms)
+    }
+
+    fn fixed(&self, broken: Option<(Broken, usize)>) -> Fixed {
+        let nodes = (0..self.nodes).map(|n| format!("<node name=\"s{n}\" addr=\"198.18.0.{}\"/>", n + 1));
+        let text = format!(
+            "<cluster><lans slost_count=\"{}\"><lan name=\"default\">{}</lan></lans></cluster>",
+            self.lost,
+            nodes.collect::<String>()
+        );
+        let (cluster, _) = cluster::parse("cluster.xml", &text).expect("the model's cluster.xml is in order");
+        let usual = 2 * cluster.detection_time() + 4 * cluster.heartbeat_interval;
+        Fixed {
+            cluster,
+            key: ClusterKey::from_bytes([9; 32]),
+            module: "web".parse().expect("`web` is a module's name"),
+            broken: broken.map(|(rule, _)| rule),
+            culprits: broken.iter().filter_map(|(_, node)| NodeId::new(*node)).collect(),
+            flows: self.flows,
+            recovery: self.recovery.unwrap_or(usual),
+        }
+    }
+
+    /// Walks all states, or until a promise is broken; prints how many there were.
+    pub fn check(&self) -> Verdict {
+        let fixed = self.fixed(self.broken);
+        let initial = World::new(&self.fixed(None), self.nodes, self.budget, self.warm_up);
+        let model = Checked {
+            initial,
+            any_order: self.any_order,
+            fixed: Arc::new(fixed),
+        };
+        let started = Instant::now();
+        let checker = model
+            .checker()
+            .finish_when(HasDiscoveries::AnyFailures)
+            .spawn_bfs()
+            .join();
+        let found = checker.discoveries().into_iter().next().map(|(_, path)| {
+            let mut trace = String::new();
+            let mut promise = None;
+            for (world, action) in path.into_vec() {
+                for (node, event) in &world.events {
+                    let _ = writeln!(trace, "      s{}: {event:?}", node.index());
+                }
+                promise = world.breach.as_ref().map(|b| b.promise);
+                let _ = match action {
+                    Some(Action::Next) => writeln!(trace, "  {world:?}: next {:?}", world.next_work()),
+                    Some(action) => writeln!(trace, "  {world:?}: {action:?} {:?}", world.next_work()),
+                    None => writeln!(trace, "  {world:?}"),
+                };
+            }
+            (promise, trace)
+        });
+        let verdict = Verdict {
+            states: checker.state_count(),
+            unique: checker.unique_state_count(),
+            depth: checker.max_depth(),
+            promise: found.as_ref().and_then(|(promise, _)| *promise),
+            trace: found.map_or(String::new(), |(_, trace)| trace),
+        };
+        // Straight to the terminal: the harness keeps what a test that passes prints.
+        let _ = writeln!(
+            std::io::stderr(),
+            "{}: {} states, {} of them different, depth {}, {:.1} s{}",
+            self.spec,
+            verdict.states,
+            verdict.unique,
+            verdict.depth,
+            started.elapsed().as_secs_f64(),
+            verdict.promise.map_or(String::new(), |p| format!(", {p:?} is broken")),
+        );
+        verdict
+    }
+
+    /// Every state keeps every promise.
+    pub fn holds(&self) {
+        let verdict = self.check();
+        let (promise, trace) = (verdict.promise, &verdict.trace);
+        assert!(promise.is_none(), "{}: {promise:?} is broken\n{trace}", self.spec);
+        // A farm at rest alone has this many.
+        assert!(
+            verdict.unique > 40 * self.nodes,
+            "{}: only {} states",
+            self.spec,
+            verdict.unique
+        );
+    }
+}
+
+/// What `FARM_MODEL` asks for.
+pub enum Asked {
+    /// It is not set.
+    Default,
+    /// More than usual.
+    Deep,
+    /// This space.
+    One(String),
+}
+
+/// See [`Asked`].
+pub fn asked() -> Asked {
+    match std::env::var("FARM_MODEL") {
+        Err(_) => Asked::Default,
+        Ok(word) if word == "deep" => Asked::Deep,
+        Ok(spec) => Asked::One(spec),
+    }
+}
+
+/// What a run has shown.
+pub struct Verdict {
+    /// States reached, doubles counted.
+    pub states: usize,
+    /// Different ones.
+    pub unique: usize,
+    /// Longest way to one.
+    pub depth: usize,
+    /// A promise that is broken.
+    pub promise: Option<Promise>,
+    /// The way to it.
+    pub trace: String,
+}
+
+#[derive(Clone)]
+struct Checked {
+    initial: World,
+    any_order: bool,
+    fixed: Arc<Fixed>,
+}
+
+impl Model for Checked {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![self.initial.clone()]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        world.actions(actions, self.any_order);
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        Some(world.step(action, &self.fixed))
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        fn kept(world: &World, promise: Promise) -> bool {
+            world.breach.as_ref().is_none_or(|breach| breach.promise != promise)
+        }
+        vec![
+            Property::always("exclusion", |_, world| kept(world, Promise::Exclusion)),
+            Property::always("coverage", |_, world| kept(world, Promise::Coverage)),
+            Property::always("few moves", |_, world| kept(world, Promise::FewMoves)),
+            Property::always("continuity", |_, world| kept(world, Promise::Continuity)),
+            Property::always("self-fencing", |_, world| kept(world, Promise::SelfFencing)),
+        ]
+    }
+}

@@ -1,0 +1,116 @@
+//! Spaces in which every promise is kept in every state.
+
+use std::time::Duration;
+
+use crate::checker::{Asked, Farms, asked};
+
+/// Walks the spaces of `default`, and with `FARM_MODEL=deep` those of `deep` too.
+fn all_hold(default: &[&str], deep: &[&str]) {
+    let deep = match asked() {
+        Asked::Default => &[],
+        Asked::Deep => deep,
+        Asked::One(_) => return,
+    };
+    for spec in default.iter().chain(deep) {
+        Farms::parse(spec).expect("the test's own words").holds();
+    }
+}
+
+#[test]
+fn what_is_asked_for_holds() {
+    if let Asked::One(spec) = asked() {
+        Farms::parse(&spec).expect("FARM_MODEL is `deep` or such words").holds();
+    }
+}
+
+#[test]
+fn datagrams_come_in_any_order_twice_late_or_not_at_all() {
+    all_hold(
+        &[
+            "nodes=2 faults=3 any_order=1 late=1 lose=1 twice=1",
+            "nodes=2 faults=3 lose=3",
+        ],
+        &[
+            "nodes=3 faults=2 late=1 lose=2 twice=1",
+            "nodes=2 faults=4 any_order=1 late=2 lose=2 twice=2",
+        ],
+    );
+}
+
+#[test]
+fn a_crash_is_covered_within_the_detection_time_and_two_round_trips() {
+    for nodes in 2..=4 {
+        let mut farms = Farms::parse("crash=1 lost=5").unwrap();
+        farms.nodes = nodes;
+        // Two round trips of the model's network, and a data plane that closes and one that opens; four nodes begin up to two round trips
+        // apart, because they detect one after the other.
+        farms.recovery = Some(Duration::from_millis(250 + 10));
+        farms.holds();
+    }
+}
+
+#[test]
+fn a_node_crashes_and_starts_again() {
+    all_hold(
+        &["nodes=2 faults=2 crash=1 restart=1 lose=1", "nodes=3 crash=1 restart=1"],
+        &[
+            "nodes=2 faults=2 crash=2 restart=2",
+            "nodes=3 faults=2 crash=1 restart=1 lose=1",
+            "nodes=3 faults=2 crash=1 restart=1 slow=1",
+            "nodes=3 faults=2 crash=1 restart=1 late=1",
+            "nodes=4 crash=1 restart=1",
+        ],
+    );
+}
+
+#[test]
+fn a_node_is_not_run_for_a_while() {
+    all_hold(
+        // With a lost datagram: walked by the rule on the lease.
+        &["nodes=3 pause=1"],
+        &[
+            "nodes=2 faults=2 pause=1 lose=1 lost=5",
+            "nodes=2 faults=2 pause=2",
+            "nodes=2 faults=2 pause=1 late=1",
+            "nodes=4 pause=1",
+        ],
+    );
+}
+
+#[test]
+fn one_direction_of_a_link_is_cut() {
+    all_hold(
+        &["nodes=2 cut=1 mend=1", "nodes=3 cut=1 mend=1"],
+        &[
+            "nodes=2 faults=2 cut=1 mend=1 lose=1",
+            "nodes=2 faults=2 cut=2 mend=2",
+            "nodes=4 cut=1 mend=1",
+        ],
+    );
+}
+
+#[test]
+fn two_nodes_lose_each_other() {
+    all_hold(
+        &["nodes=2 split=1 mend=1", "nodes=3 split=1 mend=1"],
+        &["nodes=4 split=1 mend=1"],
+    );
+}
+
+#[test]
+fn modules_stop_and_start_with_connections_open() {
+    all_hold(
+        &[
+            "nodes=2 stop=1 start=1 close=1 flows=1",
+            "nodes=3 faults=2 stop=1 start=1 slow=1",
+        ],
+        &[
+            "nodes=3 stop=1 start=1 close=1 flows=1",
+            "nodes=2 faults=3 stop=2 start=2 slow=1",
+            "nodes=2 faults=3 stop=1 start=1 close=1 flows=1 lose=2",
+            "nodes=3 faults=2 stop=1 start=1 lose=1",
+            "nodes=3 crash=1 restart=1 close=1 flows=1",
+            "nodes=4 stop=1 start=1",
+        ],
+    );
+}

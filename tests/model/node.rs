@@ -1,0 +1,410 @@
+//! One node of the model: the real [`Farm`], and around it what the daemon's owner loop does.
+//!
+//! It takes one input at a time, publishes the plan when its number has changed, renews the lease of its data plane at the end of each
+//! turn, notices by the gap between two turns that it was not run, and then discards what waits in its sockets, closes everything and
+//! renews no lease before the data plane has confirmed that. A [`Broken`] node leaves one of these out, or lies. Called by
+//! [`crate::world`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use farm_core::api::{ModuleState, Quality};
+use farm_core::config::{ClusterConfig, PartitionPolicy};
+use farm_core::farm::{Event, Farm, LocalModule};
+use farm_core::handover;
+use farm_core::id::{Epoch, Incarnation, ModuleName, NodeId, NodeSet};
+use farm_core::wire::auth::ClusterKey;
+use farm_core::wire::heartbeat::Heartbeat;
+
+use crate::broken::{self, Broken};
+use crate::fingerprint::{self, Seqs, Token, report_tokens};
+use crate::plane::{Bits, Plane, Sheet};
+
+/// What does not change in a model.
+#[derive(Debug)]
+pub struct Fixed {
+    /// `cluster.xml`.
+    pub cluster: ClusterConfig,
+    /// Its key.
+    pub key: ClusterKey,
+    /// The one module.
+    pub module: ModuleName,
+    /// What the nodes in `culprits` do wrong.
+    pub broken: Option<Broken>,
+    /// Nodes that break a rule.
+    pub culprits: NodeSet,
+    /// Buckets that are closed have connections.
+    pub flows: bool,
+    /// How long after the last fault the farm may need.
+    pub recovery: Duration,
+}
+
+impl Fixed {
+    /// Time between two heartbeats.
+    pub fn pulse(&self) -> Duration {
+        self.cluster.heartbeat_interval
+    }
+
+    /// Silence after which a peer is down.
+    pub fn detection(&self) -> Duration {
+        self.cluster.detection_time()
+    }
+
+    /// How far back anything is remembered: by the core twice the detection time, by the promises the time to recover.
+    pub fn memory(&self) -> Duration {
+        (2 * self.detection()).max(self.recovery) + self.pulse()
+    }
+
+    /// What `node` does wrong.
+    pub fn breaks(&self, node: NodeId) -> Option<Broken> {
+        self.broken.filter(|_| self.culprits.contains(node))
+    }
+}
+
+/// A heartbeat under way.
+#[derive(Debug)]
+pub struct Datagram {
+    /// Who sent it.
+    pub from: NodeId,
+    /// The sealed bytes.
+    pub payload: Vec<u8>,
+    /// Incarnation of the sender.
+    pub incarnation: u64,
+    /// And its number.
+    pub seq: u64,
+    /// What it says, numbers left out.
+    pub tokens: Vec<Token>,
+    /// Whom its sender hears, with the incarnation and number of the newest that was heard.
+    pub acks: Vec<(NodeId, (u64, u64))>,
+}
+
+/// What a node has to take.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A heartbeat has come in.
+    Datagram(Arc<Datagram>),
+    /// The data plane works with this plan, and these buckets that are not open have connections.
+    Applied(u64, Box<Bits>),
+    /// The module is in another state.
+    Module,
+    /// Time has passed.
+    Timeout,
+}
+
+/// What came of a turn.
+#[derive(Default)]
+pub struct Outcome {
+    /// Heartbeats, and to whom.
+    pub sent: Vec<(NodeSet, Arc<Datagram>)>,
+    /// Plans given to the data plane.
+    pub published: usize,
+    /// Plans that a broken node takes for confirmed.
+    pub too_early: Vec<u64>,
+    /// A map was proposed in this turn, as the wire has it.
+    pub proposed: Option<Heartbeat>,
+    /// The module's buckets are with others; it stops.
+    pub handed_over: bool,
+    /// What the core has to say.
+    pub events: Vec<Event>,
+}
+
+/// See the module doc.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Which one.
+    pub id: NodeId,
+    /// `None` if it does not run.
+    pub farm: Option<Farm>,
+    /// Starts so far.
+    pub incarnation: u64,
+    /// What it says of its module.
+    pub local: LocalModule,
+    /// Its data plane.
+    pub plane: Plane,
+    /// It is not run.
+    pub paused: bool,
+    /// What came in meanwhile.
+    pub inbox: Vec<Input>,
+    /// Incarnation and number of the newest heartbeat taken of each node.
+    pub seen: Vec<(u64, u64)>,
+    /// The numbers it has used.
+    pub seqs: Seqs,
+    /// Hands over before it stops.
+    pub stopping: bool,
+    /// Its farm, for the fingerprint.
+    pub tokens: Vec<Token>,
+    /// When it was started, woken, or stepped out last.
+    pub upset_at: Option<Duration>,
+    /// End of its last turn.
+    pub last_turn: Duration,
+    fenced_until: Option<u64>,
+    published: u64,
+}
+
+impl Node {
+    /// A node that does not run yet.
+    pub fn new(id: NodeId, nodes: usize) -> Self {
+        Self {
+            id,
+            farm: None,
+            incarnation: 0,
+            local: LocalModule {
+                digest: 7,
+                state: ModuleState::Stop,
+                quality: Quality::NotReady,
+                why: String::new(),
+                ready: false,
+                shut: false,
+                macs: Vec::new(),
+                weights: vec![1],
+                partition: PartitionPolicy::Serve,
+                witness_answers: false,
+            },
+            plane: Plane::new(),
+            paused: false,
+            inbox: Vec::new(),
+            seen: vec![(0, 0); nodes],
+            seqs: Seqs::default(),
+            stopping: false,
+            tokens: Vec::new(),
+            upset_at: None,
+            last_turn: Duration::ZERO,
+            fenced_until: None,
+            published: 0,
+        }
+    }
+
+    /// Starts the daemon; its module starts too, and is ready at [`Self::ready`].
+    pub fn start(&mut self, now: Duration, fixed: &Fixed) {
+        let again = self.incarnation > 0 && fixed.breaks(self.id) == Some(Broken::SameIncarnation);
+        let incarnation = if again { self.incarnation } else { self.incarnation + 1 };
+        *self = Self {
+            incarnation,
+            upset_at: Some(now),
+            last_turn: now,
+            ..Self::new(self.id, self.seen.len())
+        };
+        self.local.state = ModuleState::Wait;
+        self.local.quality = Quality::Transient;
+        let (key, local) = (fixed.key.clone(), self.local.clone());
+        let mut farm = Farm::new(&fixed.cluster, key, self.id, Incarnation(incarnation), now);
+        farm.set_module(now, fixed.module.clone(), local);
+        self.farm = Some(farm);
+    }
+
+    /// The power fails.
+    pub fn crash(&mut self) {
+        *self = Self {
+            incarnation: self.incarnation,
+            ..Self::new(self.id, self.seen.len())
+        };
+    }
+
+    /// The module is UP and ready.
+    pub fn ready(&mut self) {
+        self.local.state = ModuleState::Up;
+        self.local.quality = Quality::Ready;
+        self.local.ready = true;
+        self.stopping = false;
+    }
+
+    /// STOP: the VIP is off the host.
+    pub fn stop(&mut self) {
+        self.local.state = ModuleState::Stop;
+        self.local.quality = Quality::NotReady;
+        self.local.ready = false;
+        self.stopping = false;
+        self.plane.flows = Bits::NONE;
+    }
+
+    /// It runs, and its module should have a share.
+    pub fn serves(&self) -> bool {
+        self.farm.is_some() && !self.paused && self.local.ready
+    }
+
+    /// When it takes a turn by itself.
+    pub fn wakes_at(&self) -> Option<Duration> {
+        self.farm.as_ref().filter(|_| !self.paused).map(Farm::poll_timeout)
+    }
+
+    /// Epoch of the map it works with, if it runs.
+    pub fn committed(&self, fixed: &Fixed) -> Epoch {
+        let group = self.farm.as_ref().and_then(|f| f.group(&fixed.module, 0));
+        group.map_or(Epoch::default(), |g| g.committed())
+    }
+
+    /// Gives the node something to take.
+    pub fn handle(&mut self, now: Duration, input: Input, fixed: &Fixed) -> Outcome {
+        if self.farm.is_none() {
+            return Outcome::default();
+        }
+        self.inbox.push(input);
+        // What comes in after the lease is discarded on waking.
+        if now - self.last_turn >= fixed.detection() - fixed.pulse() {
+            self.inbox.retain(|input| !matches!(input, Input::Datagram(_)));
+        }
+        if self.paused {
+            return Outcome::default();
+        }
+        self.turn(now, fixed)
+    }
+
+    /// One pass of the owner loop.
+    pub fn turn(&mut self, now: Duration, fixed: &Fixed) -> Outcome {
+        let mut outcome = Outcome::default();
+        let broken = fixed.breaks(self.id);
+        let lease = fixed.detection() - fixed.pulse();
+        let gap = now - self.last_turn;
+        self.last_turn = now;
+        if gap >= lease && broken != Some(Broken::ForgetsPause) {
+            self.inbox.retain(|input| !matches!(input, Input::Datagram(_)));
+            if let Some(farm) = &mut self.farm {
+                farm.handle_pause(now);
+                self.fenced_until = Some(farm.plan_version());
+            }
+            self.upset_at = Some(now);
+            self.publish(fixed, &mut outcome);
+        }
+        for input in std::mem::take(&mut self.inbox) {
+            self.take(now, input, fixed);
+        }
+        if let Some(farm) = &mut self.farm {
+            farm.handle_timeout(now);
+            outcome.handed_over = self.stopping && farm.is_handed_over(&fixed.module);
+            if farm.membership().fenced().is_some() {
+                self.upset_at = Some(now);
+            }
+        }
+        self.publish(fixed, &mut outcome);
+        if self.fenced_until.is_none() {
+            self.plane.lease_until = broken::lease(broken, now, self.farm.as_ref(), fixed);
+        }
+        self.transmit(now, fixed, &mut outcome);
+        self.describe();
+        outcome
+    }
+
+    fn take(&mut self, now: Duration, input: Input, fixed: &Fixed) {
+        let Some(farm) = &mut self.farm else { return };
+        match input {
+            Input::Datagram(datagram) => {
+                let misread = fixed.breaks(self.id);
+                let newest = self.seqs.newest();
+                let misread =
+                    misread.and_then(|broken| broken::misread(broken, &datagram.payload, farm, newest, fixed));
+                let payload = misread.as_ref().unwrap_or(&datagram.payload);
+                if farm.handle_datagram(now, 0, payload).is_ok() {
+                    self.seen[datagram.from.index()] = (datagram.incarnation, datagram.seq);
+                }
+            }
+            Input::Applied(version, held) => {
+                if self.fenced_until.is_some_and(|fenced| fenced <= version) {
+                    self.fenced_until = None;
+                }
+                let held = (held.to_set(), held.len() as u32);
+                farm.handle_applied(now, version, [((fixed.module.clone(), 0), held)].into());
+            }
+            Input::Module => farm.set_module(now, fixed.module.clone(), self.local.clone()),
+            Input::Timeout => {}
+        }
+    }
+
+    fn publish(&mut self, fixed: &Fixed, outcome: &mut Outcome) {
+        let Some(farm) = &self.farm else { return };
+        let version = farm.plan_version();
+        if version == self.published {
+            return;
+        }
+        self.published = version;
+        let sheet = farm.group_plan(&fixed.module, 0).map(|plan| Sheet::new(version, &plan));
+        self.plane
+            .given
+            .push_back(Arc::new(sheet.unwrap_or_else(Sheet::closed)));
+        outcome.published += 1;
+        if fixed.breaks(self.id) == Some(Broken::ConfirmsEarly) {
+            outcome.too_early.push(version);
+        }
+    }
+
+    fn transmit(&mut self, now: Duration, fixed: &Fixed, outcome: &mut Outcome) {
+        let Some(farm) = &mut self.farm else { return };
+        let mut proposed = false;
+        while let Some(event) = farm.poll_event() {
+            let handover = match &event {
+                Event::Handover { event, .. } => Some(event),
+                _ => None,
+            };
+            proposed |= matches!(handover, Some(handover::Event::Proposed { .. }));
+            outcome.events.push(event);
+        }
+        while let Some(transmit) = farm.poll_transmit() {
+            let Ok(mut heartbeat) = Heartbeat::parse(&fixed.key, &transmit.payload) else {
+                continue;
+            };
+            let forged = fixed
+                .breaks(self.id)
+                .is_some_and(|broken| broken::forge(broken, now, &mut heartbeat, farm, fixed));
+            let payload = if forged {
+                heartbeat.emit(&fixed.key)
+            } else {
+                transmit.payload
+            };
+            self.seqs.push(now, heartbeat.seq, fixed.memory());
+            if proposed {
+                outcome.proposed = Some(heartbeat.clone());
+            }
+            outcome
+                .sent
+                .push((transmit.to, Arc::new(datagram(heartbeat, payload, &self.seen))));
+        }
+    }
+
+    fn describe(&mut self) {
+        let Some(farm) = &self.farm else { return };
+        self.tokens = fingerprint::tokens(farm, farm.plan_version());
+        for modules in farm.reports().values() {
+            report_tokens(modules, &mut self.tokens);
+        }
+    }
+
+    /// By how much plan `version` is older than the farm's newest.
+    pub fn behind(&self, version: u64) -> Token {
+        let newest = self.farm.as_ref().map_or(0, Farm::plan_version);
+        Token::Same(newest.wrapping_sub(version))
+    }
+
+    /// All that is not in the world's own fields, for the fingerprint.
+    pub fn tokens(&self) -> impl Iterator<Item = Token> {
+        let ahead = |of: u64| self.behind(of);
+        let own = [
+            Token::Same(self.farm.is_some().into()),
+            Token::Same(self.incarnation),
+            Token::Same(u64::from(self.paused) | u64::from(self.stopping) << 1 | u64::from(self.local.ready) << 2),
+            Token::Time(self.last_turn),
+            Token::Time(self.upset_at.unwrap_or_default()),
+            self.fenced_until.map_or(Token::Same(u64::MAX), ahead),
+            ahead(self.published),
+            Token::Time(self.plane.lease_until),
+        ];
+        let plane = std::iter::once(&self.plane.sheet).chain(&self.plane.given);
+        let plane = plane.flat_map(move |sheet| [self.behind(sheet.version), Token::Same(sheet.digest)]);
+        own.into_iter().chain(plane).chain(self.tokens.iter().copied())
+    }
+}
+
+fn datagram(mut heartbeat: Heartbeat, payload: Vec<u8>, seen: &[(u64, u64)]) -> Datagram {
+    // What is acknowledged is told as numbers; the reader of this datagram knows when it sent them.
+    let hears = heartbeat.hears_set();
+    heartbeat.hears.clear();
+    let mut tokens = fingerprint::tokens(&heartbeat, 0);
+    report_tokens(&heartbeat.modules, &mut tokens);
+    tokens.push(Token::Same(hears.bits()));
+    Datagram {
+        from: heartbeat.sender,
+        payload,
+        incarnation: heartbeat.incarnation.0,
+        seq: heartbeat.seq,
+        tokens,
+        acks: hears.iter().map(|n| (n, seen[n.index()])).collect(),
+    }
+}

@@ -1,0 +1,221 @@
+//! The promises of `farmd/docs/PROTOCOL.md`, checked after every step of the world.
+//!
+//! What the nodes believe is not asked: whether two of them can hear each other is what the world does with their datagrams.
+
+use std::fmt;
+
+use farm_core::balance::assign::BucketMap;
+use farm_core::id::{Epoch, NodeId};
+use farm_core::wire::heartbeat::Heartbeat;
+
+use crate::node::{Fixed, Node};
+use crate::plane::Bits;
+use crate::world::World;
+
+/// The five promises.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Promise {
+    /// No two nodes that can hear each other accept new connections of one bucket.
+    Exclusion,
+    /// Some time after the last fault each bucket has one owner that is ready, and the shares are exact.
+    Coverage,
+    /// A map has exact shares and moves no more than they ask for.
+    FewMoves,
+    /// Nobody resets connections that a live node has.
+    Continuity,
+    /// A node that was not run, or that some cannot hear, has stopped accepting before they take over.
+    SelfFencing,
+}
+
+/// A promise that was not kept.
+#[derive(Clone, Debug)]
+pub struct Breach {
+    /// Which one.
+    pub promise: Promise,
+    /// In which way.
+    pub how: String,
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.promise, self.how)
+    }
+}
+
+impl World {
+    /// Notes the first breach.
+    pub fn check_promises(&mut self, fixed: &Fixed) {
+        self.note_parted(fixed);
+        if self.breach.is_none() {
+            self.breach = self.check_pairs(fixed).or_else(|| self.check_coverage(fixed));
+        }
+    }
+
+    fn breach(&mut self, promise: Promise, how: String) {
+        self.breach.get_or_insert(Breach { promise, how });
+    }
+
+    /// Pairs that hear nothing of each other: both sides serve, by policy. So does a node that hears nobody, which looks the same to it.
+    fn note_parted(&mut self, fixed: &Fixed) {
+        let n = self.nodes.len();
+        let now = self.now;
+        // Agreement after a merge takes the detection time and two round trips, or what a lost datagram adds to it.
+        let grace = fixed.detection() + 4 * fixed.pulse();
+        let cut = |from: usize, to: usize| self.nodes.get(to).is_some_and(|to| self.cut[from].contains(to.id));
+        let deaf: Vec<bool> = (0..n)
+            .map(|to| n > 2 && (0..n).all(|from| from == to || cut(from, to)))
+            .collect();
+        let parted = |a: usize, b: usize| (cut(a, b) && cut(b, a)) || deaf[a] || deaf[b];
+        let pairs: Vec<bool> = (0..n * n).map(|i| parted(i / n, i % n)).collect();
+        for (at, parted) in self.parted.iter_mut().zip(pairs) {
+            *at = if parted {
+                Some(now)
+            } else {
+                at.filter(|at| now < *at + grace)
+            };
+        }
+    }
+
+    fn check_pairs(&self, fixed: &Fixed) -> Option<Breach> {
+        let n = self.nodes.len();
+        for a in 0..n {
+            for b in a + 1..n {
+                let breach = match self.parted[a * n + b] {
+                    Some(_) => None,
+                    None => self.check_pair(a, b, fixed),
+                };
+                if breach.is_some() {
+                    return breach;
+                }
+            }
+        }
+        None
+    }
+
+    fn check_pair(&self, a: usize, b: usize, fixed: &Fixed) -> Option<Breach> {
+        let now = self.now;
+        let (one, other) = (&self.nodes[a], &self.nodes[b]);
+        let both = one.plane.accepts(now).and(&other.plane.accepts(now));
+        let names = format!("s{a} and s{b}");
+        if !both.is_empty() {
+            let out = |x: &Node| x.paused || x.upset_at.is_some_and(|at| now < at + fixed.memory());
+            let unheard = self.cut.iter().any(|to| !to.is_empty());
+            let promise = if out(one) || out(other) || unheard {
+                Promise::SelfFencing
+            } else {
+                Promise::Exclusion
+            };
+            let how = format!("{names} both accept {} buckets", both.len());
+            return Some(Breach { promise, how });
+        }
+        let upset = |x: &Node| x.paused || x.farm.is_none() || x.upset_at.is_some_and(|at| now < at + fixed.recovery);
+        if upset(one) || upset(other) {
+            return None;
+        }
+        for (x, y) in [(one, other), (other, one)] {
+            let reset = x.plane.resets(now).and(&y.plane.held());
+            if !reset.is_empty() {
+                let how = format!(
+                    "s{} resets connections that s{} has in {} buckets",
+                    x.id.index(),
+                    y.id.index(),
+                    reset.len()
+                );
+                return Some(Breach {
+                    promise: Promise::Continuity,
+                    how,
+                });
+            }
+        }
+        None
+    }
+
+    fn check_coverage(&self, fixed: &Fixed) -> Option<Breach> {
+        let now = self.now;
+        if now < self.calm_since + fixed.recovery {
+            return None;
+        }
+        let breach = |how: String| {
+            Some(Breach {
+                promise: Promise::Coverage,
+                how,
+            })
+        };
+        let serving: Vec<&Node> = self.nodes.iter().map(|n| &**n).filter(|n| n.serves()).collect();
+        if serving.is_empty() {
+            return None;
+        }
+        let mut covered = Bits::NONE;
+        for node in &serving {
+            covered = covered.or(&node.plane.accepts(now));
+        }
+        if covered.len() < farm_core::id::BUCKETS {
+            return breach(format!(
+                "{} buckets are nobody's",
+                farm_core::id::BUCKETS - covered.len()
+            ));
+        }
+        if self.cut.iter().any(|to| !to.is_empty()) {
+            return None;
+        }
+        let shares: Vec<usize> = self.nodes.iter().map(|n| n.plane.accepts(now).len()).collect();
+        let of_serving = serving.iter().map(|n| n.plane.accepts(now).len());
+        let uneven = of_serving.clone().max() > of_serving.clone().min().map(|least| least + 1);
+        if uneven || shares.iter().sum::<usize>() != farm_core::id::BUCKETS {
+            return breach(format!("the shares are {shares:?}"));
+        }
+        let held = self
+            .nodes
+            .iter()
+            .any(|n| n.farm.is_some() && !n.plane.held().is_empty());
+        let guarded: usize = serving
+            .iter()
+            .map(|n| n.plane.sheet.open.minus(&n.plane.sheet.own).len())
+            .sum();
+        if guarded > 0 && !held {
+            return breach(format!(
+                "{guarded} buckets are guarded although nobody has connections in them"
+            ));
+        }
+        None
+    }
+
+    /// A map that node `by` proposes in `heartbeat` is the nearest to the newest one that is known to those who are to take part.
+    pub fn check_moves(&mut self, by: NodeId, heartbeat: &Heartbeat, fixed: &Fixed) {
+        if self.parted.iter().any(Option::is_some) {
+            return;
+        }
+        let group = heartbeat.modules.first().and_then(|m| m.groups.first());
+        let Some(proposal) = group.and_then(|g| g.map.as_ref()) else {
+            return;
+        };
+        let members = self.nodes.iter().filter(|n| proposal.view.contains(n.id) && !n.paused);
+        let newest = members.max_by_key(|n| n.committed(fixed));
+        // Where nothing is committed nothing is open, and no move costs anything.
+        let newest = newest.filter(|n| n.committed(fixed) > Epoch::default());
+        let Some(newest) = newest.and_then(|n| n.farm.as_ref()?.map(&fixed.module, 0)) else {
+            return;
+        };
+        let moves = newest.moves_to(&proposal.map);
+        let least = least_moves(newest, &proposal.map);
+        let counts = proposal.map.counts();
+        let uneven = counts.values().max() > counts.values().min().map(|least| least + 1).as_ref();
+        if moves > least || uneven {
+            let how = format!(
+                "s{} moves {moves} buckets where {least} are enough; shares {counts:?}",
+                by.index()
+            );
+            self.breach(Promise::FewMoves, how);
+        }
+    }
+}
+
+/// Moves without which the shares of `new` cannot be had from `old`: what each owner gains, and what has no owner any more.
+fn least_moves(old: &BucketMap, new: &BucketMap) -> usize {
+    let (before, after) = (old.counts(), new.counts());
+    let gains = after
+        .iter()
+        .map(|(n, count)| count.saturating_sub(before.get(n).copied().unwrap_or(0)) as usize);
+    let unowned = |counts: u32| farm_core::id::BUCKETS - counts as usize;
+    gains.sum::<usize>() + unowned(after.values().sum()).saturating_sub(unowned(before.values().sum()))
+}

@@ -1,0 +1,112 @@
+//! For each rule: a node that breaks it is caught, and the same space without it keeps every promise.
+
+use crate::broken::Broken;
+use crate::checker::{Asked, Farms, asked};
+use crate::promises::Promise;
+
+/// Node `culprit` of the space `spec` breaks `rule`, and the checker finds a state in which `promise` is not kept.
+fn caught(spec: &str, rule: Broken, culprit: usize, promise: Promise) {
+    if matches!(asked(), Asked::One(_)) {
+        return;
+    }
+    let mut farms = Farms::parse(spec).expect("the test's own words");
+    farms.holds();
+    farms.broken = Some((rule, culprit));
+    let verdict = farms.check();
+    assert_eq!(
+        verdict.promise,
+        Some(promise),
+        "{rule:?} of s{culprit}\n{}",
+        verdict.trace
+    );
+}
+
+#[test]
+fn a_plan_is_confirmed_only_when_it_is_at_work() {
+    caught(
+        "nodes=3 faults=2 stop=1 slow=1",
+        Broken::ConfirmsEarly,
+        2,
+        Promise::Exclusion,
+    );
+}
+
+#[test]
+fn who_was_not_run_starts_over() {
+    caught("nodes=2 pause=1", Broken::ForgetsPause, 0, Promise::SelfFencing);
+}
+
+#[test]
+fn the_lease_ends_before_the_detection_time() {
+    caught("nodes=2 pause=1", Broken::LongLease, 1, Promise::SelfFencing);
+}
+
+#[test]
+fn the_lease_counts_from_what_others_have_heard() {
+    caught(
+        "nodes=2 faults=2 pause=1 lose=1",
+        Broken::LeaseFromLastTurn,
+        0,
+        Promise::SelfFencing,
+    );
+}
+
+#[test]
+fn a_promise_is_given_only_when_all_is_closed() {
+    caught(
+        "nodes=3 faults=2 stop=1 slow=1",
+        Broken::PromisesEarly,
+        2,
+        Promise::Exclusion,
+    );
+}
+
+#[test]
+fn a_commit_needs_every_promise() {
+    caught(
+        "nodes=3 faults=2 stop=1 slow=1",
+        Broken::CommitsEarly,
+        0,
+        Promise::Exclusion,
+    );
+}
+
+#[test]
+fn nobody_says_that_he_hears_whom_he_does_not() {
+    caught("nodes=2 cut=1", Broken::SaysItHears, 0, Promise::SelfFencing);
+}
+
+#[test]
+fn who_is_not_heard_steps_out() {
+    caught("nodes=2 cut=1", Broken::TakesItselfForHeard, 1, Promise::SelfFencing);
+}
+
+#[test]
+fn a_restart_has_a_new_incarnation() {
+    caught(
+        "nodes=2 crash=1 restart=1",
+        Broken::SameIncarnation,
+        1,
+        Promise::Coverage,
+    );
+}
+
+#[test]
+fn everybody_answers() {
+    caught("nodes=3 crash=1", Broken::NeverPromises, 1, Promise::Coverage);
+}
+
+#[test]
+fn connections_that_are_left_are_told() {
+    caught(
+        "nodes=3 stop=1 flows=1",
+        Broken::HidesConnections,
+        2,
+        Promise::Continuity,
+    );
+}
+
+#[test]
+fn a_map_moves_what_it_must() {
+    caught("nodes=3 crash=1", Broken::MovesTooMuch, 0, Promise::FewMoves);
+}
