@@ -304,8 +304,8 @@ impl Recorder {
         let Some(heard) = plan.gone.get(&record.awaits) else {
             return Fate::Wait;
         };
-        // A node that was heard after the request came in has had it; its heartbeat may have overtaken the request by a little.
-        if record.at + self.timing.pulse / 5 < *heard {
+        // A node that was heard later than a pulse after the request came in has had it: its heartbeats overtake what waits for its data plane.
+        if record.at + self.timing.pulse < *heard {
             return Fate::Forget;
         }
         let Some((flow, decision)) = self.judge(plan, &record.frame) else {
