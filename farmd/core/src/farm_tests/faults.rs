@@ -242,5 +242,10 @@ fn plan(sim: &mut Sim, rng: &mut Rng) -> Result<(), Breach> {
 
 #[test]
 fn promises_hold() {
-    run_all("farm::tests::faults::promises_hold", 300, true, run);
+    run_all(
+        "farm::tests::faults::promises_hold",
+        if cfg!(debug_assertions) { 200 } else { 2000 },
+        true,
+        run,
+    );
 }
