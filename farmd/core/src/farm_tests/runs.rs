@@ -11,7 +11,7 @@ use super::promises::Breach;
 use super::sim::Sim;
 
 /// Most failures shown in full.
-const SHOWN: usize = 12;
+const SHOWN: usize = 5;
 
 /// What was done in some runs.
 #[derive(Clone, Copy, Default, Debug)]

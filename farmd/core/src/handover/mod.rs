@@ -586,9 +586,14 @@ impl Handover {
                 let fits = self.wanted.as_ref().is_some_and(|(.., wanted)| *wanted == self.map);
                 let behind =
                     |p: &PeerGroup<'_>| p.report.committed != self.committed && p.report.promised != self.committed;
-                let lagging = members.values().any(behind) && {
-                    let owners = self.map.owners();
-                    members.iter().any(|(n, p)| behind(p) && owners.contains(*n))
+                // It has closed buckets for a proposal that came to nothing, because its coordinator no longer is one.
+                let promised_more = |p: &PeerGroup<'_>| p.report.promised > self.committed;
+                let lagging = members.values().any(|p| behind(p) || promised_more(p)) && {
+                    let shares = self.map.counts();
+                    members.iter().any(|(n, p)| {
+                        let share = shares.get(n).copied().unwrap_or(0);
+                        (behind(p) && share > 0) || (promised_more(p) && u32::from(p.report.open) < share)
+                    })
                 };
                 let self_lagging = !self.has_open_all_of(&self.map);
                 !fits || lagging || self_lagging || (self.committed == Epoch::default() && !weights.is_empty())
