@@ -705,8 +705,20 @@ impl Handover {
             }
             outcome.plan_changed = true;
         }
+        // One that has served by another map, on the other side of a cut, may have connections in whatever is open here.
+        let strange = around.peers.values().filter(|p| p.eligible && !p.fenced).any(|p| {
+            let (committed, promised) = (p.report.committed, p.report.promised);
+            committed > Epoch::default()
+                && ![self.committed, self.promised].contains(&committed)
+                && promised != self.committed
+        });
+        if strange && self.guarded != self.open {
+            self.guarded = self.open.clone();
+            outcome.plan_changed = true;
+        }
         // A peer's word on what it holds counts only if it was given after it released what was opened here.
-        let all_released = !around.unheard
+        let all_released = !strange
+            && !around.unheard
             && around
                 .peers
                 .values()
