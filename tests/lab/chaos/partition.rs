@@ -310,6 +310,8 @@ fn hold_through_splits(outcome: &mut Outcome, held: usize, say: Progress<'_>) ->
         };
         let before = crowd(HELD)?;
         full(&before)?;
+        // What is opened in the last pulse before a split may be answered by both sides (PROTOCOL.md): not judged here.
+        std::thread::sleep(PROFILES[0].detection());
         // The first client is on side 0, the second one on side 1.
         let ports = [CLIENT_PORT.to_owned(), client_port(1)];
         let mut rules = shape.rules();

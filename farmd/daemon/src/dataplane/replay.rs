@@ -304,8 +304,9 @@ impl Recorder {
         let Some(heard) = plan.gone.get(&record.awaits) else {
             return Fate::Wait;
         };
-        // A node that was heard later than a pulse after the request came in has had it: its heartbeats overtake what waits for its data plane.
-        if record.at + self.timing.pulse < *heard {
+        // A node that was heard after the request came in has had it. To answer it a second time would, should that node only be cut off,
+        // end the connection when both are together again.
+        if record.at < *heard {
             return Fate::Forget;
         }
         let Some((flow, decision)) = self.judge(plan, &record.frame) else {
