@@ -67,7 +67,7 @@ fn cluster(report: &mut Report<'_>, root: &Element) -> Option<ClusterConfig> {
     let (pulse, lost) = profile.unwrap_or((PULSE, DETECT_MULTIPLIER));
     let port = node.read(report, "port", value::port).unwrap_or(PORT);
     let heartbeat_interval = node.duration(report, "pulse", Unit::Milli, 5..=5000).unwrap_or(pulse);
-    let detect_multiplier = node.read(report, "slost_count", value::number(3..=100)).unwrap_or(lost);
+    let detect_multiplier = node.read(report, "slost_count", value::number(4..=100)).unwrap_or(lost);
     if node
         .read(report, "mlost_count", value::number(1..=10_000_u32))
         .is_some()

@@ -43,7 +43,7 @@ pub struct ClusterConfig {
     pub port: u16,
     /// Time between two heartbeats. `pulse`, default 50 ms, 5 ms to 5 s. Lower finds a dead node sooner and costs more datagrams.
     pub heartbeat_interval: Duration,
-    /// Heartbeats in a row that must be missing before a peer is down. `slost_count`, default 5, 3 to 100.
+    /// Heartbeats in a row that must be missing before a peer is down. `slost_count`, default 5, 4 to 100: with three, an acknowledgement that is two pulses old in the ordinary course is as old as a node may believe to be heard.
     pub detect_multiplier: u32,
     /// The networks heartbeats travel on, at least one, each with at least one node. The first one is the lan of the commands and has
     /// all nodes; the others follow in file order.
