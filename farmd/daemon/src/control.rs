@@ -2,7 +2,7 @@
 //!
 //! Keeps no state and never decides anything about a module: a request that is well formed goes to the owner loop,
 //! every other one is answered here with `{"error": …}`. Requests come from this host by [`socket`] and from other nodes
-//! by [`crate::remote`]; both ask [`admit`] and then [`perform`].
+//! by [`crate::remote`]; both ask `admit` and then `perform`.
 
 pub mod socket;
 
