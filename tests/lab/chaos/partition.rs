@@ -184,7 +184,10 @@ pub fn run(seed: u64, of_three: usize, of_five: usize, held: usize, say: Progres
         ]);
         say(&table.rows.last().map(|row| row.join("  ")).unwrap_or_default())?;
     }
-    outcome.tables.push(table);
+    // A part that was not asked for has no table.
+    if of_three + of_five > 0 {
+        outcome.tables.push(table);
+    }
     if held > 0 {
         hold_through_splits(&mut outcome, held, say)?;
     }
