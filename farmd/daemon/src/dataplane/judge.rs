@@ -1,6 +1,6 @@
 //! What becomes of each captured frame: judged by the plan, then given to the stack, kept, sent on to its owner, or dropped.
 //!
-//! Owns the plan in force, the known flows of guarded and draining buckets, the fragments seen, and the connection requests kept
+//! Owns the plan in force, the known flows of guarded and draining buckets, the fragments seen, and what is kept
 //! for buckets that are changing hands. It reads no ring by itself and never waits; the data plane's thread drives it.
 
 // Looked up by key only; never iterated.
@@ -11,10 +11,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use farm_core::balance::decide::{Decision, Verdict, decide};
+use farm_core::balance::decide::{Decision, Reason, Verdict, decide};
 use farm_core::balance::flow::FlowKey;
 use farm_core::balance::fragment::FragmentTable;
-use farm_core::balance::plan::Plan;
+use farm_core::balance::plan::{BucketState, Plan};
+use farm_core::config::L2Mode;
 use farm_core::id::{NodeId, NodeSet};
 use farm_core::wire::packet::Packet;
 use farm_sys::packet_socket::{PacketRing, VNET_HEADER as VNET};
@@ -22,12 +23,13 @@ use tracing::{debug, warn};
 
 use super::connections::Connection;
 use super::replay;
+use super::taken::Taken;
 use super::{Count, Counters, Interface, Lease, LocalDevice};
 
 /// Frames taken from one ring before the others have their turn.
 const BUDGET: usize = 256;
-/// Most connection requests kept for buckets that are about to open; the oldest goes first.
-const HOLD: usize = 1024;
+/// Most frames kept for buckets that change hands; the oldest goes first.
+const HOLD: usize = 4096;
 /// How long: past a second the client has asked again by itself (RFC 6298 section 2.1).
 const HOLD_TIME: Duration = Duration::from_secs(1);
 /// How long a handshake may take before the kernel's own tables are believed.
@@ -49,8 +51,10 @@ pub struct Judge {
     /// Connections of this host in guarded, draining and foreign buckets.
     pub flows: HashSet<FlowKey>,
     fragments: FragmentTable,
-    /// Connection requests that wait for their bucket to open.
+    /// Connection requests, datagrams and echoes that wait for their bucket to open.
     held: VecDeque<(Instant, Vec<u8>)>,
+    /// What was accepted since buckets opened here: those who gave them up send on what this host may have seen itself.
+    taken: Taken,
     /// Connections whose request was accepted lately. The kernel may have no entry for one whose handshake is not over: it answers from memory only when
     /// requests come in faster than the application takes them (SYN cookies, RFC 4987 section 3.6).
     half_open: VecDeque<(Instant, FlowKey)>,
@@ -68,6 +72,7 @@ impl Judge {
             flows: HashSet::new(),
             fragments: FragmentTable::default(),
             held: VecDeque::new(),
+            taken: Taken::default(),
             half_open: VecDeque::new(),
             start: Instant::now(),
         }
@@ -76,10 +81,14 @@ impl Judge {
     /// Works by `plan` from now on and returns the one before. Fragments whose first one it judged are unknown to the new one.
     pub fn swap(&mut self, plan: Arc<Plan>) -> Arc<Plan> {
         self.fragments.clear();
-        std::mem::replace(&mut self.plan, plan)
+        let old = std::mem::replace(&mut self.plan, plan);
+        if opens_buckets(&old, &self.plan) {
+            self.taken.watch(Instant::now());
+        }
+        old
     }
 
-    /// Forgets the connection requests kept.
+    /// Forgets what is kept.
     pub fn forget_held(&mut self) {
         self.held.clear();
     }
@@ -92,51 +101,77 @@ impl Judge {
         }
     }
 
-    /// Judges what is in one ring.
-    pub fn work(&mut self, interface: &mut Interface) {
-        let mut forwards: Vec<(Vec<u8>, NodeSet)> = Vec::new();
-        let now = Instant::now();
-        let leased = self.lease.holds(now);
-        let truncated = interface.ring.truncated();
-        let result = interface
-            .ring
-            .recv(BUDGET, |bytes| self.judge(now, leased, bytes, &mut forwards));
-        match result {
-            Ok(_) => {}
-            // Said once each time; capture goes on by itself when the interface is up again.
-            Err(error) if error.kind() == io::ErrorKind::NetworkDown => {
-                warn!(interface = interface.name, "the service interface went down");
+    /// Judges all that is in one ring now.
+    pub fn work_off(&mut self, interface: &mut Interface) {
+        for _ in 0..super::raw::RING_SLOTS as usize / BUDGET {
+            if self.work(interface) < BUDGET {
+                return;
             }
-            Err(error) => debug!(%error, interface = interface.name, "reading the ring failed"),
         }
+    }
+
+    /// Judges what is in one ring, a part of it if it is much; returns how many frames.
+    pub fn work(&mut self, interface: &mut Interface) -> usize {
+        let mut forwards: Vec<(Vec<u8>, NodeSet)> = Vec::new();
+        let truncated = interface.ring.truncated();
+        let result = interface.ring.recv(BUDGET, |bytes| self.judge(bytes, &mut forwards));
+        let frames = result.unwrap_or_else(|error| {
+            // Said once each time; capture goes on by itself when the interface is up again.
+            if error.kind() == io::ErrorKind::NetworkDown {
+                warn!(interface = interface.name, "the service interface went down");
+            } else {
+                debug!(%error, interface = interface.name, "reading the ring failed");
+            }
+            0
+        });
         self.counters
             .add(Count::Truncated, interface.ring.truncated() - truncated);
         for (mut bytes, to) in forwards {
             self.forward(&interface.ring, &mut bytes, to);
         }
+        frames
     }
 
-    fn judge(&mut self, since: Instant, leased: bool, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
+    fn judge(&mut self, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
         let Some(packet) = bytes.get(VNET..).and_then(Packet::parse) else {
             return;
         };
         let decision = self.decide(&packet);
-        if !leased {
+        // For each frame anew: this thread may have stood still since the last one, and others have answered since.
+        let now = Instant::now();
+        if !self.lease.holds(now) {
             self.counters.add(Count::LeaseEnded, 1);
             return;
         }
         if decision.verdict == Verdict::Hold {
-            self.hold(since, bytes);
+            self.hold(now, bytes);
         }
         self.counters.judged(decision.reason);
         if !decision.forward.is_empty() {
             forwards.push((bytes.to_vec(), decision.forward));
         }
         if decision.verdict == Verdict::Accept {
-            self.flows.extend(decision.opens);
-            self.note_opening(since, &packet);
-            self.accept(bytes);
+            self.accept_first(now, &packet, &decision, bytes);
         }
+    }
+
+    /// To the stack, unless it is the copy of a frame that has been accepted already.
+    fn accept_first(&mut self, now: Instant, packet: &Packet, decision: &Decision, bytes: &mut [u8]) {
+        if matches!(decision.reason, Reason::Own | Reason::GuardedNew)
+            && self.taken.is_repeated(now, self.is_handed_on(packet), &bytes[VNET..])
+        {
+            self.counters.add(Count::Repeated, 1);
+            return;
+        }
+        self.flows.extend(decision.opens);
+        self.note_opening(now, packet);
+        self.accept(bytes);
+    }
+
+    /// Another member has sent it, although every node has had it from the client.
+    fn is_handed_on(&self, packet: &Packet) -> bool {
+        let vip = self.plan.vip(packet.destination);
+        vip.is_some_and(|vip| vip.mode != L2Mode::Directed && packet.destination_mac == vip.own_mac)
     }
 
     fn note_opening(&mut self, now: Instant, packet: &Packet) {
@@ -175,34 +210,33 @@ impl Judge {
         self.counters.add(Count::Held, 1);
     }
 
-    /// A new plan may have opened the buckets that kept requests wait for, here or at another member, to
-    /// which they are then sent on. Returns the flows of those that left, one way or the other.
+    /// A new plan may have opened the buckets that kept frames wait for, here or at another member, to
+    /// which they are then sent on. Returns the flows of the connection requests that left, one way or the other.
     pub fn judge_held(&mut self, interfaces: &[Interface]) -> BTreeSet<FlowKey> {
         let mut left = BTreeSet::new();
-        let now = Instant::now();
-        let leased = self.lease.holds(now);
         for (since, mut bytes) in std::mem::take(&mut self.held) {
             let Some(packet) = Packet::parse(&bytes[VNET..]) else {
                 continue;
             };
+            let now = Instant::now();
             if now.saturating_duration_since(since) >= HOLD_TIME {
+                self.counters.add(Count::HoldExpired, 1);
                 continue;
             }
             let decision = self.decide(&packet);
+            let leased = self.lease.holds(now);
             let elsewhere = decision.owner.filter(|owner| *owner != self.plan.this);
             match (decision.verdict, elsewhere) {
                 (Verdict::Hold, _) => self.hold(since, &bytes),
                 (Verdict::Accept, _) if leased => {
-                    self.flows.extend(decision.opens);
-                    self.note_opening(now, &packet);
-                    self.accept(&mut bytes);
                     left.extend(replay::flow_of(&packet));
+                    self.accept_first(now, &packet, &decision, &mut bytes);
                 }
                 (Verdict::Drop, Some(owner)) if leased => {
-                    self.send_on(interfaces, &mut bytes, owner);
                     left.extend(replay::flow_of(&packet));
+                    self.send_on(interfaces, &mut bytes, owner);
                 }
-                (Verdict::Accept | Verdict::Drop | Verdict::Pass, _) => {}
+                (Verdict::Accept | Verdict::Drop | Verdict::Pass, _) => self.counters.add(Count::HoldExpired, 1),
             }
         }
         left
@@ -211,6 +245,10 @@ impl Judge {
     /// Gives recorded connection requests that are due to the stack or to their new owner.
     pub fn replay(&mut self, due: Vec<replay::Due>, interfaces: &[Interface]) {
         for mut due in due {
+            if !self.lease.holds(Instant::now()) {
+                self.counters.add(Count::LeaseEnded, 1);
+                continue;
+            }
             match due.to {
                 replay::To::Stack { opens } => {
                     self.flows.extend(opens);
@@ -269,4 +307,16 @@ impl Judge {
             }
         }
     }
+}
+
+/// True if a bucket is open by `new` that was not by `old`.
+fn opens_buckets(old: &Plan, new: &Plan) -> bool {
+    let is_open = |state: &BucketState| matches!(state, BucketState::Own | BucketState::Guarded);
+    new.groups.iter().any(|group| {
+        let before = old.groups.iter().find(|g| g.name == group.name);
+        let was_open = |i: usize| before.is_some_and(|g| is_open(&g.states[i]));
+        (0..)
+            .zip(group.states.iter())
+            .any(|(i, state)| is_open(state) && !was_open(i))
+    })
 }

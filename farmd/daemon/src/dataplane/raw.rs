@@ -5,9 +5,9 @@
 //! `virtio_net_hdr`, so that unfinished checksums and merged segments stay what they are. Replies leave by
 //! the kernel's ordinary route.
 //!
-//! A new plan takes effect between two frames: the thread looks up this host's connections once (its sockets,
-//! and tracked connections that stand for sockets in containers), swaps the plan and goes on; frames wait in
-//! the ring meanwhile. Connection requests for buckets that are changing hands are kept and judged again by
+//! A new plan takes effect between two frames: the thread judges what has come in by the old one, swaps the plan, looks up this host's
+//! connections once (its sockets, and tracked connections that stand for sockets in containers) and goes on; frames wait in
+//! the ring meanwhile. What starts something in a bucket that is changing hands is kept and judged again by
 //! the next plan; what is another's by then is sent on to it. The connections found are the flow table for
 //! guarded and draining buckets; connections opened later in a guarded bucket are added as their first packet
 //! is accepted.
@@ -260,11 +260,15 @@ impl Worker {
         true
     }
 
-    /// Swaps the plan between two frames; what waits in the rings is judged by the new one.
+    /// Swaps the plan between two frames. What has come before is judged by the old one: a bucket opens here after another node has closed it,
+    /// and what came before that is the other node's.
     fn apply(&mut self, plan: Arc<Plan>) {
         if !self.judge.lease.holds(Instant::now()) {
             // What came in while this host did not run has been answered by others.
             self.discard_backlog();
+        }
+        for interface in &mut self.interfaces {
+            self.judge.work_off(interface);
         }
         let old = self.judge.swap(plan);
         for interface in &mut self.interfaces {
