@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::{Epoch, NodeSet};
+use crate::id::Epoch;
 use crate::wire::heartbeat::BucketSet;
 
 use super::{Handover, Outcome, Surroundings};

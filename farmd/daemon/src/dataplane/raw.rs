@@ -267,14 +267,17 @@ impl Worker {
             // What came in while this host did not run has been answered by others.
             self.discard_backlog();
         }
+        let began = Instant::now();
         for interface in &mut self.interfaces {
             self.judge.work_off(interface);
         }
+        let judged = began.elapsed();
         let old = self.judge.swap(plan);
         for interface in &mut self.interfaces {
             join_virtual_macs(&self.judge.plan, interface);
             set_filter(&self.judge.plan, &self.judge.counters, interface);
         }
+        let filtered = began.elapsed();
         // Only from here on the new owner's filter passes what comes for it; all that came before was for the old one.
         self.record(&old);
         if same_states(&old, &self.judge.plan) {
@@ -283,11 +286,14 @@ impl Worker {
         } else {
             self.count_connections();
         }
+        let counted = began.elapsed();
         // Before anything is answered in a dead node's place: the client's next packet must not go to the dead one.
         self.responder.handle_plan(&old, &self.judge.plan, &mut self.interfaces);
         let answered = self.judge.judge_held(&self.interfaces);
         self.replay(&answered);
         self.judge.counters.add(Count::PlansApplied, 1);
+        let version = self.judge.plan.version;
+        debug!(version, ?judged, ?filtered, counted = ?counted, whole = ?began.elapsed(), "plan applied");
     }
 
     /// Takes the recorded connection requests out of their rings; `plan` says who was to answer them.
