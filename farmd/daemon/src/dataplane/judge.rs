@@ -14,17 +14,20 @@ use std::time::{Duration, Instant};
 use farm_core::balance::decide::{Decision, Reason, Verdict, decide};
 use farm_core::balance::flow::FlowKey;
 use farm_core::balance::fragment::FragmentTable;
-use farm_core::balance::plan::{BucketState, Plan};
+use farm_core::balance::plan::Plan;
 use farm_core::config::L2Mode;
 use farm_core::id::{NodeId, NodeSet};
+use farm_core::wire::heartbeat::BucketSet;
 use farm_core::wire::packet::Packet;
 use farm_sys::packet_socket::{PacketRing, VNET_HEADER as VNET};
 use tracing::{debug, warn};
 
-use super::connections::Connection;
+use super::change;
+use super::connections::{Connection, place, sort_out, with_half_open};
 use super::replay;
 use super::taken::Taken;
 use super::{Count, Counters, Interface, Lease, LocalDevice};
+use crate::event::HeldGroup;
 
 /// Frames taken from one ring before the others have their turn.
 const BUDGET: usize = 256;
@@ -50,6 +53,8 @@ pub struct Judge {
     pub tap: Option<LocalDevice>,
     /// Connections of this host in guarded, draining and foreign buckets.
     pub flows: HashSet<FlowKey>,
+    /// Buckets of each group whose connections were this host's alone when they were last looked up: all of them, because nobody else can have had any.
+    own_before: Vec<BucketSet>,
     fragments: FragmentTable,
     /// Connection requests, datagrams and echoes that wait for their bucket to open.
     held: VecDeque<(Instant, Vec<u8>)>,
@@ -58,6 +63,7 @@ pub struct Judge {
     /// Connections whose request was accepted lately. The kernel may have no entry for one whose handshake is not over: it answers from memory only when
     /// requests come in faster than the application takes them (SYN cookies, RFC 4987 section 3.6).
     half_open: VecDeque<(Instant, FlowKey)>,
+    looked_since: Option<Instant>,
     start: Instant,
 }
 
@@ -70,10 +76,12 @@ impl Judge {
             counters,
             tap: None,
             flows: HashSet::new(),
+            own_before: Vec::new(),
             fragments: FragmentTable::default(),
             held: VecDeque::new(),
             taken: Taken::default(),
             half_open: VecDeque::new(),
+            looked_since: None,
             start: Instant::now(),
         }
     }
@@ -82,9 +90,8 @@ impl Judge {
     pub fn swap(&mut self, plan: Arc<Plan>) -> Arc<Plan> {
         self.fragments.clear();
         let old = std::mem::replace(&mut self.plan, plan);
-        if opens_buckets(&old, &self.plan) {
-            self.taken.watch(Instant::now());
-        }
+        self.own_before = change::own_before(&old, &self.own_before, &self.plan);
+        self.taken.watch(Instant::now());
         old
     }
 
@@ -176,17 +183,23 @@ impl Judge {
 
     fn note_opening(&mut self, now: Instant, packet: &Packet) {
         let Some(flow) = replay::flow_of(packet) else { return };
+        let since = self.looked_since.map_or(now, |looked| looked.min(now));
         while self.half_open.len() >= MAX_HALF_OPEN
-            || self.half_open.front().is_some_and(|(at, _)| *at + HANDSHAKE < now)
+            || self.half_open.front().is_some_and(|(at, _)| *at + HANDSHAKE < since)
         {
             self.half_open.pop_front();
         }
         self.half_open.push_back((now, flow));
     }
 
-    /// Connections whose handshake may not be over yet.
-    pub fn half_open(&self, now: Instant) -> impl Iterator<Item = Connection> {
-        let young = self.half_open.iter().filter(move |(at, _)| *at + HANDSHAKE >= now);
+    /// This host's connections are looked up from `now` on, until [`Self::know`]: younger ones are remembered by their requests.
+    pub fn look_since(&mut self, now: Instant) {
+        self.looked_since.get_or_insert(now);
+    }
+
+    /// Connections whose handshake may not have been over at `since`.
+    fn half_open(&self, since: Instant) -> impl Iterator<Item = Connection> {
+        let young = self.half_open.iter().filter(move |(at, _)| *at + HANDSHAKE >= since);
         young.map(|(_, flow)| Connection {
             vip: (flow.vip, flow.vip_port).into(),
             client: (flow.client, flow.client_port).into(),
@@ -194,11 +207,29 @@ impl Judge {
     }
 
     fn decide(&mut self, packet: &Packet) -> Decision {
-        let flows = &self.flows;
+        let (plan, flows, own_before) = (&self.plan, &self.flows, &self.own_before);
         let now = self.start.elapsed();
-        decide(&self.plan, packet, &mut self.fragments, now, &mut |flow| {
-            flows.contains(flow)
+        decide(plan, packet, &mut self.fragments, now, &mut |flow| {
+            flows.contains(flow) || was_own(plan, own_before, flow)
         })
+    }
+
+    /// Knows from here on which connections this host had at `began`, and returns what of them is in buckets it does not own.
+    pub fn know(&mut self, began: Instant, connections: Vec<Connection>) -> Vec<HeldGroup> {
+        let connections = with_half_open(connections, self.half_open(began));
+        self.looked_since = None;
+        self.own_before = vec![BucketSet::default(); self.plan.groups.len()];
+        self.flows.clear();
+        sort_out(&self.plan, connections, &mut self.flows)
+    }
+
+    /// What this host has, of what it knows, in buckets it does not own.
+    pub fn held_of_known(&self) -> Vec<HeldGroup> {
+        let known = self.flows.iter().map(|flow| Connection {
+            vip: (flow.vip, flow.vip_port).into(),
+            client: (flow.client, flow.client_port).into(),
+        });
+        sort_out(&self.plan, known, &mut HashSet::new())
     }
 
     fn hold(&mut self, since: Instant, bytes: &[u8]) {
@@ -309,14 +340,18 @@ impl Judge {
     }
 }
 
-/// True if a bucket is open by `new` that was not by `old`.
-fn opens_buckets(old: &Plan, new: &Plan) -> bool {
-    let is_open = |state: &BucketState| matches!(state, BucketState::Own | BucketState::Guarded);
-    new.groups.iter().any(|group| {
-        let before = old.groups.iter().find(|g| g.name == group.name);
-        let was_open = |i: usize| before.is_some_and(|g| is_open(&g.states[i]));
-        (0..)
-            .zip(group.states.iter())
-            .any(|(i, state)| is_open(state) && !was_open(i))
+/// True if `flow` lies in one of the buckets `own_before`, by group.
+fn was_own(plan: &Plan, own_before: &[BucketSet], flow: &FlowKey) -> bool {
+    if own_before.iter().all(BucketSet::is_empty) {
+        return false;
+    }
+    let connection = Connection {
+        vip: (flow.vip, flow.vip_port).into(),
+        client: (flow.client, flow.client_port).into(),
+    };
+    place(plan, connection).is_some_and(|(group, bucket, _)| {
+        own_before
+            .get(group)
+            .is_some_and(|before| before.contains(bucket.index()))
     })
 }

@@ -5,8 +5,10 @@
 //! [`Lease`] it drops every VIP frame, so that a daemon that hangs takes nothing others have taken over.
 
 pub mod arp;
+mod change;
 pub mod connections;
 pub mod judge;
+mod lister;
 pub mod raw;
 pub mod replay;
 mod taken;
