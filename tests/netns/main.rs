@@ -14,6 +14,7 @@ mod instruments;
 mod life;
 mod modules;
 mod refusals;
+mod reload;
 mod replay;
 mod serving;
 mod tools;

@@ -121,6 +121,8 @@ pub enum Verb {
     Snapshot(SnapshotArgs),
     /// Undo what a killed daemon left on this host
     Cleanup,
+    /// Restart the daemon of this node in place: applications go on, no connection ends
+    Reload,
     /// Stop all modules, then the daemon
     Shutdown,
     /// Write an information line into the module log
@@ -210,6 +212,9 @@ pub struct RollingArgs {
     /// On each node, reset the connections that are left after this time
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
     pub timeout: Duration,
+    /// Restart farmd in place on each node, and no application: no connection ends
+    #[arg(long, conflicts_with_all = ["module", "timeout"])]
+    pub daemon: bool,
 }
 
 /// A time such as `90s`, `10m` or `500ms`; a number alone counts seconds. At most a day.

@@ -16,6 +16,7 @@ mod folders;
 mod history;
 mod log;
 mod module;
+mod reload;
 mod rolling;
 mod safekit;
 mod share;
@@ -132,6 +133,7 @@ fn perform(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::Cluster(verb) => cluster::run(context, verb),
         Verb::Snapshot(args) => snapshot::run(context, args),
         Verb::Cleanup => cleanup::run(context),
+        Verb::Reload => reload::run(context),
         Verb::Shutdown => command::shutdown(context),
         Verb::Printi(args) => safekit::print(context, 'I', args),
         Verb::Printe(args) => safekit::print(context, 'E', args),

@@ -1,4 +1,4 @@
-//! `farm rolling-restart`: every node in turn gives its share away, restarts its modules and takes the share back.
+//! `farm rolling-restart`: every node in turn gives its share away, restarts its modules, or farmd itself, and takes the share back.
 //!
 //! Owns the order and the rule that never two nodes are out at once; each step is an ordinary command to the node
 //! concerned. It stops at the first thing that fails, and says what is as it was, what is new and what is out.
@@ -58,6 +58,7 @@ pub fn run(context: &Context, args: &RollingArgs) -> Result<u8, Failure> {
             here: &here,
             steps: &steps,
             timeout: args.timeout,
+            daemon: args.daemon,
         };
         if let Err(failure) = rolling.take(turn, &turns) {
             let text = format!(
@@ -167,6 +168,8 @@ struct Rolling<'a> {
     here: &'a Client,
     steps: &'a Steps,
     timeout: Duration,
+    /// farmd in place, and no application.
+    daemon: bool,
 }
 
 impl Rolling<'_> {
@@ -178,6 +181,11 @@ impl Rolling<'_> {
                 .map(|(row, module)| format!("{module} is not ready on {}: {}", row.node, row.why)))
         })?;
         let there = Client::new(&self.context.on(&turn.node))?;
+        if self.daemon {
+            let text = crate::reload::restart(&there, self.steps)?;
+            self.steps.add(&format!("{}: {text}", turn.node));
+            return Ok(());
+        }
         let scopes = undrained(&there.status()?, turn);
         if scopes.is_empty() {
             self.steps

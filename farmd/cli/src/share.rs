@@ -115,7 +115,7 @@ pub fn on_nodes(
 ) -> Result<u8, Failure> {
     if !works_on_nodes(verb) {
         return Err(Failure::usage(
-            "--on is for commands to a module, drain, undrain, weight, status, cluster state and shutdown; this one \
+            "--on is for commands to a module, drain, undrain, weight, status, cluster state, reload and shutdown; this one \
              works on this node's own files",
         ));
     }
@@ -162,6 +162,7 @@ fn works_on_nodes(verb: &Verb) -> bool {
         | Verb::Config(_)
         | Verb::Deconfig(_)
         | Verb::Cluster(ClusterVerb::State)
+        | Verb::Reload
         | Verb::Shutdown
         | Verb::Printi(_)
         | Verb::Printe(_)

@@ -16,6 +16,7 @@
 //! | `POST /v1/undrain` | [`UndrainRequest`] | lines of [`Reply`]; ends when the share is back |
 //! | `POST /v1/weight` | [`WeightRequest`] | lines of [`Reply`] |
 //! | any `/v1/on/{node}/{rest}` | as `/v1/{rest}` | what that node answers to `/v1/{rest}` |
+//! | `POST /v1/reload` | – | lines of [`Reply`]; restarts the daemon in place |
 //! | `POST /v1/shutdown` | – | lines of [`Reply`]; ends the daemon after all modules stopped |
 
 pub mod history;
@@ -205,6 +206,9 @@ pub struct ClusterStatus {
     /// Number of the newest plan of the data plane here.
     #[serde(default)]
     pub plan_version: u64,
+    /// Start number of the daemon that answers; another one has a higher.
+    #[serde(default)]
+    pub incarnation: u64,
     /// What this node sends to stay alive for the others.
     #[serde(default)]
     pub heartbeat: HeartbeatStatus,

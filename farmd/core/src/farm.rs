@@ -7,6 +7,7 @@
 //! ask [`Farm::poll_timeout`] when to come back. The owner loop of the daemon, the simulator and the model
 //! checker all drive this same object.
 
+pub mod away;
 mod electorate;
 mod transmit;
 
@@ -23,6 +24,7 @@ use crate::membership::{self, Membership};
 use crate::requesters::Requesters;
 use crate::wire::auth::ClusterKey;
 use crate::wire::heartbeat::{BucketSet, Heartbeat, ModuleReport, ParseError, Requester};
+use away::Away;
 
 /// What the daemon says of one of its modules.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -79,6 +81,8 @@ pub enum Event {
     },
     /// A peer tells of requesters this node did not know.
     Learned(Requester),
+    /// A peer that had left to be back at once is not back: its connections are given up.
+    NotBack(NodeId),
 }
 
 /// A datagram to send.
@@ -156,6 +160,8 @@ pub struct Farm {
     /// Position, among all groups, of the one whose map is sent first.
     map_turn: usize,
     leaving: bool,
+    returning: bool,
+    away: Away,
     plan_version: u64,
     /// A pause closed everything; lifted by the next turn.
     paused: bool,
@@ -195,6 +201,8 @@ impl Farm {
             answer: NodeSet::EMPTY,
             map_turn: 0,
             leaving: false,
+            returning: false,
+            away: Away::default(),
             plan_version: 0,
             paused: false,
             transmits: VecDeque::new(),
@@ -223,6 +231,9 @@ impl Farm {
             }
         }
         let same_cluster = self.membership.peer(heartbeat.sender).is_some_and(|p| p.same_cluster());
+        if same_cluster && heartbeat.leaving && heartbeat.returning {
+            self.away.insert(now, heartbeat.sender, &heartbeat.modules);
+        }
         if same_cluster {
             let macs = heartbeat.modules.iter().filter(|m| m.active());
             let macs = macs.map(|m| (m.name.clone(), m.macs.clone())).collect();
@@ -330,9 +341,11 @@ impl Farm {
         self.requesters.learn(requester);
     }
 
-    /// Says goodbye: peers need not wait for the detection time. Nothing may be open any more.
-    pub fn leave(&mut self, now: Duration) {
+    /// Says goodbye: peers need not wait for the detection time. Nothing may be open any more. If this node is `returning`, peers do not reset
+    /// the connections it has while it is away ([`away::LIMIT`]).
+    pub fn leave(&mut self, now: Duration, returning: bool) {
         self.leaving = true;
+        self.returning = returning;
         self.next_heartbeat = now;
         self.turn(now);
     }
@@ -351,6 +364,7 @@ impl Farm {
     pub fn poll_timeout(&self) -> Duration {
         let joined = self.modules.values().filter(|m| m.joining).map(|m| m.join_until);
         joined
+            .chain(self.away.next_timeout())
             .chain(self.membership.poll_timeout())
             .chain(self.nudge_at)
             .fold(self.next_heartbeat, Duration::min)
@@ -517,6 +531,9 @@ impl Farm {
         self.reports.retain(|peer, _| heard.contains(*peer));
         let known = NodeSet::from_bits(heard.bits() | self.membership.view().bits());
         self.macs.retain(|peer, _| known.contains(*peer));
+        for node in self.away.update(now, &self.reports) {
+            self.events.push_back(Event::NotBack(node));
+        }
         let names: Vec<ModuleName> = self.modules.keys().cloned().collect();
         let mut plan_changed = false;
         for name in names {
@@ -581,6 +598,7 @@ impl Farm {
         };
         let reports = &self.reports;
         let membership = &self.membership;
+        let away = &self.away;
         let Some(module) = self.modules.get_mut(name) else {
             return false;
         };
@@ -617,6 +635,7 @@ impl Farm {
                 closed,
                 unheard: electorate.unheard,
                 peers: &peers,
+                away: &away.held(name, i),
             };
             let outcome = group.advance(&around);
             plan_changed |= outcome.plan_changed;

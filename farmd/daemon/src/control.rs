@@ -126,6 +126,7 @@ pub(crate) enum Route<'a> {
     Metrics,
     Plan,
     Shutdown,
+    Reload,
     Share(ShareWord),
     Module {
         name: &'a str,
@@ -160,6 +161,7 @@ fn route(path: &str) -> Option<Route<'_>> {
         "metrics" => Route::Metrics,
         "plan" => Route::Plan,
         "shutdown" => Route::Shutdown,
+        "reload" => Route::Reload,
         "drain" => Route::Share(ShareWord::Drain),
         "undrain" => Route::Share(ShareWord::Undrain),
         "weight" => Route::Share(ShareWord::Weight),
@@ -195,7 +197,7 @@ pub(crate) fn admit<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, Ref
         ));
     };
     let (wanted, allow) = match route {
-        Route::Shutdown | Route::Share(_) | Route::Module { .. } => (Method::POST, "POST"),
+        Route::Shutdown | Route::Reload | Route::Share(_) | Route::Module { .. } => (Method::POST, "POST"),
         Route::Status | Route::Cluster | Route::History { .. } | Route::Metrics | Route::Plan => (Method::GET, "GET"),
     };
     if *method != wanted {
@@ -232,6 +234,10 @@ pub(crate) async fn perform(
                 text: "farmd stops all modules and then ends".to_owned(),
             });
         }
+        Route::Reload => events.send(Event::Reload {
+            by: caller.by(None),
+            replies,
+        }),
         Route::Share(word) => {
             let verb = match word {
                 ShareWord::Drain => ShareVerb::Drain(parse(body)?),

@@ -14,12 +14,14 @@ use farm_core::balance::plan::Plan;
 use farm_core::config::{ClusterConfig, ModuleConfig};
 use farm_core::id::ModuleName;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tracing::error;
 
 use crate::admission::Other;
 use crate::checker::CheckerSet;
 use crate::event::{Event, EventSender};
 use crate::host::Host;
 use crate::journal::Journal;
+use crate::reload::Legacy;
 use crate::reset;
 use crate::script::{Folders, ScriptHandle, ScriptRequest, ScriptRunner};
 use crate::shares::Shares;
@@ -28,6 +30,9 @@ use crate::witness::Witness;
 
 /// How often service interfaces are looked at: a lost link moves the share in well under a second.
 const LINK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Until an answer that was given has left the process.
+const ANSWER_TIME: Duration = Duration::from_millis(20);
 
 /// One thing to do.
 #[derive(Debug)]
@@ -118,8 +123,19 @@ pub enum Effect {
         /// Of these groups, by position in the plan.
         groups: Vec<usize>,
     },
+    /// Leave everything to the farmd that takes this one's place, and end the task.
+    LeaveTo(Legacy),
     /// End the task, and with it the daemon.
     Exit,
+}
+
+/// How the task has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// With nothing left behind.
+    Exit,
+    /// Everything is left to the farmd that takes this one's place.
+    Reload,
 }
 
 /// Carries out effects until [`Effect::Exit`].
@@ -140,7 +156,7 @@ pub struct Executor {
 
 impl Executor {
     /// See the type.
-    pub async fn run(mut self, mut effects: UnboundedReceiver<Effect>) {
+    pub async fn run(mut self, mut effects: UnboundedReceiver<Effect>) -> End {
         let mut scripts: BTreeMap<ModuleName, ScriptHandle> = BTreeMap::new();
         let mut checkers: BTreeMap<ModuleName, CheckerSet> = BTreeMap::new();
         let mut whole = false;
@@ -157,7 +173,7 @@ impl Executor {
                     continue;
                 }
             };
-            let Some(effect) = effect else { return };
+            let Some(effect) = effect else { return End::Exit };
             match effect {
                 Effect::RunScript { request, config } => self.run_script(&mut scripts, request, &config),
                 Effect::KillScript(module) => {
@@ -247,7 +263,19 @@ impl Executor {
                     let result = reset::held(&plan, &groups).map_err(|e| e.to_string());
                     self.events.send(Event::HeldReset { job, result });
                 }
-                Effect::Exit => return,
+                Effect::LeaveTo(legacy) => {
+                    let left = legacy
+                        .store(&self.folders.var)
+                        .and_then(|()| self.host.leave_to_successor());
+                    if let Err(error) = left {
+                        // The successor finds nothing and starts the modules that are to run.
+                        error!("{error}; the modules are started anew");
+                    }
+                    // Whoever asked reads that it is on its way.
+                    tokio::time::sleep(ANSWER_TIME).await;
+                    return End::Reload;
+                }
+                Effect::Exit => return End::Exit,
             }
         }
     }

@@ -123,6 +123,13 @@ pub enum Event {
         /// Connections that were reset, or why not all were.
         result: Result<u32, String>,
     },
+    /// farmd is to be restarted in place.
+    Reload {
+        /// Who asks.
+        by: String,
+        /// Who waits.
+        replies: tokio::sync::mpsc::UnboundedSender<Reply>,
+    },
     /// SIGTERM or SIGINT.
     Shutdown {
         /// Which signal or command.

@@ -6,7 +6,7 @@
 //!
 //! | change | undone by |
 //! | --- | --- |
-//! | TAP device `farm0` with the VIPs as /32 | going away with the process |
+//! | TAP device `farm0` with the VIPs as /32 | going away with the process, unless that leaves it to its successor (`reload`) |
 //! | nf_tables table `netdev farm_IF`: frames and ARP for the VIPs never reach the host's own stack | removing the table |
 //! | `net.ipv4.conf.IF.arp_announce = 2`: the kernel never asks with a VIP as sender | writing the old value, if it is still ours |
 //! | `net.ipv4.conf.IF.arp_ignore = 1`, if it was 0: the kernel never answers for a VIP, even without the table | writing 0, if it is still ours |
@@ -30,7 +30,7 @@ use farm_sys::arp_socket::ArpSocket;
 use farm_sys::interface::{self, Interface};
 use farm_sys::netlink::Netlink;
 use farm_sys::packet_socket::PacketRing;
-use farm_sys::tap::Tap;
+use farm_sys::tap::{Tap, TapHandle};
 use farm_sys::{nft, sysctl};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
@@ -39,6 +39,7 @@ use crate::dataplane::raw::RING_SLOTS;
 use crate::dataplane::replay::SynRing;
 use crate::dataplane::{self, DataPlane, LocalDevice};
 use state::HostState;
+pub(crate) use state::boot_id;
 
 /// Name of the device that carries the VIPs.
 pub const DEVICE: &str = "farm0";
@@ -64,9 +65,35 @@ pub struct HostVip {
     pub own_mac: MacAddr,
 }
 
-/// True if a farmd carries virtual addresses in this network namespace now: the device lives only with its process.
-pub fn is_in_use() -> bool {
-    interface::index(DEVICE).is_ok()
+/// Who has the device of virtual addresses in this network namespace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceOwner {
+    /// It is not there.
+    Absent,
+    /// Another farmd, which runs, or another program.
+    InUse,
+    /// A farmd that has left it to its successor.
+    Left,
+}
+
+/// See [`DeviceOwner`].
+pub fn device_owner() -> DeviceOwner {
+    if interface::index(DEVICE).is_err() {
+        return DeviceOwner::Absent;
+    }
+    // Only one process at a time gets such a device; to let go of one that was left changes nothing.
+    match Tap::create(DEVICE) {
+        Ok(_) => DeviceOwner::Left,
+        Err(_) => DeviceOwner::InUse,
+    }
+}
+
+/// Removes a device that was [`DeviceOwner::Left`].
+///
+/// # Errors
+/// What the kernel says.
+pub fn remove_left_device() -> io::Result<()> {
+    Tap::create(DEVICE)?.handle()?.set_persistent(false)
 }
 
 /// Undoes what an earlier run has left in this network namespace. Returns what was done and what failed.
@@ -104,6 +131,12 @@ struct Placed {
     found_by: Option<IpAddr>,
 }
 
+/// The device that carries the VIPs.
+struct Device {
+    index: u32,
+    handle: TapHandle,
+}
+
 /// See the module doc.
 pub struct Host {
     var: PathBuf,
@@ -111,7 +144,7 @@ pub struct Host {
     plane: Arc<dyn DataPlane>,
     state: HostState,
     placed: Vec<Placed>,
-    device: Option<u32>,
+    device: Option<Device>,
     /// What was last said of each module's interfaces.
     links: BTreeMap<ModuleName, Option<String>>,
     /// When the tables were last looked at.
@@ -170,7 +203,7 @@ impl Host {
         self.placed.retain(|p| p.module != *module);
         // What is said of its interfaces begins anew with the next set-up.
         self.links.remove(module);
-        if let Some(device) = self.device {
+        if let Some(device) = self.device.as_ref().map(|device| device.index) {
             for addr in gone.iter().flat_map(|p| &p.addrs) {
                 if let Err(error) = self.netlink.addr_del(device, *addr, prefix_of(*addr)).await {
                     problems.push(error.to_string());
@@ -186,11 +219,24 @@ impl Host {
         if self.placed.is_empty() {
             // The device goes away with its last descriptor, which the data plane holds.
             self.plane.set_tap(None);
-            if let Some(device) = self.device.take() {
-                problems.extend(device_gone(device).await.err());
+            if let Some(Device { index, handle }) = self.device.take() {
+                drop(handle);
+                problems.extend(device_gone(index).await.err());
             }
         }
         problems
+    }
+
+    /// Lets the VIPs outlive this process, for the one that takes its place.
+    ///
+    /// # Errors
+    /// A sentence for the administrator.
+    pub fn leave_to_successor(&self) -> Result<(), String> {
+        let keep = |device: &Device| device.handle.set_persistent(true);
+        self.device
+            .as_ref()
+            .map_or(Ok(()), keep)
+            .map_err(|e| format!("{DEVICE} cannot be kept: {e}"))
     }
 
     /// Finds the interface of each VIP and refuses what cannot work, before anything is touched.
@@ -265,8 +311,8 @@ impl Host {
     }
 
     async fn try_set_up(&mut self, placed: &[Placed]) -> Result<(), String> {
-        let device = match self.device {
-            Some(device) => device,
+        let device = match &self.device {
+            Some(device) => device.index,
             None => self.create_device().await?,
         };
         for one in placed {
@@ -305,6 +351,9 @@ impl Host {
             _ => format!("{DEVICE} cannot be made: {error}"),
         })?;
         let index = tap.ifindex();
+        let handle = tap.handle().map_err(|e| format!("{DEVICE}: {e}"))?;
+        // One that a farmd before this one has left goes away with this process again.
+        handle.set_persistent(false).map_err(|e| format!("{DEVICE}: {e}"))?;
         let fail = |e: farm_sys::netlink::NetlinkError| e.to_string();
         self.netlink.set_arp(index, false).await.map_err(fail)?;
         self.netlink.set_multicast(index, false).await.map_err(fail)?;
@@ -324,7 +373,7 @@ impl Host {
             .and_then(|i| i.mac);
         let mac = MacAddr(mac.ok_or_else(|| format!("{DEVICE} has no Ethernet address"))?);
         self.plane.set_tap(Some(LocalDevice { tap, mac }));
-        self.device = Some(index);
+        self.device = Some(Device { index, handle });
         Ok(index)
     }
 

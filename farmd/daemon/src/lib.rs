@@ -16,6 +16,7 @@ pub mod incarnation;
 pub mod journal;
 pub mod logwriter;
 pub mod node;
+pub mod reload;
 pub mod remote;
 pub mod reset;
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! farmd(8): reads the command line and starts the daemon.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
+use farmd::effect::End;
+use farmd::host::{self, DeviceOwner};
 use farmd::logwriter::{self, FLUSH_LIMIT};
 use farmd::script::Folders;
 use farmd::start::{self, Exit, Options};
@@ -28,11 +30,11 @@ struct Arguments {
     #[arg(long, env = "FARM_NODE")]
     node: Option<String>,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<Verb>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum Verb {
     /// Undo what a killed farmd has left on the host, and end.
     Cleanup,
 }
@@ -75,12 +77,15 @@ fn main() -> ExitCode {
         node: String::new(),
     };
     match command {
-        Some(Command::Cleanup) => clean_up(&folders),
+        Some(Verb::Cleanup) => clean_up(&folders),
         None => {
+            // Before it may be replaced by a newer one of the same name.
+            let program = std::env::current_exe();
             let result = start::run(&Options { folders, node });
             logwriter::flush(FLUSH_LIMIT);
             match result {
-                Ok(()) => ExitCode::SUCCESS,
+                Ok(End::Exit) => ExitCode::SUCCESS,
+                Ok(End::Reload) => restart(program),
                 Err(error) => {
                     eprintln!("farmd: {error}");
                     ExitCode::from(error.exit as u8)
@@ -88,6 +93,20 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Puts another farmd, with the same words, in the place of this one; returns only if that fails.
+fn restart(program: std::io::Result<PathBuf>) -> ExitCode {
+    use std::os::unix::process::CommandExt as _;
+    let error = match program {
+        Ok(program) => {
+            let error = Command::new(&program).args(std::env::args_os().skip(1)).exec();
+            format!("{}: {error}", program.display())
+        }
+        Err(error) => format!("own path: {error}"),
+    };
+    eprintln!("farmd: cannot restart in place: {error}; start it again, the applications still run");
+    ExitCode::from(Exit::Failed as u8)
 }
 
 fn clean_up(folders: &Folders) -> ExitCode {
@@ -99,14 +118,21 @@ fn clean_up(folders: &Folders) -> ExitCode {
             return ExitCode::from(error.exit as u8);
         }
     };
-    if farmd::host::is_in_use() {
+    let owner = host::device_owner();
+    if owner == DeviceOwner::InUse {
         eprintln!(
             "farmd: {} is there: a farmd is running in this network namespace; stop it first",
-            farmd::host::DEVICE
+            host::DEVICE
         );
         return ExitCode::from(Exit::Unavailable as u8);
     }
-    let (done, problems) = farmd::host::clean_up(&folders.var);
+    let (mut done, mut problems) = host::clean_up(&folders.var);
+    if owner == DeviceOwner::Left {
+        match host::remove_left_device() {
+            Ok(()) => done.push(format!("{} removed", host::DEVICE)),
+            Err(error) => problems.push(format!("{}: {error}", host::DEVICE)),
+        }
+    }
     if done.is_empty() && problems.is_empty() {
         println!("nothing to undo");
     }

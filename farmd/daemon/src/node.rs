@@ -10,6 +10,7 @@ mod history;
 mod module;
 mod publish;
 mod rate;
+mod reload;
 mod share;
 mod status;
 
@@ -43,6 +44,7 @@ use history::Chronicle;
 use module::LocalModule;
 use publish::Published;
 use rate::Rate;
+use reload::Reloading;
 use share::ShareDesk;
 
 /// Priority of the owner loop among real-time threads: above ordinary ones, below the kernel's own.
@@ -56,6 +58,8 @@ const DATAGRAM_MAX: usize = 65_535;
 /// How long the data plane may take for a plan. It takes milliseconds; one that hangs would hold up every
 /// hand-over of the farm.
 const PLANE_LIMIT: Duration = Duration::from_secs(2);
+/// How often a node that leaves says so.
+const GOODBYES: usize = 3;
 /// Time between two log lines about datagrams from the same address that are not authentic.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -93,10 +97,23 @@ pub struct Parts {
     pub history: History,
     /// Modules with an active copy.
     pub modules: Vec<(ModuleName, ModuleConfig, bool)>,
+    /// Modules whose application runs since before farmd was restarted in place.
+    pub resumed: Vec<Resumed>,
     /// What was set for this node's shares.
     pub shares: Shares,
     /// Things the administrator should know.
     pub warnings: Vec<String>,
+}
+
+/// A module that goes on where the farmd before has left it.
+#[derive(Debug)]
+pub struct Resumed {
+    /// Which.
+    pub name: ModuleName,
+    /// Where its VIPs are, or why not.
+    pub vips: Result<Vec<HostVip>, String>,
+    /// Its resources.
+    pub resources: BTreeMap<String, String>,
 }
 
 /// What went wrong with datagrams from one address.
@@ -151,6 +168,8 @@ pub struct Node {
     ending: bool,
     /// Who asked for the end.
     ended_by: String,
+    /// farmd is being restarted in place.
+    reloading: Option<Reloading>,
     left: Option<Duration>,
 }
 
@@ -197,6 +216,7 @@ impl Node {
             unconfirmed_since: None,
             ending: false,
             ended_by: String::new(),
+            reloading: None,
             left: None,
         };
         for (name, config, start) in parts.modules {
@@ -204,6 +224,9 @@ impl Node {
             if start && let Some(module) = node.modules.get_mut(&name) {
                 module.boot_at = Some(now + module.config.service.boot_delay);
             }
+        }
+        for resumed in parts.resumed {
+            node.resume(resumed);
         }
         node
     }
@@ -240,9 +263,14 @@ impl Node {
             self.handle_timeouts();
             self.finish_turn();
         }
-        self.plane.apply(Arc::new(self.published.empty_plan()));
         self.close_history();
-        let _ = self.effects.send(Effect::Exit);
+        let _ = match self.legacy() {
+            Some(legacy) => self.effects.send(Effect::LeaveTo(legacy)),
+            None => {
+                self.plane.apply(Arc::new(self.published.empty_plan()));
+                self.effects.send(Effect::Exit)
+            }
+        };
     }
 
     fn now(&self) -> Duration {
@@ -259,6 +287,7 @@ impl Node {
         let deadline = machines
             .flatten()
             .chain(self.share_timeout())
+            .chain(self.reload_timeout())
             .chain([self.farm.poll_timeout()])
             .min();
         let timeout = deadline.map(|at| at.saturating_sub(self.now()));
@@ -405,6 +434,7 @@ impl Node {
             Event::Share(command) => self.handle_share(command),
             Event::SharesKept { job, result } => self.handle_shares_kept(job, result),
             Event::HeldReset { job, result } => self.handle_held_reset(job, result),
+            Event::Reload { by, replies } => self.reload(by, replies),
             Event::Shutdown { by } => self.shut_down(&by),
         }
     }
@@ -509,12 +539,12 @@ impl Node {
             self.queue(Effect::Whole(whole));
         }
         if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
-            self.farm.leave(now);
-            self.left = Some(now);
             let by = self.ended_by.clone();
             self.record(None, Happening::Stopped { by });
             info!("all modules have stopped; leaving the farm");
+            self.say_goodbye(now, false);
         }
+        self.watch_reload(now);
         self.transmit();
         if self.fenced_until.is_none() {
             let left = self.farm.lease_until(now).saturating_sub(now);
@@ -531,6 +561,15 @@ impl Node {
             self.sent_bytes += sent.datagrams * transmit.payload.len() as u64;
             self.send_failed += sent.failed;
         }
+    }
+
+    /// Each lost one would cost the others the detection time, so it is said more than once.
+    fn say_goodbye(&mut self, now: Duration, returning: bool) {
+        for _ in 0..GOODBYES {
+            self.farm.leave(now, returning);
+            self.transmit();
+        }
+        self.left = Some(now);
     }
 
     fn shut_down(&mut self, by: &str) {

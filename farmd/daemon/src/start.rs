@@ -23,13 +23,14 @@ use crate::admission;
 use crate::dataplane::raw::RawPlane;
 use crate::dataplane::replay::Timing;
 use crate::dataplane::{Counters, DataPlane, Lease};
-use crate::effect::Executor;
+use crate::effect::{End, Executor};
 use crate::event::{Event, EventSender};
 use crate::heartbeat_io::HeartbeatIo;
 use crate::history::History;
-use crate::host::{self, Host};
+use crate::host::{self, DeviceOwner, Host};
 use crate::journal::Journal;
-use crate::node::{Node, Parts};
+use crate::node::{Node, Parts, Resumed};
+use crate::reload::Legacy;
 use crate::remote::server::Server;
 use crate::remote::{self, Peers};
 use crate::script::{Folders, ScriptRunner, prepare_safe};
@@ -89,7 +90,9 @@ pub struct Options {
 }
 
 /// Runs the daemon until it is told to end.
-pub fn run(options: &Options) -> Result<(), StartError> {
+///
+/// With [`End::Reload`] another farmd is to take this process's place.
+pub fn run(options: &Options) -> Result<End, StartError> {
     let missing = caps::missing();
     if !missing.is_empty() {
         return Err(fail(
@@ -112,21 +115,7 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     let heartbeats = bind(&cluster, this)?;
     let commands = bind_commands(&cluster, this)?;
     let socket_path = folders.run.join("farmd.sock");
-    if host::is_in_use() {
-        return Err(fail(
-            Exit::Unavailable,
-            format!(
-                "{} is there: another farmd carries virtual addresses in this network namespace",
-                host::DEVICE
-            ),
-        ));
-    }
-    let (done, problems) = host::clean_up(&folders.var);
-    done.iter()
-        .for_each(|step| info!("left over from an earlier run: {step}"));
-    problems
-        .iter()
-        .for_each(|problem| warn!("left over from an earlier run and not undone: {problem}"));
+    let legacy = take_over(folders)?;
     let clock = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_micros() as u64);
@@ -146,6 +135,7 @@ pub fn run(options: &Options) -> Result<(), StartError> {
             this,
             key,
             incarnation,
+            legacy,
             Bound {
                 heartbeats,
                 commands,
@@ -173,8 +163,9 @@ async fn serve(
     this: NodeId,
     key: ClusterKey,
     incarnation: Incarnation,
+    legacy: Option<Legacy>,
     bound: Bound,
-) -> Result<(), StartError> {
+) -> Result<End, StartError> {
     let failed = |what: &str, e: &dyn fmt::Display| fail(Exit::Failed, format!("{what}: {e}"));
     // Before anything is begun that only an orderly end undoes.
     let stop_signals = StopSignals::listen().map_err(|e| failed("signals", &e))?;
@@ -230,9 +221,10 @@ async fn serve(
     });
 
     let runtime = tokio::runtime::Handle::current();
-    let host = Host::new(folders.var.clone(), Arc::clone(&plane))
+    let mut host = Host::new(folders.var.clone(), Arc::clone(&plane))
         .await
         .map_err(|e| failed("netlink", &e))?;
+    let resumed = resume(legacy, &modules, &mut host).await;
     let (effects, to_do) = tokio::sync::mpsc::unbounded_channel();
     let executor = Executor {
         folders: folders.clone(),
@@ -268,6 +260,7 @@ async fn serve(
         journal: journal.clone(),
         history,
         modules,
+        resumed,
         shares,
         warnings,
     });
@@ -288,7 +281,7 @@ async fn serve(
         tasks.push(tokio::spawn(remote::server::serve(listener, lan, Arc::clone(&server))));
     }
     tasks.push(tokio::spawn(stop_signals.forward(events)));
-    executor.run(to_do).await;
+    let end = executor.run(to_do).await;
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     if owner.join().is_err() {
         return Err(fail(Exit::Failed, "the owner thread ended with a panic"));
@@ -296,7 +289,67 @@ async fn serve(
     drop(plane);
     journal.flush(Duration::from_secs(2));
     info!("farmd has ended");
-    Ok(())
+    Ok(end)
+}
+
+/// Undoes what an earlier run has left, or takes it over if it was left for this one.
+fn take_over(folders: &Folders) -> Result<Option<Legacy>, StartError> {
+    let legacy = Legacy::take(&folders.var).unwrap_or_else(|error| {
+        warn!("{error}; modules are started as at a boot");
+        None
+    });
+    let configured =
+        |name: &farm_core::id::ModuleName| store::load_active(&folders.var, name, None).is_ok_and(|c| c.is_some());
+    match host::device_owner() {
+        DeviceOwner::InUse => {
+            return Err(fail(
+                Exit::Unavailable,
+                format!(
+                    "{} is there: another farmd carries virtual addresses in this network namespace",
+                    host::DEVICE
+                ),
+            ));
+        }
+        DeviceOwner::Left if legacy.as_ref().is_some_and(|l| l.modules.keys().all(configured)) => return Ok(legacy),
+        DeviceOwner::Left => match host::remove_left_device() {
+            Ok(()) => info!("left over from an earlier run: {} removed", host::DEVICE),
+            Err(error) => warn!(
+                "left over from an earlier run and not undone: {}: {error}",
+                host::DEVICE
+            ),
+        },
+        DeviceOwner::Absent => {}
+    }
+    let (done, problems) = host::clean_up(&folders.var);
+    done.iter()
+        .for_each(|step| info!("left over from an earlier run: {step}"));
+    problems
+        .iter()
+        .for_each(|problem| warn!("left over from an earlier run and not undone: {problem}"));
+    Ok(legacy)
+}
+
+/// Makes the host carry the VIPs of modules whose application goes on.
+async fn resume(
+    legacy: Option<Legacy>,
+    modules: &[(farm_core::id::ModuleName, config::ModuleConfig, bool)],
+    host: &mut Host,
+) -> Vec<Resumed> {
+    let mut resumed = Vec::new();
+    let mut left = legacy.map(|legacy| legacy.modules).unwrap_or_default();
+    for (name, config, _) in modules {
+        let Some(resources) = left.remove(name) else { continue };
+        let vips = match &config.vip {
+            Some(vip) => host.set_up(name, vip).await,
+            None => Ok(Vec::new()),
+        };
+        let name = name.clone();
+        resumed.push(Resumed { name, vips, resources });
+    }
+    for name in left.keys() {
+        warn!(module = %name, "its application runs since before farmd was restarted, and it is not configured any more");
+    }
+    resumed
 }
 
 /// What asks farmd to end.

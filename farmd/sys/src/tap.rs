@@ -21,12 +21,13 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Makes a TAP device called `name`, down and without an address, whose frames carry a 10-byte `virtio_net_hdr`.
+    /// Makes a TAP device called `name`, down and without an address, whose frames carry a 10-byte `virtio_net_hdr`; or takes over, as it is, one
+    /// that a process has left behind ([`TapHandle::set_persistent`]).
     ///
     /// # Errors
     /// `InvalidInput` for a name that no interface may have; `NotFound` if the kernel has no TAP support or `/dev/net/tun` is not
     /// there (as in many containers); `PermissionDenied` without CAP_NET_ADMIN or without access to the device file;
-    /// `ResourceBusy` or `InvalidInput` if an interface of that name exists.
+    /// `ResourceBusy` or `InvalidInput` if an interface of that name exists that is another process's, or no TAP device.
     pub fn create(name: &str) -> io::Result<Self> {
         let mut request = interface::request(name)?;
         let path = "/dev/net/tun";
@@ -65,6 +66,15 @@ impl Tap {
         })
     }
 
+    /// Another handle of the device: it lives until the last one is dropped.
+    ///
+    /// # Errors
+    /// What the kernel says if there are no more descriptors.
+    pub fn handle(&self) -> io::Result<TapHandle> {
+        let file = self.file.try_clone()?;
+        Ok(TapHandle { file })
+    }
+
     /// The interface's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -100,6 +110,28 @@ impl Tap {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Keeps a [`Tap`]'s device, and can make it outlive this process.
+#[derive(Debug)]
+pub struct TapHandle {
+    file: File,
+}
+
+impl TapHandle {
+    /// Whether the device stays, with its addresses, when its last handle is dropped; [`Tap::create`] takes it over then.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_persistent(&self, persistent: bool) -> io::Result<()> {
+        let wanted = libc::c_ulong::from(persistent);
+        // SAFETY: TUNSETPERSIST takes a number and touches no memory of this process.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETPERSIST, wanted) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 }
 

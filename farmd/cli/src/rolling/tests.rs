@@ -45,6 +45,7 @@ fn farm(rows: Vec<NodeModuleStatus>) -> FarmStatus {
             coordinator: None,
             nodes: Vec::new(),
             plan_version: 0,
+            incarnation: 1,
             heartbeat: farm_core::api::HeartbeatStatus::default(),
         },
         warnings: Vec::new(),

@@ -88,6 +88,7 @@ fn farm(nodes: Vec<NodeModuleStatus>) -> FarmStatus {
                 },
             ],
             plan_version: 17,
+            incarnation: 1,
             heartbeat: HeartbeatStatus {
                 interval_us: 50_000,
                 detection_ms: 250,

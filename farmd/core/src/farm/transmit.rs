@@ -90,6 +90,7 @@ impl Farm {
             // "Accepts nothing" is true only once the data plane has closed too.
             fenced: self.membership.fenced().is_some() && self.modules.keys().all(|name| self.is_released(name)),
             leaving: self.leaving,
+            returning: self.returning,
             joining: self.membership.joining(),
             incarnation: self.incarnation,
             seq: self.seq,

@@ -107,7 +107,7 @@ impl Sim {
                 let n = &mut self.nodes[i];
                 let now = n.clock.local(self.now);
                 if let Some(farm) = &mut n.farm {
-                    farm.leave(now);
+                    farm.leave(now, false);
                     self.finish_turn(i)?;
                 }
                 self.crash(i);

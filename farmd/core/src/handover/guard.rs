@@ -38,10 +38,11 @@ impl Handover {
                 .peers
                 .iter()
                 .filter(|(_, p)| !p.report.held.is_empty())
-                .map(|(n, p)| (n, &p.report.held))
+                .map(|(n, p)| (*n, &p.report.held))
+                .chain(around.away.iter().map(|(n, held)| (*n, *held)))
         };
-        if !held().eq(self.held_by.iter()) {
-            self.held_by = held().map(|(node, set)| (*node, set.clone())).collect();
+        if !held().eq(self.held_by.iter().map(|(node, set)| (*node, set))) {
+            self.held_by = held().map(|(node, set)| (node, set.clone())).collect();
             self.holders = BTreeMap::new();
             for (node, index) in self
                 .held_by

@@ -85,6 +85,8 @@ pub struct Surroundings<'a> {
     pub unheard: bool,
     /// Every peer that is heard and has the module active, in the view or not.
     pub peers: &'a BTreeMap<NodeId, PeerGroup<'a>>,
+    /// Buckets in which peers have connections that have left to be back at once, until they have said anew what they have.
+    pub away: &'a BTreeMap<NodeId, &'a BucketSet>,
 }
 
 /// A proposal this node follows, or its own.
@@ -183,6 +185,8 @@ pub struct Handover {
     guarded_at: Epoch,
     held: BucketSet,
     held_connections: u32,
+    /// `held` as the newest plan has it.
+    held_planned: BucketSet,
     /// Closed here, and not yet open where they go: what comes for them is kept, and sent on after the commit.
     leaving: BucketSet,
     pending: Option<Pending>,
@@ -195,7 +199,7 @@ pub struct Handover {
     /// While shut, connections go on.
     draining: bool,
     /// What each peer holds, and from it who holds each bucket.
-    held_by: BTreeMap<NodeId, BucketSet>,
+    held_by: Vec<(NodeId, BucketSet)>,
     holders: BTreeMap<usize, NodeSet>,
     wanted: Option<(BTreeMap<NodeId, u16>, Epoch, BucketMap)>,
 }
@@ -215,13 +219,14 @@ impl Handover {
             guarded_at: Epoch::default(),
             held: BucketSet::default(),
             held_connections: 0,
+            held_planned: BucketSet::default(),
             leaving: BucketSet::default(),
             pending: None,
             closing: None,
-            behind: None,
+            behind: Some(None),
             shut: false,
             draining: false,
-            held_by: BTreeMap::new(),
+            held_by: Vec::new(),
             holders: BTreeMap::new(),
             wanted: None,
         }
@@ -243,6 +248,11 @@ impl Handover {
         if !self.shut {
             self.watch_holders(around, &mut outcome);
             self.watch_leaving(around, &mut outcome);
+            // Connections that were found where none were known, by a farmd that has been restarted under them.
+            outcome.plan_changed |= self
+                .held
+                .iter()
+                .any(|i| !self.held_planned.contains(i) && !self.open.contains(i));
         }
         outcome
     }
@@ -264,6 +274,7 @@ impl Handover {
         for awaited in [&mut self.closing, &mut self.behind].into_iter().flatten() {
             awaited.get_or_insert(version);
         }
+        self.held_planned.clone_from(&self.held);
     }
 
     /// The data plane works with plan `version`, and this host has connections in `held`, of which some are

@@ -57,6 +57,7 @@ impl Farm {
             closed: if shut { Closed::Shut } else { Closed::No },
             unheard: false,
             peers: &peers,
+            away: &BTreeMap::new(),
         };
         let outcome = self.nodes[i].advance(&around);
         if outcome.plan_changed {

@@ -59,6 +59,7 @@ fn heartbeat(config: &ClusterConfig, sender: usize, incarnation: u64, seq: u64) 
         lan: 0,
         fenced: false,
         leaving: false,
+        returning: false,
         joining: false,
         incarnation: Incarnation(incarnation),
         seq,

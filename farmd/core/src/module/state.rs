@@ -124,6 +124,28 @@ impl ModuleMachine {
             out: Vec::new(),
         }
     }
+
+    /// Goes on where a farmd that has been restarted in place has left the module: its application runs. `vip` is whether the host carries its
+    /// virtual addresses, `resources` are those of before.
+    pub fn resume(&mut self, vip: Result<(), String>, resources: BTreeMap<String, String>) -> Vec<ModuleAction> {
+        for (name, value) in resources {
+            // Those of checkers are found anew.
+            self.resources.entry(name).or_insert(value);
+        }
+        self.log(
+            'E',
+            "farmd has been restarted in place; the application goes on".to_owned(),
+        );
+        match vip {
+            Ok(()) => self.start_checkers(),
+            Err(why) => {
+                self.enter(Phase::Starting);
+                self.fail(format!("the virtual addresses could not be set up: {why}"));
+            }
+        }
+        self.drain()
+    }
+
     /// State of the machine.
     pub fn state(&self) -> ModuleState {
         self.phase.state(self.aim)

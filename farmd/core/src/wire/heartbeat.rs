@@ -236,6 +236,8 @@ pub struct Heartbeat {
     pub fenced: bool,
     /// It is about to end; nothing is open any more.
     pub leaving: bool,
+    /// It is leaving to be back at once, with its connections: farmd is restarted in place.
+    pub returning: bool,
     /// It has just started and does not yet know who else is there.
     pub joining: bool,
     /// Start number of the sender.
@@ -305,7 +307,8 @@ impl Heartbeat {
         w.u8(u8::from(self.fenced)
             | u8::from(self.leaving) << 1
             | u8::from(self.joining) << 2
-            | u8::from(self.echo.is_some()) << 3);
+            | u8::from(self.echo.is_some()) << 3
+            | u8::from(self.returning) << 4);
         w.u16(self.beat);
         w.u64(self.incarnation.0);
         w.u64(self.seq);
@@ -346,6 +349,7 @@ impl Heartbeat {
             lan,
             fenced: flags & 1 != 0,
             leaving: flags & 2 != 0,
+            returning: flags & 16 != 0,
             joining: flags & 4 != 0,
             incarnation: Incarnation(r.u64()?),
             seq: r.u64()?,

@@ -88,6 +88,7 @@ fn owner(events: std_mpsc::Receiver<Event>) -> std_mpsc::Receiver<String> {
                         coordinator: None,
                         nodes: Vec::new(),
                         plan_version: 3,
+                        incarnation: 1,
                         heartbeat: HeartbeatStatus::default(),
                     };
                     let _ = sender.send(answer);

@@ -102,7 +102,7 @@ impl HostState {
 }
 
 /// `None` where `/proc` does not tell: then notes count as of this boot.
-fn boot_id() -> Option<String> {
+pub fn boot_id() -> Option<String> {
     fs::read_to_string(BOOT_ID).ok().map(|id| id.trim().to_owned())
 }
 

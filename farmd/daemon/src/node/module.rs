@@ -311,6 +311,7 @@ impl Node {
                 quality: machine.quality(),
                 why: self.why_of(name, module),
                 ready: module.open
+                    && self.reloading.is_none()
                     && module.link_problem.is_none()
                     && machine.state() == ModuleState::Up
                     && machine.quality() == Quality::Ready,

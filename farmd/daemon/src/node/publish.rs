@@ -254,6 +254,14 @@ impl Node {
                     self.journal.write(&module, "farm", 'E', &text);
                 }
                 Event::Learned(requester) => self.plane.learn(requester),
+                Event::NotBack(node) => {
+                    let text = format!(
+                        "{} had left to restart its farmd and is not back; the connections it had are given up",
+                        self.cluster.name(node)
+                    );
+                    warn!("{text}");
+                    self.log_to_active('E', "membership", &text);
+                }
             }
         }
     }

@@ -250,6 +250,7 @@ impl Node {
             coordinator: coordinator.map(name),
             nodes: nodes.collect(),
             plan_version: self.published.version(),
+            incarnation: self.incarnation.0,
             heartbeat: HeartbeatStatus {
                 interval_us: u64::try_from(self.cluster.heartbeat_interval.as_micros()).unwrap_or(u64::MAX),
                 detection_ms: millis(self.cluster.detection_time()),

@@ -19,6 +19,7 @@ fn sample(nodes: usize, with_map: bool) -> Heartbeat {
         lan: 0,
         fenced: false,
         leaving: false,
+        returning: false,
         joining: true,
         incarnation: Incarnation(77),
         seq: 5,

@@ -1,0 +1,132 @@
+//! `farm reload`: farmd is restarted in place, and nobody's connections end.
+//!
+//! The share goes to the others as in a drain of no time; then the node says that it will be back at once, so that nobody resets the
+//! connections it has, and another farmd takes the place of this process: with the same number, over the same devices and addresses, and with
+//! the modules as they are.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use farm_core::api::history::Happening;
+use farm_core::api::{ModuleState, Reply, exit};
+use farm_core::id::ModuleName;
+use farm_core::module::state::HANDOVER_LIMIT;
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{info, warn};
+
+use super::{Node, Resumed};
+use crate::reload::Legacy;
+
+/// A restart that waits for the others to take over.
+#[derive(Debug)]
+pub(super) struct Reloading {
+    by: String,
+    replies: UnboundedSender<Reply>,
+    deadline: Duration,
+}
+
+impl Node {
+    /// Begins, or says why not.
+    pub(super) fn reload(&mut self, by: String, replies: UnboundedSender<Reply>) {
+        if let Some(why) = self.why_no_reload() {
+            self.journal.audit(&by, "reload", Err(&why));
+            let _ = replies.send(Reply::Failed {
+                error: why,
+                code: exit::REFUSED,
+            });
+            return;
+        }
+        info!(
+            by,
+            "farmd will be restarted in place; the others take the share over first"
+        );
+        let _ = replies.send(Reply::Progress {
+            text: "the other nodes take the share over".to_owned(),
+        });
+        let deadline = self.now() + HANDOVER_LIMIT;
+        self.reloading = Some(Reloading { by, replies, deadline });
+    }
+
+    fn why_no_reload(&self) -> Option<String> {
+        if self.ending {
+            return Some("farmd is shutting down".to_owned());
+        }
+        if self.reloading.is_some() {
+            return Some("farmd is being restarted already".to_owned());
+        }
+        let unsettled = |m: &super::LocalModule| m.busy || (m.machine.active() && !m.machine.ready());
+        let (name, module) = self.modules.iter().find(|(_, m)| unsettled(m))?;
+        let state = module.machine.state();
+        Some(format!(
+            "module {name} is {state} and not at rest ({}): wait until it is UP Ready or STOP",
+            self.why_of(name, module)
+        ))
+    }
+
+    /// When the others have had their time.
+    pub(super) fn reload_timeout(&self) -> Option<Duration> {
+        self.reloading
+            .as_ref()
+            .filter(|_| self.left.is_none())
+            .map(|r| r.deadline)
+    }
+
+    /// Leaves once nothing is open here any more.
+    pub(super) fn watch_reload(&mut self, now: Duration) {
+        if self.left.is_some() {
+            return;
+        }
+        let Some(reloading) = &self.reloading else { return };
+        let mut active = self.modules.iter().filter(|(_, m)| m.machine.active());
+        if active.all(|(name, _)| self.farm.is_handed_over(name)) {
+            let by = reloading.by.clone();
+            let _ = reloading.replies.send(Reply::Done {
+                text: "farmd restarts in place".to_owned(),
+            });
+            self.journal.audit(&by, "reload", Ok("farmd restarts in place"));
+            self.record(None, Happening::Stopped { by });
+            info!("the others have the share; farmd restarts in place");
+            self.say_goodbye(now, true);
+        } else if now >= reloading.deadline || self.why_no_reload_yet() {
+            let error = format!(
+                "the other nodes have not taken the share over within {} s; farmd goes on as before",
+                HANDOVER_LIMIT.as_secs()
+            );
+            warn!("{error}");
+            self.journal.audit(&reloading.by, "reload", Err(&error));
+            let code = exit::FAILED;
+            let _ = reloading.replies.send(Reply::Failed { error, code });
+            self.reloading = None;
+        }
+    }
+
+    /// A module has begun to stop or to restart meanwhile.
+    fn why_no_reload_yet(&self) -> bool {
+        self.ending || self.modules.values().any(|m| m.machine.active() && !m.machine.ready())
+    }
+
+    /// What the next farmd is to know; `None` if there is to be none.
+    pub(super) fn legacy(&self) -> Option<Legacy> {
+        self.reloading.as_ref()?;
+        let up = self
+            .modules
+            .iter()
+            .filter(|(_, m)| m.machine.state() == ModuleState::Up);
+        let modules: BTreeMap<ModuleName, BTreeMap<String, String>> =
+            up.map(|(name, m)| (name.clone(), m.machine.resources())).collect();
+        Some(Legacy::new(modules))
+    }
+
+    /// Goes on with a module whose application has been running all the time.
+    pub(super) fn resume(&mut self, resumed: Resumed) {
+        let Resumed { name, vips, resources } = resumed;
+        let Some(module) = self.modules.get_mut(&name) else {
+            return;
+        };
+        module.boot_at = None;
+        let vips = vips.map(|vips| module.vips = vips);
+        let actions = module.machine.resume(vips, resources);
+        self.published.touch();
+        self.carry_out(&name, actions);
+    }
+}

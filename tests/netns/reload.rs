@@ -1,0 +1,105 @@
+//! farmd is restarted in place, on every node, while clients are connected and connect: nobody notices.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use farm_core::api::exit;
+use farm_lab::hold::{HoldConfig, Holder};
+use farm_lab::probe::{ProbeConfig, Prober};
+use farm_lab::{Lab, LabConfig, MODULE, Mode, Node, VIP};
+
+use crate::common::{counter, mentions};
+
+const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
+
+fn incarnation(node: &Node) -> u64 {
+    node.status().expect("the node answers").cluster.incarnation
+}
+
+fn nobody_notices(mode: Mode) {
+    let lab = Lab::serve(LabConfig::with_mode(mode)).expect("the farm comes up");
+    let holder = Holder::start(&lab.client, HoldConfig::new(WEB, 60)).expect("connections can be held");
+    holder.wait_rounds(2, Duration::from_secs(30)).expect("they go on");
+    let watcher = farm_lab::wire::Watcher::start(&lab).expect("the wire can be watched");
+    let prober = Prober::start(
+        &lab.client,
+        ProbeConfig {
+            limit: Duration::from_secs(5),
+            ..ProbeConfig::new(WEB)
+        },
+    );
+    let prober = prober.expect("probing");
+    let before: Vec<u64> = lab.nodes.iter().map(incarnation).collect();
+    for node in &lab.nodes {
+        let told = node.farm(&["reload"]).expect("farm runs");
+        assert!(told.ok(), "{told:?}");
+        mentions(&told.stdout, &["restarted in place and serves"]);
+        lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+            .expect("all serve");
+        holder.wait_rounds(1, Duration::from_secs(30)).expect("they go on");
+    }
+    let told = lab.nodes[0].farm(&["rolling-restart", "--daemon"]).expect("farm runs");
+    assert!(told.ok(), "{told:?}");
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+        .expect("all serve");
+    holder.wait_rounds(2, Duration::from_secs(30)).expect("they go on");
+    let (held, probe) = (
+        holder.stop().expect("the holder ends"),
+        prober.stop().expect("the prober ends"),
+    );
+    for (node, before) in lab.nodes.iter().zip(before) {
+        assert!(incarnation(node) > before, "{} runs another farmd", node.name());
+        let output = node.farm_ok(&["log", MODULE]).expect("a log");
+        mentions(&output, &["farmd has been restarted in place; the application goes on"]);
+        assert_eq!(
+            output.matches("Script start_both").count(),
+            1,
+            "the application was not started again: {output}"
+        );
+        assert!(!output.contains("Script stop_both"), "{output}");
+        assert_eq!(counter(node, "dataplane_hold_expired"), 0);
+    }
+    println!(
+        "{mode:?}: {} connections held, {} requests, slowest {:?}",
+        60,
+        probe.report.records.len(),
+        probe.report.latency(1.0)
+    );
+    assert!(held.broken_per_node().is_empty(), "{:?}", held.broken_per_node());
+    assert_eq!(probe.report.lost(), 0, "{:?}", probe.report.failures());
+    let evidence = watcher.stop().expect("the watcher ends");
+    assert!(evidence.two_owners().is_empty(), "{:?}", evidence.two_owners());
+    assert!(evidence.vmac_sources.is_empty(), "{:?}", evidence.vmac_sources);
+}
+
+#[test]
+fn reload_of_every_farmd_ends_no_connection_and_loses_no_request_in_directed_mode() {
+    nobody_notices(Mode::Directed);
+}
+
+#[test]
+fn reload_of_every_farmd_ends_no_connection_and_loses_no_request_in_invisible_mode() {
+    nobody_notices(Mode::Invisible);
+}
+
+#[test]
+fn reload_is_refused_while_a_module_is_on_its_way_and_a_stopped_one_stays_stopped() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    let node = &lab.nodes[1];
+    node.farm_ok(&["stop", MODULE]).expect("the module stops");
+    let before = incarnation(node);
+    node.farm_ok(&["start", MODULE, "--no-wait"]).expect("it starts");
+    let told = node.farm(&["reload"]).expect("farm runs");
+    // The start may be over by then.
+    if told.code == Some(i32::from(exit::REFUSED)) {
+        mentions(&told.stderr, &["not at rest"]);
+        assert_eq!(incarnation(node), before);
+    }
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+        .expect("all serve");
+    node.farm_ok(&["stop", MODULE]).expect("the module stops");
+    let told = node.farm(&["reload"]).expect("farm runs");
+    assert!(told.ok(), "{told:?}");
+    assert!(incarnation(node) > before);
+    node.farm_ok(&["waitstop", MODULE]).expect("it stays stopped");
+}
