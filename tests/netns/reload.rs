@@ -102,4 +102,13 @@ fn reload_is_refused_while_a_module_is_on_its_way_and_a_stopped_one_stays_stoppe
     assert!(told.ok(), "{told:?}");
     assert!(incarnation(node) > before);
     node.farm_ok(&["waitstop", MODULE]).expect("it stays stopped");
+
+    // A file with which no farmd would start changes nothing.
+    let (before, file) = (incarnation(node), node.dirs().etc.join("cluster.xml"));
+    let good = std::fs::read_to_string(&file).expect("cluster.xml");
+    std::fs::write(&file, good.replace("</cluster>", "")).expect("a broken file");
+    let told = node.farm(&["reload"]).expect("farm runs");
+    assert_eq!(told.code, Some(i32::from(exit::REFUSED)), "{told:?}");
+    mentions(&told.stderr, &["another farmd would not start", "cluster.xml"]);
+    assert_eq!(incarnation(node), before);
 }

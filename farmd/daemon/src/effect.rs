@@ -123,6 +123,13 @@ pub enum Effect {
         /// Of these groups, by position in the plan.
         groups: Vec<usize>,
     },
+    /// Find out whether another farmd would start with the files there are now.
+    CheckReload {
+        /// Who asks.
+        by: String,
+        /// Who waits.
+        replies: UnboundedSender<Reply>,
+    },
     /// Leave everything to the farmd that takes this one's place, and end the task.
     LeaveTo(Legacy),
     /// End the task, and with it the daemon.
@@ -262,6 +269,10 @@ impl Executor {
                 Effect::ResetHeld { job, plan, groups } => {
                     let result = reset::held(&plan, &groups).map_err(|e| e.to_string());
                     self.events.send(Event::HeldReset { job, result });
+                }
+                Effect::CheckReload { by, replies } => {
+                    let result = crate::start::check(&self.folders).map_err(|e| e.to_string());
+                    self.events.send(Event::ReloadChecked { by, replies, result });
                 }
                 Effect::LeaveTo(legacy) => {
                     let left = legacy

@@ -130,6 +130,15 @@ pub enum Event {
         /// Who waits.
         replies: tokio::sync::mpsc::UnboundedSender<Reply>,
     },
+    /// Whether another farmd would start with the files there are now.
+    ReloadChecked {
+        /// Who asks for it.
+        by: String,
+        /// Who waits.
+        replies: tokio::sync::mpsc::UnboundedSender<Reply>,
+        /// Why not.
+        result: Result<(), String>,
+    },
     /// SIGTERM or SIGINT.
     Shutdown {
         /// Which signal or command.

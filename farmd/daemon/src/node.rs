@@ -434,7 +434,8 @@ impl Node {
             Event::Share(command) => self.handle_share(command),
             Event::SharesKept { job, result } => self.handle_shares_kept(job, result),
             Event::HeldReset { job, result } => self.handle_held_reset(job, result),
-            Event::Reload { by, replies } => self.reload(by, replies),
+            Event::Reload { by, replies } => self.queue(Effect::CheckReload { by, replies }),
+            Event::ReloadChecked { by, replies, result } => self.reload(by, replies, result),
             Event::Shutdown { by } => self.shut_down(&by),
         }
     }

@@ -292,6 +292,16 @@ async fn serve(
     Ok(end)
 }
 
+/// Whether a farmd could start with these files for the node of this one.
+///
+/// # Errors
+/// What it would end with.
+pub fn check(folders: &Folders) -> Result<(), StartError> {
+    let cluster = read_cluster(&folders.etc)?;
+    find_node(&cluster, Some(&folders.node))?;
+    read_key(&folders.etc).map(drop)
+}
+
 /// Undoes what an earlier run has left, or takes it over if it was left for this one.
 fn take_over(folders: &Folders) -> Result<Option<Legacy>, StartError> {
     let legacy = Legacy::take(&folders.var).unwrap_or_else(|error| {

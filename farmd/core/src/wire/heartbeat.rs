@@ -10,7 +10,7 @@
 //! +-------+-------+-------+-------+---------------+---------------+
 //! |  'F'     'A'     'R'     'M'  |  version = 2  |    sender     |
 //! +---------------+---------------+---------------+---------------+
-//! |      lan      |F|L|J|E|0 0 0 0|             beat              |
+//! |      lan      |F|L|J|E|R|0 0 0|             beat              |
 //! +---------------+---------------+-------------------------------+
 //! | incarnation (8) | sequence (8) | cluster digest (8)           |
 //! +---------------------------------------------------------------+
@@ -28,7 +28,7 @@
 //! +---------------------------------------------------------------+
 //! ```
 //!
-//! F fenced, L leaving, J joining, E an echo follows. *beat* counts the datagrams that went to everybody; a *sequence number* begins at a number
+//! F fenced, L leaving, J joining, E an echo follows, R leaving to return. *beat* counts the datagrams that went to everybody; a *sequence number* begins at a number
 //! that follows from the incarnation, and an *ack* is the low 24 bits of one. Numbers are big endian; a text is its length (1) and UTF-8; an address is 4 or 6 and 4 or 16 bytes. A bucket map travels as runs
 //! `{ owner (1), length - 1 (2) }` or plainly, whichever is shorter. Parsing never panics and accepts nothing that
 //! [`Heartbeat::emit`] could not have written, except for unknown flag bits.

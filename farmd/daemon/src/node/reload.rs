@@ -26,9 +26,10 @@ pub(super) struct Reloading {
 }
 
 impl Node {
-    /// Begins, or says why not.
-    pub(super) fn reload(&mut self, by: String, replies: UnboundedSender<Reply>) {
-        if let Some(why) = self.why_no_reload() {
+    /// Begins, or says why not; `checked` is whether another farmd would start.
+    pub(super) fn reload(&mut self, by: String, replies: UnboundedSender<Reply>, checked: Result<(), String>) {
+        let not_startable = |why: String| format!("another farmd would not start: {why}");
+        if let Some(why) = checked.err().map(not_startable).or_else(|| self.why_no_reload()) {
             self.journal.audit(&by, "reload", Err(&why));
             let _ = replies.send(Reply::Failed {
                 error: why,
@@ -87,7 +88,7 @@ impl Node {
             self.record(None, Happening::Stopped { by });
             info!("the others have the share; farmd restarts in place");
             self.say_goodbye(now, true);
-        } else if now >= reloading.deadline || self.why_no_reload_yet() {
+        } else if now >= reloading.deadline || self.is_disturbed() {
             let error = format!(
                 "the other nodes have not taken the share over within {} s; farmd goes on as before",
                 HANDOVER_LIMIT.as_secs()
@@ -101,7 +102,7 @@ impl Node {
     }
 
     /// A module has begun to stop or to restart meanwhile.
-    fn why_no_reload_yet(&self) -> bool {
+    fn is_disturbed(&self) -> bool {
         self.ending || self.modules.values().any(|m| m.machine.active() && !m.machine.ready())
     }
 
