@@ -371,5 +371,8 @@ fn later_fragment(
 }
 
 #[cfg(test)]
+#[path = "decide_move_tests.rs"]
+mod move_tests;
+#[cfg(test)]
 #[path = "decide_tests.rs"]
 mod tests;

@@ -8,7 +8,7 @@ use crate::balance::assign::{BucketMap, assign};
 use crate::balance::plan::{GroupPlan, RulePlan};
 use crate::balance::test_frames::*;
 use crate::config::{GroupConfig, PortRule, VipConfig};
-use crate::id::{BUCKETS, NodeId};
+use crate::id::NodeId;
 
 const INVISIBLE: L2Mode = L2Mode::Invisible(VIRTUAL_MAC);
 
@@ -21,7 +21,7 @@ fn judge_with(plan: &Plan, frame: &[u8], fragments: &mut FragmentTable, has_sock
     decide(plan, &packet, fragments, now(), &mut |_| has_socket)
 }
 
-fn judge(plan: &Plan, frame: &[u8]) -> Decision {
+pub(super) fn judge(plan: &Plan, frame: &[u8]) -> Decision {
     judge_with(plan, frame, &mut FragmentTable::default(), false)
 }
 
@@ -32,7 +32,7 @@ fn web(affinity: Affinity) -> Vec<RulePlan> {
     ]
 }
 
-fn invisible(state: BucketState) -> Plan {
+pub(super) fn invisible(state: BucketState) -> Plan {
     let owner = match state {
         BucketState::Own | BucketState::Guarded => 0,
         BucketState::Draining | BucketState::Foreign => 1,
@@ -43,11 +43,11 @@ fn invisible(state: BucketState) -> Plan {
     )
 }
 
-fn way() -> Way {
+pub(super) fn way() -> Way {
     Way::new(client(1), vip(), VIRTUAL_MAC)
 }
 
-fn directed_way() -> Way {
+pub(super) fn directed_way() -> Way {
     Way::new(client(1), vip(), OWN_MAC)
 }
 
@@ -352,14 +352,14 @@ fn without_the_first_fragment_a_rule_that_needs_no_port_tells() {
     }
 }
 
-fn directed(state: BucketState, owner: Option<usize>) -> Plan {
+pub(super) fn directed(state: BucketState, owner: Option<usize>) -> Plan {
     plan(
         vip_plan(vip(), L2Mode::Directed, web(Affinity::ClientIp)),
         vec![group(state, owner)],
     )
 }
 
-fn nodes(nodes: &[usize]) -> NodeSet {
+pub(super) fn nodes(nodes: &[usize]) -> NodeSet {
     nodes.iter().map(|i| id(*i)).collect()
 }
 
@@ -417,198 +417,6 @@ fn later_fragments_are_forwarded_like_the_first_and_not_twice() {
     assert_eq!(judge_with(&plan, &later, &mut table, false).forward, nodes(&[2]));
     later[6..12].copy_from_slice(&mac(1).0);
     assert_eq!(judge_with(&plan, &later, &mut table, false).forward, NodeSet::EMPTY);
-}
-
-/// What becomes of what starts something in a bucket that changes hands, by whose it is by the known map and by the proposed one.
-#[test]
-fn what_starts_something_is_kept_or_sent_on_while_its_bucket_is_on_the_move() {
-    let whole = |owner: usize| BucketMap::from_bytes(Box::new([id(owner).as_u8(); BUCKETS])).unwrap();
-    let way = directed_way();
-    let (syn, ack, udp) = (
-        way.tcp(4000, 80, Flags::Syn),
-        way.tcp(4000, 80, Flags::Ack),
-        way.udp(4000, 53, b"?"),
-    );
-    let from = |member: u8, frame: &[u8]| {
-        let mut frame = frame.to_vec();
-        frame[6..12].copy_from_slice(&mac(member).0);
-        frame
-    };
-    let to = |nodes_: &[usize]| nodes(nodes_);
-    use Verdict::{Accept, Drop, Hold};
-    for (what, state, leaving, owner, next, frame, verdict, forward) in [
-        (
-            "the loser before the commit",
-            BucketState::Draining,
-            true,
-            0,
-            Some(1),
-            &syn,
-            Hold,
-            to(&[]),
-        ),
-        (
-            "without connections",
-            BucketState::Foreign,
-            true,
-            0,
-            Some(1),
-            &syn,
-            Hold,
-            to(&[]),
-        ),
-        (
-            "a datagram",
-            BucketState::Foreign,
-            true,
-            0,
-            Some(1),
-            &udp,
-            Hold,
-            to(&[]),
-        ),
-        (
-            "of a connection",
-            BucketState::Foreign,
-            true,
-            0,
-            Some(1),
-            &ack,
-            Drop,
-            to(&[]),
-        ),
-        (
-            "sent on by an entry node",
-            BucketState::Foreign,
-            true,
-            0,
-            Some(1),
-            &from(2, &syn),
-            Hold,
-            to(&[]),
-        ),
-        (
-            "the loser after it",
-            BucketState::Draining,
-            true,
-            1,
-            None,
-            &syn,
-            Drop,
-            to(&[1]),
-        ),
-        (
-            "sent by an entry node that is behind",
-            BucketState::Draining,
-            true,
-            1,
-            None,
-            &from(2, &syn),
-            Drop,
-            to(&[1]),
-        ),
-        (
-            "kept for who has sent it",
-            BucketState::Draining,
-            true,
-            1,
-            None,
-            &from(1, &syn),
-            Hold,
-            to(&[]),
-        ),
-        (
-            "the new owner works",
-            BucketState::Foreign,
-            false,
-            1,
-            None,
-            &from(2, &syn),
-            Drop,
-            to(&[]),
-        ),
-        (
-            "the winner leaves all to the loser",
-            BucketState::Foreign,
-            false,
-            1,
-            Some(0),
-            &syn,
-            Drop,
-            to(&[1]),
-        ),
-        (
-            "but what that hands to it",
-            BucketState::Foreign,
-            false,
-            1,
-            Some(0),
-            &from(1, &syn),
-            Hold,
-            to(&[]),
-        ),
-        (
-            "a datagram too",
-            BucketState::Foreign,
-            false,
-            1,
-            Some(0),
-            &from(1, &udp),
-            Hold,
-            to(&[]),
-        ),
-        (
-            "it knows no newer map than its own",
-            BucketState::Foreign,
-            false,
-            0,
-            None,
-            &from(1, &syn),
-            Hold,
-            to(&[]),
-        ),
-        (
-            "a connection's is not kept",
-            BucketState::Foreign,
-            false,
-            1,
-            Some(0),
-            &from(1, &ack),
-            Drop,
-            to(&[]),
-        ),
-        (
-            "a move between others",
-            BucketState::Foreign,
-            false,
-            1,
-            Some(2),
-            &syn,
-            Drop,
-            to(&[1]),
-        ),
-        ("open", BucketState::Own, false, 0, Some(0), &syn, Accept, to(&[])),
-    ] {
-        let mut plan = directed(state, Some(owner));
-        plan.groups[0].next = next.map(whole);
-        if leaving {
-            plan.groups[0].leaving = (0..BUCKETS).collect();
-        }
-        let decision = judge(&plan, frame);
-        assert_eq!((decision.verdict, decision.forward), (verdict, forward), "{what}");
-    }
-}
-
-/// Every node sees the frame; the loser alone sends it on, to the winner's own address.
-#[test]
-fn with_a_virtual_mac_only_the_loser_sends_on() {
-    let syn = way().tcp(4000, 80, Flags::Syn);
-    let mut plan = invisible(BucketState::Foreign);
-    plan.groups[0].owners = BucketMap::from_bytes(Box::new([id(1).as_u8(); BUCKETS])).unwrap();
-    assert_eq!(judge(&plan, &syn).forward, NodeSet::EMPTY);
-    plan.groups[0].leaving = (0..BUCKETS).collect();
-    let decision = judge(&plan, &syn);
-    assert_eq!((decision.reason, decision.forward), (Reason::HandedOver, nodes(&[1])));
 }
 
 /// The plans of `n` nodes after convergence on one map per group.

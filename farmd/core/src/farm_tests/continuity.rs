@@ -68,7 +68,8 @@ impl Sim {
         let now = self.now;
         let mut connections = std::mem::take(&mut self.connections);
         let nodes = &self.nodes;
-        connections.retain(|c| c.end > now && nodes[c.server].farm.is_some() && nodes[c.server].run == c.run);
+        let lives = |n: &Node| n.farm.is_some() || n.away;
+        connections.retain(|c| c.end > now && lives(&nodes[c.server]) && nodes[c.server].run == c.run);
         let owner = |c: &Connection| {
             let mut others = (0..nodes.len()).filter(|n| *n != c.server);
             others.find(|&n| {

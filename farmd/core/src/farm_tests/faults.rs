@@ -84,6 +84,7 @@ fn farm(seed: u64, kind: Kind, rng: &mut Rng) -> Sim {
         node.clock = Clock {
             offset: us(rng.range(0..=3_600_000_000)),
             fast: rng.range(0..=4000) as i32 - 2000,
+            ..Clock::default()
         };
     }
     if rng.chance(200) {

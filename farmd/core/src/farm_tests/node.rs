@@ -38,19 +38,22 @@ pub struct Clock {
     pub offset: Duration,
     /// Parts per million by which it is fast.
     pub fast: i32,
+    /// For so long it has stood still, with its machine.
+    pub stood: Duration,
 }
 
 impl Clock {
     /// What it shows at `now`.
     pub fn local(self, now: Duration) -> Duration {
         let nanos = now.as_nanos() as i128;
-        self.offset + Duration::from_nanos((nanos + nanos * i128::from(self.fast) / 1_000_000) as u64)
+        let shown = self.offset + Duration::from_nanos((nanos + nanos * i128::from(self.fast) / 1_000_000) as u64);
+        shown.saturating_sub(self.stood)
     }
 
     /// When it shows `local`, or just after.
     pub fn global(self, local: Duration) -> Duration {
         let rate = 1_000_000 + i128::from(self.fast);
-        let nanos = local.saturating_sub(self.offset).as_nanos() as i128 * 1_000_000;
+        let nanos = (local + self.stood).saturating_sub(self.offset).as_nanos() as i128 * 1_000_000;
         Duration::from_nanos(((nanos + rate - 1) / rate) as u64)
     }
 }
@@ -81,6 +84,8 @@ pub struct Node {
     pub wake_at: Option<Duration>,
     pub recounts: bool,
     pub stopping: bool,
+    /// farmd is being restarted in place: there is none, and connections go on.
+    pub away: bool,
 }
 
 impl Node {
@@ -117,6 +122,7 @@ impl Node {
             wake_at: None,
             recounts: false,
             stopping: false,
+            away: false,
         }
     }
 
@@ -159,6 +165,7 @@ impl Sim {
             farm.set_module(now, other.clone(), ready);
         }
         n.farm = Some(farm);
+        n.away = false;
         n.map = BucketMap::default();
         n.map_version = 0;
         n.published = 0;
@@ -178,6 +185,38 @@ impl Sim {
         n.heard = 0;
         n.stopped();
         self.plane_changed(i);
+    }
+
+    /// As `farm reload` does once the share is elsewhere; [`Self::restart`] is the next farmd.
+    pub(super) fn leave_to_return(&mut self, i: usize) -> Result<(), Breach> {
+        let n = &mut self.nodes[i];
+        let now = n.clock.local(self.now);
+        if let Some(farm) = &mut n.farm {
+            farm.leave(now, true);
+            self.finish_turn(i)?;
+        }
+        let n = &mut self.nodes[i];
+        n.farm = None;
+        n.away = true;
+        n.plane.clear();
+        n.inbox.clear();
+        n.wake_at = None;
+        n.recounts = false;
+        n.heard = 0;
+        self.plane_changed(i);
+        Ok(())
+    }
+
+    /// The machine stands still with its clock, as a virtual one that is stopped and goes on.
+    pub(super) fn stand_still(&mut self, i: usize, time: Duration) {
+        let until = self.now + time;
+        let n = &mut self.nodes[i];
+        n.clock.stood += time;
+        n.plane.lease_until += time;
+        n.paused_until = until;
+        n.frozen_plane = true;
+        n.wake_at = Some(until);
+        self.push(until, Ev::Wake { node: i });
     }
 
     /// STOP takes the VIP off the host first.

@@ -392,3 +392,74 @@ fn a_module_that_starts_beside_others_waits_for_nothing() {
     sim.run(ms(50)).unwrap();
     sim.check_covered().unwrap();
 }
+
+/// The others guard what it has until it has counted anew, or is not back in time.
+#[test]
+fn connections_outlast_a_farmd_that_is_restarted_in_place() {
+    for (away, comes_back) in [(ms(80), true), (ms(2000), true), (ms(11_000), false)] {
+        let mut sim = Sim::started(3, 12);
+        let node = 1;
+        let end = sim.now + ms(60_000);
+        let buckets: Vec<usize> = sim.nodes[node].plane.open.iter().step_by(100).collect();
+        buckets.iter().for_each(|bucket| sim.connect(node, *bucket, end));
+        sim.act(Action::Ready(node, false));
+        let module = sim.module.clone();
+        while !sim.farm(node).is_handed_over(&module) {
+            sim.run(ms(1)).unwrap();
+        }
+        sim.leave_to_return(node).unwrap();
+        sim.nodes[node].local.ready = true;
+        let gone = sim.now;
+        // A change of the map meanwhile: what one guarded another guards.
+        sim.run(ms(60)).unwrap();
+        sim.act(Action::Weight(0, 3));
+        while sim.now < gone + away {
+            sim.run(ms(5)).unwrap();
+            sim.check_connections().unwrap();
+        }
+        let not_back = |e: &Event| *e == Event::NotBack(id(node));
+        assert_eq!(sim.log.iter().any(|(_, _, e)| not_back(e)), !comes_back);
+        if !comes_back {
+            let guarded = |n: usize| sim.nodes[n].plane.open_count() - sim.nodes[n].plane.own_count();
+            assert_eq!((guarded(0), guarded(2)), (0, 0), "they are given up");
+            continue;
+        }
+        sim.restart(node).unwrap();
+        for _ in 0..200 {
+            sim.run(ms(5)).unwrap();
+            sim.check_connections().unwrap();
+        }
+        sim.check_served().unwrap();
+        sim.check_covered().unwrap();
+        assert_eq!((sim.reset_apart, sim.connections.len()), (0, buckets.len()));
+    }
+}
+
+/// Such a machine cannot know that time has passed; the first heartbeat of the others tells it.
+#[test]
+fn a_machine_that_stood_still_with_its_clock_accepts_for_a_pulse_at_most() {
+    let mut longest = Duration::ZERO;
+    for phase in 0..25 {
+        let mut sim = Sim::started(3, 13);
+        sim.run(ms(2 * phase)).unwrap();
+        sim.stand_still(2, ms(1000));
+        sim.run(ms(999)).unwrap();
+        // Nothing waits for it: its network card stood still too.
+        sim.nodes[2].inbox.clear();
+        sim.run(ms(1)).unwrap();
+        let woken = sim.now;
+        let shared = |sim: &Sim| {
+            let late = &sim.nodes[2].plane;
+            let accepts = sim.now < late.lease_until;
+            accepts && (0..2).any(|n| sim.nodes[n].plane.open.meets(&late.open))
+        };
+        while shared(&sim) {
+            sim.run(us(100)).unwrap();
+        }
+        longest = longest.max(sim.now - woken);
+        sim.run(ms(800)).unwrap();
+        sim.check_covered().unwrap();
+    }
+    assert!(longest <= ms(55), "two owners for {longest:?}");
+    assert!(longest > ms(1), "the test sees it: {longest:?}");
+}

@@ -1,0 +1,154 @@
+//! What the farm knows, for who drives it and for status. Changes nothing.
+
+use std::collections::BTreeMap;
+
+use crate::balance::assign::{BucketMap, assign};
+use crate::balance::plan::GroupPlan;
+use crate::handover::Handover;
+use crate::id::{Epoch, MacAddr, ModuleName, NodeId, NodeSet};
+use crate::membership::Membership;
+use crate::requesters::Requesters;
+use crate::wire::heartbeat::ModuleReport;
+
+use super::Farm;
+
+impl Farm {
+    /// Number of the plan that [`Self::group_plan`] now describes; it rises whenever a bucket's state
+    /// differs.
+    pub fn plan_version(&self) -> u64 {
+        self.plan_version
+    }
+
+    /// Bucket states of one group.
+    pub fn group_plan(&self, module: &ModuleName, group: usize) -> Option<GroupPlan> {
+        self.modules
+            .get(module)?
+            .groups
+            .get(group)
+            .map(|g| g.plan(format!("{module}/{group}")))
+    }
+
+    /// True if no bucket of the module is open here.
+    pub fn is_released(&self, module: &ModuleName) -> bool {
+        self.modules
+            .get(module)
+            .is_none_or(|m| m.groups.iter().all(Handover::is_released))
+    }
+
+    /// True once buckets this node gave up are open elsewhere, or nobody is there to open them: the committed
+    /// map gives it nothing, nor does one that is under way.
+    pub fn is_handed_over(&self, module: &ModuleName) -> bool {
+        let groups = self.modules.get(module).map_or(0, |m| m.groups.len());
+        (0..groups).all(|group| self.is_group_handed_over(module, group))
+    }
+
+    /// As [`Self::is_handed_over`], of one group.
+    pub fn is_group_handed_over(&self, module: &ModuleName, group: usize) -> bool {
+        self.group(module, group).is_none_or(|g| {
+            let given_up = || {
+                let owners = g.map().owners();
+                !owners.contains(self.this) && self.have_committed(module, group, g.committed(), owners)
+            };
+            g.is_released() && !g.is_to_gain() && g.has_left() && (g.committed() == Epoch::default() || given_up())
+        })
+    }
+
+    /// True if all members among `owners` work with the map `epoch` of a group, or a newer one. What a stopped module says is not heard, so a
+    /// coordinator that stopped before would leave them without the commit.
+    fn have_committed(&self, name: &ModuleName, index: usize, epoch: Epoch, owners: NodeSet) -> bool {
+        let view = self.membership.view();
+        let members = self
+            .reports
+            .keys()
+            .filter(|n| view.contains(**n) && owners.contains(**n));
+        let mut reports = members.filter_map(|n| self.report(*n, name).filter(|r| r.active())?.groups.get(index));
+        reports.all(|g| g.committed >= epoch)
+    }
+
+    /// True if the committed map is the one that the weights told by the members of the view lead to, and this node has
+    /// open what it gives: no bucket is about to move.
+    pub fn is_settled(&self, module: &ModuleName, group: usize) -> bool {
+        let Some(local) = self.modules.get(module) else {
+            return true;
+        };
+        let Some(handover) = local.groups.get(group) else {
+            return true;
+        };
+        let out = self.membership.fenced().is_some() || local.kept_out.is_some() || local.withheld.is_some();
+        if out || self.membership.joining() || local.joining {
+            return false;
+        }
+        let view = self.membership.view();
+        let peers = self
+            .reports
+            .iter()
+            .filter(|(peer, _)| view.contains(**peer))
+            .filter_map(|(peer, modules)| {
+                let report = modules.iter().find(|r| r.name == *module)?;
+                let eligible = report.active() && report.digest == local.local.digest;
+                Some((*peer, report.groups.get(group).filter(|_| eligible)?.weight))
+            });
+        let own = if local.local.ready {
+            local.local.weights[group]
+        } else {
+            0
+        };
+        let weights: BTreeMap<NodeId, u16> = peers.chain([(self.this, own)]).filter(|(_, w)| *w > 0).collect();
+        let map = handover.map();
+        let mine = map.counts().get(&self.this).copied().unwrap_or(0) as usize;
+        handover.open_count() == mine && assign(map, &weights) == *map
+    }
+
+    /// The hand-over of one group, for status.
+    pub fn group(&self, module: &ModuleName, group: usize) -> Option<&Handover> {
+        self.modules.get(module)?.groups.get(group)
+    }
+
+    /// Why this node's module is kept out of the farm, if it is.
+    pub fn kept_out(&self, module: &ModuleName) -> Option<&str> {
+        self.modules.get(module)?.kept_out.as_deref()
+    }
+
+    /// Why this node does not serve its module although it could: the partition policy forbids it.
+    pub fn withheld(&self, module: &ModuleName) -> Option<&str> {
+        self.modules.get(module)?.withheld.as_deref()
+    }
+
+    /// Ethernet addresses of the service interfaces of `module` at each node in the view that runs it.
+    pub fn macs(&self, module: &ModuleName) -> impl Iterator<Item = (NodeId, &[MacAddr])> {
+        let of = move |macs: &'_ [(ModuleName, Vec<MacAddr>)]| macs.iter().position(|(name, _)| name == module);
+        self.macs
+            .iter()
+            .filter_map(move |(node, macs)| Some((*node, macs[of(macs)?].1.as_slice())))
+    }
+
+    /// Who is alive.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Latest reports of the peers, by node.
+    pub fn reports(&self) -> &BTreeMap<NodeId, Vec<ModuleReport>> {
+        &self.reports
+    }
+
+    /// The report of `peer` on `module`, if it is heard and has it.
+    pub fn report(&self, peer: NodeId, module: &ModuleName) -> Option<&ModuleReport> {
+        self.reports.get(&peer)?.iter().find(|r| r.name == *module)
+    }
+
+    /// Requesters known here.
+    pub fn requesters(&self) -> &Requesters {
+        &self.requesters
+    }
+
+    /// The node that proposes maps of `module`.
+    pub fn coordinator(&self, module: &ModuleName) -> Option<NodeId> {
+        self.electorate(module).coordinator
+    }
+
+    /// The map of one group that this node works with.
+    pub fn map(&self, module: &ModuleName, group: usize) -> Option<&BucketMap> {
+        self.group(module, group).map(Handover::map)
+    }
+}
