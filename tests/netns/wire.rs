@@ -16,7 +16,7 @@ use farm_lab::{Client, Group, Lab, LabConfig, MODULE, Mode, Node, VIP};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
-use crate::common::{Farm, counter, shell_ok};
+use crate::common::{counter, shell_ok};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const BULK: SocketAddrV4 = SocketAddrV4::new(VIP, 8080);
@@ -24,7 +24,7 @@ const BY_ADDR: SocketAddrV4 = SocketAddrV4::new(VIP, 5000);
 const BY_PORT: SocketAddrV4 = SocketAddrV4::new(VIP, 5001);
 const MIB: usize = 1024 * 1024;
 
-fn farm(mode: Mode, filter: &'static str) -> Farm {
+fn farm(mode: Mode, filter: &'static str) -> Lab {
     let tcp = Group {
         rules: vec![("tcp", "80".to_owned(), filter), ("tcp", "8080".to_owned(), filter)],
         ..Group::tcp("web", 0, filter)
@@ -43,7 +43,7 @@ fn farm(mode: Mode, filter: &'static str) -> Farm {
         ..LabConfig::with_mode(mode)
     })
     .expect("the farm comes up");
-    Farm::from(lab)
+    lab
 }
 
 /// `length` bytes that only `seed` gives and that repeat nowhere.
