@@ -113,6 +113,8 @@ pub struct RigConfig {
     pub clients: usize,
     /// Addresses of each.
     pub addrs: usize,
+    /// Attributes of `<lan>`.
+    pub lan: &'static str,
 }
 
 impl RigConfig {
@@ -124,6 +126,7 @@ impl RigConfig {
             filter: "on_port",
             clients: 4,
             addrs: 2,
+            lan: "",
         }
     }
 }
@@ -165,6 +168,7 @@ impl Rig {
                 powers: Vec::new(),
             }],
             lans: config.profile.lans(),
+            lan: config.lan,
             ..LabConfig::default()
         })?;
         let more = 1..config.clients.max(1);
