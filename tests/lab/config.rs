@@ -148,9 +148,8 @@ impl LabConfig {
 
     /// `userconfig.xml` of the test module, with a TCP checker on this node's own nginx if `checker` holds its interval.
     pub fn userconfig_xml(&self, checker: Option<&str>) -> String {
-        let mut text = String::from(concat!(
-            "<!DOCTYPE safe>\n<safe>\n  <service mode=\"farm\" maxloop=\"3\" loop_interval=\"24h\">\n",
-        ));
+        let mut text =
+            String::from("<!DOCTYPE safe>\n<safe>\n  <service mode=\"farm\" maxloop=\"3\" loop_interval=\"24h\">\n");
         text.push_str("    <farm");
         if !self.partition.is_empty() {
             let _ = write!(text, " partition=\"{}\"", self.partition);
