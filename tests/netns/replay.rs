@@ -46,6 +46,29 @@ fn sent_again(lab: &Lab) -> u64 {
     lab.client.requests_sent_again().expect("the kernel counts")
 }
 
+/// The Ethernet address that the client uses for the VIP now, and whose it is.
+fn entry_of(lab: &Lab) -> (String, Option<&str>) {
+    let shown = lab
+        .client
+        .space()
+        .command("ip")
+        .args(["neigh", "show", &VIP.to_string()])
+        .output();
+    let shown = String::from_utf8_lossy(&shown.expect("ip runs").stdout).into_owned();
+    let owner = lab
+        .nodes
+        .iter()
+        .find(|node| shown.contains(&node.mac().expect("an address")));
+    (shown.trim().to_owned(), owner.map(Node::name))
+}
+
+/// What a node has recorded and done with it.
+fn story(node: &Node) -> String {
+    let one = |what: &str| format!("{what} {}", counter(node, &format!("dataplane_replay_{what}")));
+    let all = ["recorded", "accepted", "sent_on", "expired", "overflow"].map(one);
+    format!("{}: {}", node.name(), all.join(", "))
+}
+
 /// How long the buckets of the node that was cut had nobody, by the longest memory of the others.
 fn unserved(nodes: &[&Node], after: &[u64]) -> Duration {
     let gaps = nodes.iter().zip(after).flat_map(|(node, after)| {
@@ -79,6 +102,7 @@ fn crashes(mode: Mode, affinity: &'static str) {
             .collect();
         let given = |nodes: &[&Node]| sum(nodes, "dataplane_replay_accepted") + sum(nodes, "dataplane_replay_sent_on");
         let before = (given(&others), sent_again(&lab));
+        let entry = entry_of(&lab);
         let watcher = Watcher::start(&lab).expect("the wire can be watched");
         let prober = probing(&lab);
         // Another phase of the heartbeats in each round.
@@ -106,7 +130,15 @@ fn crashes(mode: Mode, affinity: &'static str) {
         );
         if unserved <= IN_TIME {
             in_time += 1;
-            assert!(wrong.is_empty(), "{} of {}: {wrong:#?}", wrong.len(), met.len());
+            let told: Vec<String> = others.iter().map(|node| story(node)).collect();
+            let first: Vec<&&&Record> = wrong.iter().take(3).collect();
+            assert!(
+                wrong.is_empty(),
+                "{} of {} had to ask again, of which the entry was {entry:?}: {first:#?}\n{}",
+                wrong.len(),
+                met.len(),
+                told.join("\n")
+            );
             assert!(given(&others) > before.0, "nothing was replayed: {met:?}");
         }
         waited.extend(met.iter().map(|record| record.latency));
