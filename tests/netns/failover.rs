@@ -15,6 +15,9 @@ const SLOW: usize = 1;
 /// The longest silence that counts as short, over what a plain host's clients wait at the same time.
 const GAP: Duration = Duration::from_millis(500);
 
+/// A take-over waits for a processor as often: to see the silence, to propose, to promise, to open. A plain host's answer does once.
+const TURNS: u32 = 4;
+
 /// Power cuts in turn over the nodes; prints every gap.
 fn survives_power_cuts(mode: Mode) {
     let lab = Lab::serve(LabConfig::with_mode(mode)).expect("the farm comes up");
@@ -33,16 +36,16 @@ fn survives_power_cuts(mode: Mode) {
         let machine = yardstick.stop().expect("the prober ends");
         let gap = probe.longest_gap().expect("something was answered");
         assert!(
-            probe.gaps().iter().any(|gap| gap.before == name),
+            probe.report.per_node().contains_key(name),
             "no probing client was on {name}"
         );
         assert!(gap.after.is_some(), "round {round}, {name}: nobody took over: {gap:?}");
-        gaps.push((gap.length().saturating_sub(machine), machine));
+        gaps.push((gap.length().saturating_sub(machine * TURNS), machine));
         lab.rejoin(victim, MODULE).expect("the node comes back");
     }
     gaps.sort_unstable();
     println!(
-        "{mode:?}: longest silence of each cut, less what a plain host's clients waited, and the latter: {gaps:?}"
+        "{mode:?}: longest silence of each cut, less {TURNS} times what a plain host's clients waited, and the latter: {gaps:?}"
     );
     assert!(gaps.iter().filter(|(gap, _)| *gap > GAP).count() <= SLOW, "{gaps:?}");
 }
@@ -100,8 +103,8 @@ fn a_killed_daemon_is_taken_over_and_its_next_run_cleans_up_and_rejoins() {
     let gap = prober.stop().expect("the prober ends").longest_gap().expect("answers");
     let machine = yardstick.stop().expect("the prober ends");
     assert!(
-        gap.after.is_some() && gap.length() <= Duration::from_millis(700) + machine,
-        "{gap:?}, of which the machine has {machine:?}"
+        gap.after.is_some() && gap.length() <= Duration::from_millis(700) + machine * TURNS,
+        "{gap:?}; a plain host's clients waited {machine:?}"
     );
     lab.rejoin(0, MODULE).expect("the node comes back");
 }
