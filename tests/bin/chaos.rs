@@ -47,7 +47,7 @@ pub struct ChaosArgs {
     /// failover: crashes for each number of nodes and profile [default: 200; short: 3]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     kills: Option<u32>,
-    /// failover: numbers of nodes [default: 2,3,8,16; short: 2,3]
+    /// failover, traffic: numbers of nodes [default: 2,3,8,16 and 2,8,16,32; short: 2,3 and 2,8]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(2..=32))]
     nodes: Vec<u8>,
     /// failover: heartbeat profiles, default (50 ms x 5) and fast (20 ms x 5) [default: both; short: default]
@@ -93,10 +93,10 @@ impl ChaosArgs {
         given.unwrap_or(if self.short { short } else { long }) as usize
     }
 
-    fn sizes(&self) -> Vec<usize> {
+    fn sizes(&self, long: &[usize], short: &[usize]) -> Vec<usize> {
         match (self.nodes.as_slice(), self.short) {
-            ([], true) => vec![2, 3],
-            ([], false) => vec![2, 3, 8, 16],
+            ([], true) => short.to_vec(),
+            ([], false) => long.to_vec(),
             (given, _) => given.iter().map(|nodes| usize::from(*nodes)).collect(),
         }
     }
@@ -120,7 +120,7 @@ impl ChaosArgs {
         };
         match matrix {
             "failover" => {
-                let (nodes, profiles) = (self.sizes(), self.profiles()?);
+                let (nodes, profiles) = (self.sizes(&[2, 3, 8, 16], &[2, 3]), self.profiles()?);
                 let kills = self.number(self.kills, 200, 3);
                 let options = failover::Options {
                     seed,
@@ -143,7 +143,7 @@ impl ChaosArgs {
                 soak::run(seed, Duration::from_secs(seconds), &[3, 8], say)
             }
             "keepalived" => vrrp::run(seed, self.number(self.vrrp_kills, 20, 2), say),
-            "traffic" => traffic::run(if self.short { &[2, 8] } else { &[2, 8, 16, 32] }, say),
+            "traffic" => traffic::run(&self.sizes(&[2, 8, 16, 32], &[2, 8]), say),
             _ => bail!("there is no matrix `{matrix}`"),
         }
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use farm_lab::client::{Batch, Report};
 use farm_lab::probe::{Gap, ProbeConfig, ProbeReport, Prober};
+use farm_lab::process::run as run_short;
 use farm_lab::{Lab, LabConfig, Mode, Node, VIP};
 use serde::Serialize;
 
@@ -156,19 +157,19 @@ fn fail_over(
     outcome: &mut Outcome,
     faults: &mut Vec<String>,
 ) -> Result<usize> {
-    let prober = Prober::start(
-        &lab.client,
-        ProbeConfig {
-            limit: Duration::from_secs(3),
-            ..ProbeConfig::new(web)
-        },
-    )?;
+    let config = ProbeConfig {
+        limit: Duration::from_secs(3),
+        ..ProbeConfig::new(web)
+    };
+    let turn = config.turn();
+    let prober = Prober::start(&lab.client, config)?;
     stop::sleep(Duration::from_millis(1500))?;
     let busiest = prober.so_far().per_node().into_iter().max_by_key(|(_, count)| *count);
     let (name, _) = busiest.context("nobody answers the prober")?;
     let victim = lab.nodes.iter().position(|node| node.name() == name);
     let victim = victim.with_context(|| format!("an unknown server `{name}` answers"))?;
     screen.line(&format!("Off goes {name}: its link and every process on it, at once."));
+    let entered = entry_of(lab)?.is_some_and(|entry| entry == name);
     lab.nodes[victim].power_off()?;
     stop::sleep(Duration::from_secs(3))?;
     let probe = prober.stop()?;
@@ -196,10 +197,15 @@ fn fail_over(
         None => faults.push(format!("no probing client was on {name}")),
     }
     if let Some(gap) = others.first() {
-        screen.line(&format!(
-            "The clients of the others: at most {} ms.",
-            gap.length().as_millis()
-        ));
+        // Each asks in its turn only, so that is what it waits for anyway.
+        let extra = gap.length().saturating_sub(turn).as_millis();
+        screen.line(&if entered {
+            format!(
+                "The clients of the others, whose packets came in by {name} too: at most {extra} ms more than usual."
+            )
+        } else {
+            format!("The clients of the others: at most {extra} ms more than usual.")
+        });
     }
     screen.dim(&format!(
         "{} of {} tries in these seconds were answered{}.",
@@ -212,6 +218,22 @@ fn fail_over(
         }
     ));
     Ok(victim)
+}
+
+/// The server whose Ethernet address the clients, one host, use for the virtual IP; none where it is no server's own.
+fn entry_of(lab: &Lab) -> Result<Option<&str>> {
+    let shown = run_short(
+        lab.client
+            .space()
+            .command("ip")
+            .args(["neigh", "show", &VIP.to_string()]),
+    )?;
+    for node in &lab.nodes {
+        if shown.contains(&node.mac()?) {
+            return Ok(Some(node.name()));
+        }
+    }
+    Ok(None)
 }
 
 fn come_back(screen: &Screen, lab: &Lab, victim: usize, web: SocketAddrV4) -> Result<ProbeReport> {

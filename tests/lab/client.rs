@@ -21,6 +21,8 @@ use crate::space::Space;
 pub struct Record {
     /// Client address.
     pub source: Ipv4Addr,
+    /// Its end of the connection, if there was one.
+    pub local: Option<SocketAddrV4>,
     /// When it was begun.
     pub started: Instant,
     /// How long until it was answered or given up.
@@ -192,6 +194,21 @@ impl Client {
             .wait()
     }
 
+    /// How many connection requests its kernel has sent again since the client was made.
+    pub fn requests_sent_again(&self) -> Result<u64> {
+        let text = self
+            .space
+            .run(|| std::fs::read_to_string("/proc/thread-self/net/netstat"))
+            .context("the kernel's counters")?;
+        let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+        let (names, values) = lines.next().zip(lines.next()).context("no TcpExt in netstat")?;
+        let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+        let (_, value) = pairs
+            .find(|(name, _)| *name == "TCPSynRetrans")
+            .context("no TCPSynRetrans in netstat")?;
+        value.parse().with_context(|| format!("TCPSynRetrans is {value:?}"))
+    }
+
     /// Runs `work` on a thread of its own inside the client's namespace.
     pub fn start<T, F, Fut>(&self, work: F) -> Result<Running<T>>
     where
@@ -236,9 +253,14 @@ fn keep(report: &mut Report, ended: Option<Result<Record, tokio::task::JoinError
 /// One new connection with one request.
 pub async fn ask(source: Ipv4Addr, to: SocketAddrV4, path: String, limit: Duration) -> Record {
     let started = Instant::now();
+    let mut local = None;
     let outcome = match Connection::open(source, to, limit).await {
         Ok(connection) => {
             let own = connection.local();
+            local = own.and_then(|own| match own {
+                SocketAddr::V4(own) => Some(own),
+                SocketAddr::V6(_) => None,
+            });
             let body = connection
                 .get_last(&path, limit.saturating_sub(started.elapsed()))
                 .await;
@@ -248,6 +270,7 @@ pub async fn ask(source: Ipv4Addr, to: SocketAddrV4, path: String, limit: Durati
     };
     Record {
         source,
+        local,
         started,
         latency: started.elapsed(),
         outcome,
@@ -275,6 +298,7 @@ mod tests {
     fn record(node: Option<&str>, ms: u64) -> Record {
         Record {
             source: Ipv4Addr::LOCALHOST,
+            local: None,
             started: Instant::now(),
             latency: Duration::from_millis(ms),
             outcome: node.map(str::to_owned).ok_or(Failure::Reset),

@@ -85,6 +85,14 @@ pub struct LabConfig {
     pub user: String,
     /// Attributes of `<lans>`, e.g. `pulse="20ms"`; empty for the defaults.
     pub lans: String,
+    /// Attributes of every `<lan>` besides its name, e.g. `cast="broadcast"`; empty for the defaults.
+    pub lan: &'static str,
+    /// A second lan, [`SECOND_LAN`], with a switch of its own, on the nodes' second link.
+    pub second_lan: bool,
+    /// `partition` of `<farm>`; empty for the default.
+    pub partition: &'static str,
+    /// `<witness>` of `<farm>`.
+    pub witness: Option<Ipv4Addr>,
 }
 
 impl Default for LabConfig {
@@ -101,6 +109,10 @@ impl Default for LabConfig {
             key: None,
             user: String::new(),
             lans: String::new(),
+            lan: "",
+            second_lan: false,
+            partition: "",
+            witness: None,
         }
     }
 }
@@ -117,25 +129,36 @@ impl LabConfig {
     /// `cluster.xml` for all nodes.
     pub fn cluster_xml(&self) -> String {
         let mut text = String::from("<?xml version=\"1.0\"?>\n<cluster>\n");
-        let _ = writeln!(text, "  <lans {}>\n    <lan name=\"default\">", self.lans);
-        for index in 0..self.nodes {
-            let _ = writeln!(
-                text,
-                "      <node name=\"{}\" addr=\"{}\"/>",
-                node_name(index),
-                node_addr(index)
-            );
+        let _ = writeln!(text, "  <lans {}>", self.lans);
+        let mut lan = |name: &str, addr: fn(usize) -> Ipv4Addr| {
+            let _ = writeln!(text, "    <lan name=\"{name}\" {}>", self.lan);
+            for index in 0..self.nodes {
+                let (name, addr) = (node_name(index), addr(index));
+                let _ = writeln!(text, "      <node name=\"{name}\" addr=\"{addr}\"/>");
+            }
+            text.push_str("    </lan>\n");
+        };
+        lan(FIRST_LAN, node_addr);
+        if self.second_lan {
+            lan(SECOND_LAN, second_addr);
         }
-        text.push_str("    </lan>\n  </lans>\n</cluster>\n");
+        text.push_str("  </lans>\n</cluster>\n");
         text
     }
 
     /// `userconfig.xml` of the test module, with a TCP checker on this node's own nginx if `checker` holds its interval.
     pub fn userconfig_xml(&self, checker: Option<&str>) -> String {
-        let mut text = String::from(concat!(
-            "<!DOCTYPE safe>\n<safe>\n  <service mode=\"farm\" maxloop=\"3\" loop_interval=\"24h\">\n",
-            "    <farm>\n      <lan name=\"default\"/>\n    </farm>\n    <vip>\n      <interface_list>\n        <interface>\n"
-        ));
+        let mut text =
+            String::from("<!DOCTYPE safe>\n<safe>\n  <service mode=\"farm\" maxloop=\"3\" loop_interval=\"24h\">\n");
+        text.push_str("    <farm");
+        if !self.partition.is_empty() {
+            let _ = write!(text, " partition=\"{}\"", self.partition);
+        }
+        let _ = writeln!(text, ">\n      <lan name=\"{FIRST_LAN}\"/>");
+        if let Some(addr) = self.witness {
+            let _ = writeln!(text, "      <witness addr=\"{addr}\"/>");
+        }
+        text.push_str("    </farm>\n    <vip>\n      <interface_list>\n        <interface>\n");
         for vip in &self.vips {
             let _ = writeln!(text, "          <virtual_interface type=\"{}\">", vip.mode.as_str());
             let _ = writeln!(
@@ -182,6 +205,11 @@ impl LabConfig {
     }
 }
 
+/// The lan that the clients are on too.
+pub const FIRST_LAN: &str = "default";
+/// The lan that only nodes are on, where a lab has one.
+pub const SECOND_LAN: &str = "back";
+
 /// The first virtual address of a lab.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 20);
 /// The second one, where a test wants two.
@@ -201,6 +229,11 @@ pub fn node_addr(index: usize) -> Ipv4Addr {
     // 198.18.0.11 to .19, then .30 and up: .20 to .29 are for virtual addresses.
     let last = if index < 9 { 11 + index } else { 21 + index };
     Ipv4Addr::new(198, 18, 0, last as u8)
+}
+
+/// Address of the node at `index` on the second lan: 198.19.1.11 and up.
+pub fn second_addr(index: usize) -> Ipv4Addr {
+    Ipv4Addr::new(198, 19, 1, (11 + index) as u8)
 }
 
 /// Addresses of the LAN client.
@@ -232,6 +265,7 @@ mod tests {
     #[test]
     fn no_address_of_the_plan_is_given_twice() {
         let mut all: Vec<Ipv4Addr> = (0..60).map(node_addr).collect();
+        all.extend((0..60).map(second_addr));
         all.extend(client_addrs(4000));
         all.extend(far_addrs(200));
         all.extend((1..16).flat_map(|index| more_client_addrs(index, 2000)));

@@ -29,8 +29,10 @@ pub mod responder;
 pub mod space;
 pub mod udp;
 pub mod wire;
+pub mod yardstick;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +50,7 @@ pub use node::Node;
 pub use process::wait_until;
 pub use space::Space;
 
-use config::{FAR_ROUTER, ROUTER, client_addrs, far_addrs, more_client_addrs, node_addr, node_name};
+use config::{FAR_ROUTER, ROUTER, client_addrs, far_addrs, more_client_addrs, node_addr, node_name, second_addr};
 use module::nginx_scripts;
 use node::NODE_LINK;
 use space::connect;
@@ -62,6 +64,8 @@ pub const CLIENT_PORT: &str = "pc";
 pub const ROUTER_PORT: &str = "pr";
 /// The switch itself, in its namespace.
 pub const BRIDGE: &str = "br0";
+/// The switch of the second lan, in the same namespace; its ports are `q1`, `q2`…
+pub const SECOND_BRIDGE: &str = "br1";
 
 /// The whole rig.
 #[derive(Debug)]
@@ -108,20 +112,26 @@ impl Lab {
         let switch = Arc::new(Space::create("sw")?);
         // Without IPv6 the switch itself is silent: all frames on the wire are the nodes' and the clients'.
         switch.sysctl("net.ipv6.conf.all.disable_ipv6", "1")?;
-        switch.ip(&[
-            format!("link add {BRIDGE} type bridge mcast_snooping 0 stp_state 0"),
-            format!("link set {BRIDGE} up"),
-        ])?;
+        for bridge in std::iter::once(BRIDGE).chain(config.second_lan.then_some(SECOND_BRIDGE)) {
+            switch.ip(&[
+                format!("link add {bridge} type bridge mcast_snooping 0 stp_state 0"),
+                format!("link set {bridge} up"),
+            ])?;
+        }
 
         let mut nodes = Vec::new();
         for index in 0..config.nodes {
             let (name, addr, port) = (node_name(index), node_addr(index), format!("p{}", index + 1));
             let space = Space::create(&name)?;
-            plug(&switch, &port, &space, NODE_LINK)?;
+            plug(&switch, BRIDGE, &port, &space, NODE_LINK)?;
             space.ip(&[
                 format!("address add {addr}/16 dev {NODE_LINK}"),
                 format!("route add default via {ROUTER} dev {NODE_LINK}"),
             ])?;
+            if config.second_lan {
+                plug(&switch, SECOND_BRIDGE, &format!("q{}", index + 1), &space, "eth1")?;
+                space.ip(&[format!("address add {}/24 dev eth1", second_addr(index))])?;
+            }
             nodes.push(Node::create(
                 name,
                 addr,
@@ -136,7 +146,7 @@ impl Lab {
         let client = client_space("client", &switch, CLIENT_PORT, &client_addrs(config.client_addrs), 16)?;
         let (router, far) = if config.routed {
             let router = Space::create("router")?;
-            plug(&switch, ROUTER_PORT, &router, "eth0")?;
+            plug(&switch, BRIDGE, ROUTER_PORT, &router, "eth0")?;
             router.sysctl("net.ipv4.ip_forward", "1")?;
             let far = Space::create("far")?;
             connect(&router, "eth1", &far, "eth0")?;
@@ -273,6 +283,31 @@ impl Lab {
         .with_context(|| format!("last seen: {last}\n{}", self.logs()))
     }
 
+    /// The switch carries nothing any more between these pairs of its ports, in neither direction; what was cut so before is mended first.
+    pub fn cut_between(&self, pairs: &[(String, String)]) -> Result<()> {
+        let mut rules = String::new();
+        for (a, b) in pairs {
+            for (from, to) in [(a, b), (b, a)] {
+                let _ = write!(rules, "iifname \"{from}\" oifname \"{to}\" drop; ");
+            }
+        }
+        // One transaction; adding first makes deleting a table that is not there no error.
+        self.switch.nft(&format!(
+            "add table bridge between\ndelete table bridge between\n\
+             table bridge between {{ chain c {{ type filter hook forward priority -300; {rules} }}; }}\n"
+        ))
+    }
+
+    /// The pairs of ports of the first lan to cut when nodes on different sides (`side[node]`) are to hear nothing of each other.
+    pub fn split_by(side: &[usize]) -> Vec<(String, String)> {
+        let port = |index: usize| format!("p{}", index + 1);
+        let pairs = (0..side.len()).flat_map(|a| (0..a).map(move |b| (b, a)));
+        pairs
+            .filter(|(a, b)| side[*a] != side[*b])
+            .map(|(a, b)| (port(a), port(b)))
+            .collect()
+    }
+
     /// The nodes other than the one at `index`.
     pub fn others(&self, index: usize) -> Vec<&Node> {
         self.nodes
@@ -335,6 +370,13 @@ impl Drop for Lab {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
+        // All at once: the kernel needs a second or two to take down what one of them leaves.
+        std::thread::scope(|scope| {
+            for node in &self.nodes {
+                // What fails here is done again by the node's own end.
+                scope.spawn(|| drop(node.power_off()));
+            }
+        });
         self.nodes.clear();
         drop(FolderGuard(Some(std::mem::take(&mut self.base))));
     }
@@ -384,7 +426,7 @@ fn ready_shares(node: &Node, module: &str, names: &[&str], equal: bool) -> Resul
 /// A client's namespace on the LAN with its addresses.
 fn client_space(name: &str, switch: &Space, port: &str, addrs: &[std::net::Ipv4Addr], prefix: u8) -> Result<Client> {
     let space = Space::create(name)?;
-    plug(switch, port, &space, "eth0")?;
+    plug(switch, BRIDGE, port, &space, "eth0")?;
     let mut lines: Vec<String> = addrs
         .iter()
         .map(|addr| format!("address add {addr}/{prefix} dev eth0"))
@@ -416,7 +458,7 @@ pub fn client_port(index: usize) -> String {
 /// Adds a host on the lab's LAN (a load balancer for comparison, an intruder…): its namespace with `addr` on `eth0`.
 pub fn add_host(lab: &Lab, name: &str, port: &str, addr: std::net::Ipv4Addr) -> Result<Space> {
     let space = Space::create(name)?;
-    plug(&lab.switch, port, &space, "eth0")?;
+    plug(&lab.switch, BRIDGE, port, &space, "eth0")?;
     space.ip(&[
         format!("address add {addr}/16 dev eth0"),
         format!("route add default via {ROUTER}"),
@@ -424,10 +466,10 @@ pub fn add_host(lab: &Lab, name: &str, port: &str, addr: std::net::Ipv4Addr) -> 
     Ok(space)
 }
 
-/// Joins `link` of `space` to the switch by a port called `port`.
-fn plug(switch: &Space, port: &str, space: &Space, link: &str) -> Result<()> {
+/// Joins `link` of `space` to a bridge of the switch by a port called `port`.
+fn plug(switch: &Space, bridge: &str, port: &str, space: &Space, link: &str) -> Result<()> {
     connect(switch, port, space, link)?;
-    switch.ip(&[format!("link set {port} master {BRIDGE}")])
+    switch.ip(&[format!("link set {port} master {bridge}")])
 }
 
 /// Where `farmd` and `farm` are: `FARM_BIN`, or beside this executable or in the folder above it.

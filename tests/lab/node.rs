@@ -372,13 +372,8 @@ impl Node {
 
     /// The whole farm as this node sees it.
     pub fn status(&self) -> Result<FarmStatus> {
-        let finished = self.farm(&["status", "--json"])?;
-        serde_json::from_str(&finished.stdout).with_context(|| {
-            format!(
-                "`farm status --json` on {}: {}{}",
-                self.name, finished.stdout, finished.stderr
-            )
-        })
+        self.ask("/v1/status")
+            .with_context(|| format!("the status of {}", self.name))
     }
 
     /// A command that runs on this node: in its network and process namespaces, with the FARM_* variables set.

@@ -36,6 +36,11 @@ impl ProbeConfig {
             limit: Duration::from_secs(1),
         }
     }
+
+    /// Time between two tries of one source, if the client has as many addresses.
+    pub fn turn(&self) -> Duration {
+        Duration::from_secs(1) * self.sources.max(1) as u32 / self.rate.max(1)
+    }
 }
 
 /// A prober at work.
@@ -193,6 +198,7 @@ mod tests {
     fn at(zero: Instant, start: u64, latency: u64, node: Option<&str>) -> Record {
         Record {
             source: Ipv4Addr::LOCALHOST,
+            local: None,
             started: zero + Duration::from_millis(start),
             latency: Duration::from_millis(latency),
             outcome: node.map(str::to_owned).ok_or(Failure::ConnectTimeout),

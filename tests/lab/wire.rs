@@ -50,6 +50,8 @@ pub struct ArpSeen {
 /// What was on the wire.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
+    /// Connection requests for a VIP as they came from the clients: how often each was sent.
+    pub syns: BTreeMap<Attempt, usize>,
     /// SYN-ACKs of the VIPs: which ports sent one, how often.
     pub syn_acks: BTreeMap<Attempt, BTreeMap<String, usize>>,
     /// Resets sent for a VIP: port, from, to.
@@ -70,6 +72,12 @@ impl Evidence {
     /// Attempts that two nodes answered.
     pub fn two_owners(&self) -> Vec<(&Attempt, &BTreeMap<String, usize>)> {
         self.syn_acks.iter().filter(|(_, ports)| ports.len() > 1).collect()
+    }
+
+    /// How often this client's end asked for a connection: more than once if its kernel had no answer for a second.
+    pub fn requests_of(&self, client: SocketAddrV4) -> usize {
+        let own = self.syns.iter().filter(|(attempt, _)| attempt.client == client);
+        own.map(|(_, times)| *times).max().unwrap_or(0)
     }
 
     /// Echo requests that were answered more than once.
@@ -241,6 +249,20 @@ impl Judge {
                         }
                     }
                     _ => {}
+                }
+            }
+            Some(LaxNetSlice::Ipv4(ip)) if self.vips.contains(&ip.header().destination_addr()) => {
+                // What an entry node sends on is the same request once more.
+                if let (Some(TransportSlice::Tcp(tcp)), CLIENT_PORT | ROUTER_PORT) = (packet.transport, port)
+                    && tcp.syn()
+                    && !tcp.ack()
+                {
+                    let attempt = Attempt {
+                        client: SocketAddrV4::new(ip.header().source_addr(), tcp.source_port()),
+                        vip: SocketAddrV4::new(ip.header().destination_addr(), tcp.destination_port()),
+                        sequence: tcp.sequence_number(),
+                    };
+                    *evidence.syns.entry(attempt).or_default() += 1;
                 }
             }
             _ => {}
@@ -421,6 +443,26 @@ mod tests {
         judge().see("p2", &tcp([5; 6], "synack", 501), &mut evidence);
         assert_eq!(evidence.two_owners()[0].0.sequence, 500);
         assert!(evidence.check_single_owner().is_err());
+    }
+
+    #[test]
+    fn a_request_that_is_sent_again_is_counted_at_its_client_only() {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4(CLIENT, VIP.octets(), 64)
+            .tcp(4000, 80, 7, 1000)
+            .syn()
+            .write(&mut frame, &[])
+            .unwrap();
+        let mut evidence = Evidence::default();
+        for port in [CLIENT_PORT, "p1", CLIENT_PORT] {
+            judge().see(port, &frame, &mut evidence);
+        }
+        let client = |port| SocketAddrV4::new(CLIENT.into(), port);
+        assert_eq!(
+            (evidence.requests_of(client(4000)), evidence.requests_of(client(4001))),
+            (2, 0)
+        );
     }
 
     #[test]

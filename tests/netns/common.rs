@@ -2,46 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
-use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use farm_core::api::history::HistoryEntry;
 use farm_core::api::{ModuleState, ModuleStatus, NodeModuleStatus};
 use farm_lab::process::{Finished, run_limited};
 use farm_lab::{Lab, LabConfig, MODULE, ModuleText, Node, wait_until};
 
-/// A lab whose nodes lose power all at once at its end: one after the other each would cost the kernel a second or two.
-pub struct Farm(Lab);
-
-impl From<Lab> for Farm {
-    fn from(lab: Lab) -> Self {
-        Self(lab)
-    }
-}
-
-impl Deref for Farm {
-    type Target = Lab;
-
-    fn deref(&self) -> &Lab {
-        &self.0
-    }
-}
-
-impl Drop for Farm {
-    fn drop(&mut self) {
-        std::thread::scope(|scope| {
-            for node in &self.0.nodes {
-                // What fails here is done again, and reported, by the lab's own end.
-                scope.spawn(|| drop(node.power_off()));
-            }
-        });
-    }
-}
-
 /// A farm whose daemons run and whose module, changed by `change`, is installed and configured, not started.
-pub fn configured(config: LabConfig, change: impl Fn(&Node, ModuleText) -> ModuleText) -> Farm {
-    let lab = Farm(Lab::new(config).expect("a lab can be built"));
+pub fn configured(config: LabConfig, change: impl Fn(&Node, ModuleText) -> ModuleText) -> Lab {
+    let lab = Lab::new(config).expect("a lab can be built");
     lab.start_daemons().expect("the daemons start");
     for node in &lab.nodes {
         install(&lab, node, &change);
@@ -179,4 +151,12 @@ pub fn counter(node: &Node, name: &str) -> u64 {
     *counters
         .get(name)
         .unwrap_or_else(|| panic!("no {name} in {counters:?}"))
+}
+
+/// All that `node` remembers.
+pub fn history(node: &Node) -> Vec<HistoryEntry> {
+    let json = node
+        .farm_ok(&["history", "--json", "-n", "10000"])
+        .expect("the node has a history");
+    serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}: {json}"))
 }

@@ -14,13 +14,13 @@ use farm_lab::probe::{ProbeConfig, Prober};
 use farm_lab::process::{Finished, run_limited};
 use farm_lab::{Group, Lab, LabConfig, MODULE, Node, VIP, wait_until};
 
-use crate::common::{Farm, changed, configured, counter, farm_of, mentions, own_row, start};
+use crate::common::{changed, configured, counter, farm_of, mentions, own_row, start};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const ALT: SocketAddrV4 = SocketAddrV4::new(VIP, 8080);
 
 /// A serving farm with the lab's module, its `userconfig.xml` changed by `change`.
-fn serving(config: LabConfig, change: impl Fn(&str) -> String) -> Farm {
+fn serving(config: LabConfig, change: impl Fn(&str) -> String) -> Lab {
     let farm = configured(config, |_, mut module| {
         module.userconfig = change(&module.userconfig);
         module
@@ -81,7 +81,7 @@ fn farm(node: &Node, args: &[&str]) -> Finished {
 
 #[test]
 fn drain_of_another_node_keeps_connections_names_their_clients_and_sends_new_ones_elsewhere() {
-    let lab = Farm::from(Lab::serve(farm_of(3)).expect("the farm comes up"));
+    let lab = Lab::serve(farm_of(3)).expect("the farm comes up");
     let (first, second) = (&lab.nodes[0], &lab.nodes[1]);
     let holder = hold(&lab, WEB, 30);
     let (told, report) = std::thread::scope(|scope| {
@@ -153,7 +153,7 @@ fn drain_resets_at_its_deadline_what_is_left_of_the_group_and_nothing_else() {
         groups: vec![Group::tcp("web", 80, "on_addr"), Group::tcp("alt", 8080, "on_addr")],
         ..farm_of(3)
     };
-    let lab = Farm::from(Lab::new(config).expect("a lab"));
+    let lab = Lab::new(config).expect("a lab");
     lab.start_daemons().expect("the daemons start");
     for node in &lab.nodes {
         let module = lab.module_text(node, Some("1s"));
@@ -303,7 +303,7 @@ fn drain_before_a_stop_lets_connections_end_and_stops_at_its_time() {
 
 #[test]
 fn drain_in_a_rolling_restart_loses_no_request_and_takes_one_node_out_at_a_time() {
-    let lab = Farm::from(Lab::serve(farm_of(3)).expect("the farm comes up"));
+    let lab = Lab::serve(farm_of(3)).expect("the farm comes up");
     let pid = |node: &Node| std::fs::read_to_string(node.nginx_dir().join("nginx.pid")).expect("nginx runs");
     let before: Vec<String> = lab.nodes.iter().map(pid).collect();
     // A try that waits for a node that is out would take until its own retransmission; one that is lost is never answered.
@@ -358,7 +358,7 @@ fn drain_in_a_rolling_restart_loses_no_request_and_takes_one_node_out_at_a_time(
 
 #[test]
 fn drain_in_a_rolling_restart_stops_at_the_first_failure_and_leaves_the_rest_serving() {
-    let lab = Farm::from(Lab::serve(farm_of(3)).expect("the farm comes up"));
+    let lab = Lab::serve(farm_of(3)).expect("the farm comes up");
     // node1 restarts; node3's application does not come up again.
     let active = lab.nodes[2]
         .dirs()
@@ -381,7 +381,7 @@ fn drain_in_a_rolling_restart_stops_at_the_first_failure_and_leaves_the_rest_ser
 
 #[test]
 fn drain_and_other_commands_of_a_host_with_another_key_are_refused_and_counted() {
-    let lab = Farm::from(Lab::serve(farm_of(3)).expect("the farm comes up"));
+    let lab = Lab::serve(farm_of(3)).expect("the farm comes up");
     let (first, third) = (&lab.nodes[0], &lab.nodes[2]);
     // node3 gets a key of its own.
     third.stop_farmd().expect("farmd ends");

@@ -1,19 +1,13 @@
 //! What a node remembers of the farm: who went, who said so, what moved, how long it took.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farm_core::api::history::{DepartureCause, Happening, HistoryEntry, MapCause, Move};
 use farm_lab::{Lab, LabConfig, MODULE, Node, wait_until};
 
-const LIMIT: Duration = Duration::from_secs(10);
+use crate::common::history;
 
-/// All that `node` remembers.
-fn history(node: &Node) -> Vec<HistoryEntry> {
-    let json = node
-        .farm_ok(&["history", "--json", "-n", "10000"])
-        .expect("the node has a history");
-    serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}: {json}"))
-}
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Waits until an entry of `node` above number `after` is what `find` looks for.
 fn await_entry<T>(node: &Node, after: u64, what: &str, find: impl Fn(&Happening) -> Option<T>) -> T {
@@ -41,6 +35,7 @@ fn a_dead_node_is_named_with_observers_reason_duration_and_moves_and_it_outlasts
     let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
     let [survivor, other, victim] = [&lab.nodes[0], &lab.nodes[1], &lab.nodes[2]];
     let before = newest(survivor);
+    let begun = Instant::now();
     victim.power_off().expect("power goes");
 
     let down = await_entry(survivor, before, "the dead node's entry", |what| match what {
@@ -51,7 +46,8 @@ fn a_dead_node_is_named_with_observers_reason_duration_and_moves_and_it_outlasts
     assert_eq!(down.observers, [survivor.name(), other.name()], "{down:?}");
     assert!(down.talk_with_it.is_empty(), "{down:?}");
     let silent = down.silent_ms.expect("it was heard before");
-    assert!((200..2000).contains(&silent), "{silent} ms");
+    let most = || u64::try_from(begun.elapsed().as_millis()).expect("a time") + 200;
+    assert!((200..=most()).contains(&silent), "{silent} ms");
 
     let (after, out) = await_entry(survivor, before, "the new view", |what| match what {
         Happening::ViewChanged { after, out, .. } if !out.is_empty() => Some((after.clone(), out.clone())),
@@ -79,7 +75,7 @@ fn a_dead_node_is_named_with_observers_reason_duration_and_moves_and_it_outlasts
         moved_from(&moved, victim.name())
     );
     assert!((1365..=1366).contains(&moved_from(&moved, victim.name())), "{moved:?}");
-    assert!(unserved.is_some_and(|ms| (200..5000).contains(&ms)), "{unserved:?}");
+    assert!(unserved.is_some_and(|ms| (200..=most()).contains(&ms)), "{unserved:?}");
 
     let text = survivor.farm_ok(&["history"]).expect("a history for people");
     assert!(text.contains(&format!("{} not heard for", victim.name())), "{text}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use farm_core::api::{ModuleState, exit};
 use farm_lab::{Lab, LabConfig, MODULE, Mode, ModuleText, Node, VIP, wait_until};
 
-use crate::common::{Farm, changed, configured, farm_of, install, mentions, on_all, own_row, shell_ok, start};
+use crate::common::{changed, configured, farm_of, install, mentions, on_all, own_row, shell_ok, start};
 
 /// Everything of the host that a farm may touch, as text, one fact per line.
 fn host(node: &Node) -> String {
@@ -31,8 +31,8 @@ fn same(before: &str, now: &str, when: &str) {
 }
 
 /// The first node's host before any farmd, and the farm serving.
-fn serving(config: LabConfig) -> (Farm, String) {
-    let lab = Farm::from(Lab::new(config).expect("a lab can be built"));
+fn serving(config: LabConfig) -> (Lab, String) {
+    let lab = Lab::new(config).expect("a lab can be built");
     let node = &lab.nodes[0];
     wait_until(Duration::from_secs(5), "the link's own addresses", || {
         let addrs = shell_ok(node, "ip -6 -o addr show dev eth0");

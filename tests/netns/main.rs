@@ -1,7 +1,7 @@
 //! Real farms in network namespaces, judged from outside: by clients and on the wire.
 //!
 //! Needs root (or a user namespace), `/dev/net/tun`, nginx, iproute2, nftables, and the built `farmd` and `farm` beside this binary
-//! or in `FARM_BIN`. `scripts/test` runs it one test at a time: `cargo test --release --test netns -- --test-threads=1`.
+//! or in `FARM_BIN`. `scripts/test` says which of them may run beside each other; with `--test-threads=1` all can.
 
 mod chaos;
 mod common;
@@ -11,8 +11,10 @@ mod failover;
 mod history;
 mod host;
 mod instruments;
+mod lans;
 mod life;
 mod modules;
+mod policy;
 mod refusals;
 mod reload;
 mod replay;

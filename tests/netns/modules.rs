@@ -12,13 +12,13 @@ use farm_lab::http::Connection;
 use farm_lab::module::{nginx_conf, repository, set_macro, write_file};
 use farm_lab::{Lab, Node, VIP};
 
-use crate::common::{Farm, farm_of, mentions, on_all, own_row, processes, shell_ok, start};
+use crate::common::{farm_of, mentions, on_all, own_row, processes, shell_ok, start};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
 /// Nodes whose daemons run, without any module.
-fn farm(nodes: usize) -> Farm {
-    let lab = Farm::from(Lab::new(farm_of(nodes)).expect("a lab can be built"));
+fn farm(nodes: usize) -> Lab {
+    let lab = Lab::new(farm_of(nodes)).expect("a lab can be built");
     lab.start_daemons().expect("the daemons start");
     lab
 }

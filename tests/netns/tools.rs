@@ -10,14 +10,14 @@ use farm_core::api::{API_VERSION, exit};
 use farm_lab::process::run_limited;
 use farm_lab::{Lab, LabConfig, MODULE, ModuleText, Node};
 
-use crate::common::{Farm, changed, configured, farm_of, mentions, on_all, program, start};
+use crate::common::{changed, configured, farm_of, mentions, on_all, program, start};
 
 /// A key that is easy to find again.
 const KEY: &str = "c0ffee00c0ffee01c0ffee02c0ffee03c0ffee04c0ffee05c0ffee06c0ffee07";
 /// The value of a variable that is called a secret.
 const PASSWORD: &str = "tiger-4711";
 
-fn farm(nodes: usize) -> Farm {
+fn farm(nodes: usize) -> Lab {
     let config = LabConfig {
         key: Some(KEY.to_owned()),
         ..farm_of(nodes)

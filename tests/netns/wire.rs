@@ -16,7 +16,7 @@ use farm_lab::{Client, Group, Lab, LabConfig, MODULE, Mode, Node, VIP};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
-use crate::common::{Farm, counter, shell_ok};
+use crate::common::{counter, shell_ok};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const BULK: SocketAddrV4 = SocketAddrV4::new(VIP, 8080);
@@ -24,7 +24,7 @@ const BY_ADDR: SocketAddrV4 = SocketAddrV4::new(VIP, 5000);
 const BY_PORT: SocketAddrV4 = SocketAddrV4::new(VIP, 5001);
 const MIB: usize = 1024 * 1024;
 
-fn farm(mode: Mode, filter: &'static str) -> Farm {
+fn farm(mode: Mode, filter: &'static str) -> Lab {
     let tcp = Group {
         rules: vec![("tcp", "80".to_owned(), filter), ("tcp", "8080".to_owned(), filter)],
         ..Group::tcp("web", 0, filter)
@@ -43,7 +43,7 @@ fn farm(mode: Mode, filter: &'static str) -> Farm {
         ..LabConfig::with_mode(mode)
     })
     .expect("the farm comes up");
-    Farm::from(lab)
+    lab
 }
 
 /// `length` bytes that only `seed` gives and that repeat nowhere.
@@ -277,6 +277,19 @@ fn transfers(client: &Client, sources: &[Ipv4Addr], steps: &[Step], change: impl
     ended.into_iter().flatten().collect()
 }
 
+/// `count` of the client's addresses, the nodes that serve them in turn, so that a few have all nodes among their servers.
+fn spread(client: &Client, count: usize) -> Vec<Ipv4Addr> {
+    let report = client.batch(Batch::new(WEB, client.addrs().len())).expect("a batch");
+    assert_eq!(report.lost(), 0, "{:?}", report.failures());
+    let mut by_node = BTreeMap::<String, Vec<Ipv4Addr>>::new();
+    for (source, nodes) in report.nodes_by_source() {
+        by_node.entry(nodes[0].clone()).or_default().push(source);
+    }
+    let longest = by_node.values().map(Vec::len).max().unwrap_or(0);
+    let turns = (0..longest).flat_map(|turn| by_node.values().filter_map(move |sources| sources.get(turn).copied()));
+    turns.take(count).collect()
+}
+
 /// Each client's echo request of 4000 bytes is answered once.
 fn echo_of_4000_bytes(lab: &Lab) {
     let mut wrong = Vec::new();
@@ -336,8 +349,8 @@ fn fragmented_datagrams_and_echoes_are_answered_once_in_invisible_mode() {
 fn bulk_transfers(mode: Mode) {
     let lab = farm(mode, "on_addr");
     let services: Vec<Service> = lab.nodes.iter().map(|node| bulk(node, BULK)).collect();
-    let near = &lab.client.addrs()[..12];
-    let servers = transfers(&lab.client, near, &[Step::Up(MIB), Step::Down(MIB)], || ());
+    let near = spread(&lab.client, 12);
+    let servers = transfers(&lab.client, &near, &[Step::Up(MIB), Step::Down(MIB)], || ());
     assert_eq!(servers.len(), 3, "{servers:?}");
     transfers(&lab.client, &near[..1], &[Step::Up(16 * MIB)], || ());
 
@@ -345,13 +358,14 @@ fn bulk_transfers(mode: Mode) {
         lab.far.as_ref().expect("the lab is routed"),
         lab.router.as_ref().expect("the lab is routed"),
     );
+    let beyond = spread(far, 32);
     let steps = [Step::Up(MIB / 4), Step::Down(MIB), Step::Down(MIB)];
-    let servers = transfers(far, &far.addrs()[..16], &steps, || {
+    let servers = transfers(far, &beyond[..16], &steps, || {
         router.ip(&["link set eth1 mtu 1000"]).expect("a smaller MTU");
     });
     assert_eq!(servers.len(), 3, "{servers:?}");
     // And for connections that begin on the small link.
-    transfers(far, &far.addrs()[16..32], &[Step::Down(MIB)], || ());
+    transfers(far, &beyond[16..], &[Step::Down(MIB)], || ());
     let learned: usize = lab
         .nodes
         .iter()

@@ -113,6 +113,8 @@ pub struct RigConfig {
     pub clients: usize,
     /// Addresses of each.
     pub addrs: usize,
+    /// Attributes of `<lan>`.
+    pub lan: &'static str,
 }
 
 impl RigConfig {
@@ -124,6 +126,7 @@ impl RigConfig {
             filter: "on_port",
             clients: 4,
             addrs: 2,
+            lan: "",
         }
     }
 }
@@ -165,6 +168,7 @@ impl Rig {
                 powers: Vec::new(),
             }],
             lans: config.profile.lans(),
+            lan: config.lan,
             ..LabConfig::default()
         })?;
         let more = 1..config.clients.max(1);
@@ -314,10 +318,14 @@ fn scripts(program: &std::path::Path, name: &str, folder: &std::path::Path) -> V
     // The pipe's first line says that it listens; an early end of it, that it never will.
     let start = format!(
         "#!/bin/sh\ncd '{folder}' || exit 1\nrm -f ready && mkfifo ready || exit 1\n\
-         '{program}' responder --name {name}{vips} >ready 2>error.log </dev/null &\necho $! >pid\nread -r _ <ready\n"
+         '{program}' responder --name {name}{vips} >ready 2>error.log </dev/null &\necho $! >pid\n\
+         read -r _ <ready && exit 0\ncat error.log >&2\nexit 1\n"
     );
+    // One with thousands of connections takes a while to end, and its ports are taken until then.
     let stop = format!(
-        "#!/bin/sh\ncd '{folder}' || exit 1\n[ -s pid ] && kill -KILL \"$(cat pid)\" 2>/dev/null\nrm -f pid\nexit 0\n"
+        "#!/bin/sh\ncd '{folder}' || exit 1\n[ -s pid ] || exit 0\npid=$(cat pid)\nkill -KILL \"$pid\" 2>/dev/null\n\
+         tries=0\nwhile kill -0 \"$pid\" 2>/dev/null && ! grep -q '^State:.Z' \"/proc/$pid/status\" 2>/dev/null; do\n    tries=$((tries + 1))\n    \
+         [ $tries -le 200 ] || {{ echo \"process $pid does not end\" >&2; exit 1; }}\n    sleep 0.05\ndone\nrm -f pid\nexit 0\n"
     );
     let early = stop.clone();
     vec![

@@ -64,6 +64,19 @@ impl Link {
         recent.fold((0, 0), |(received, lost), (_, r, l)| (received + r, lost + l))
     }
 
+    /// Of the heartbeats of the ten seconds before `now`, those that `newest`, another lan of the same peer, has brought and this one has
+    /// not, after the last that it did bring; less one, which may be on its way.
+    pub fn behind(&self, newest: &Self, now: Duration) -> u32 {
+        let (received, lost) = newest.recent(now);
+        let step = match (self.beat, newest.beat) {
+            (Some(own), Some(newest)) => u32::from(newest.wrapping_sub(own)),
+            // Nothing since the peer's start.
+            (None, Some(_)) => received + lost,
+            (_, None) => 0,
+        };
+        step.saturating_sub(1).min(received + lost)
+    }
+
     /// Round trips, if one was taken.
     pub fn rtt(&self) -> Option<Rtt> {
         self.rtt
@@ -138,6 +151,22 @@ mod tests {
         assert_eq!(link.recent(at(2)), (3, 3));
         assert_eq!(link.recent(at(11)), (1, 3));
         assert_eq!(link.recent(at(12)), (0, 0));
+    }
+
+    #[test]
+    fn a_silent_lan_is_behind_one_that_is_heard() {
+        let at = Duration::from_secs;
+        let (mut silent, mut heard) = (Link::default(), Link::default());
+        silent.handle_heartbeat(at(1), 1, 7);
+        for beat in 0..20 {
+            heard.handle_heartbeat(at(1 + u64::from(beat)), 2 + u64::from(beat), 7 + beat);
+        }
+        assert_eq!(heard.behind(&heard, at(20)), 0);
+        // Of the 18 only those that the last ten seconds can have had.
+        assert_eq!((silent.behind(&heard, at(20)), silent.behind(&heard, at(25))), (10, 5));
+        assert_eq!(Link::default().behind(&heard, at(25)), 4, "never heard");
+        silent.handle_heartbeat(at(20), 21, 25);
+        assert_eq!(silent.behind(&heard, at(20)), 0, "one may be on its way");
     }
 
     #[test]

@@ -285,6 +285,14 @@ impl Peer {
         self.lans.get(lan)?.as_ref()
     }
 
+    /// Heartbeats of the ten seconds before `now` that came in on `link`, one of this peer's, and those that did not. On a lan that has
+    /// fallen silent what the others bring tells what is lost.
+    pub fn recent(&self, now: Duration, link: &Link) -> (u32, u32) {
+        let (received, lost) = link.recent(now);
+        let newest = self.lans.iter().flatten().max_by_key(|link| link.seq());
+        (received, lost + newest.map_or(0, |newest| link.behind(newest, now)))
+    }
+
     /// What each lan does with its heartbeats, by position in `cluster.xml`.
     pub fn links(&self) -> impl Iterator<Item = (usize, &Link)> {
         let lans = self.lans.iter().enumerate();

@@ -9,7 +9,7 @@ use farm_core::api::{
 };
 use farm_core::config::{GroupConfig, Lan};
 use farm_core::id::{BUCKETS, Incarnation, ModuleName, NodeId};
-use farm_core::membership::{Peer, PeerState};
+use farm_core::membership::PeerState;
 
 use super::Node;
 use crate::logwriter;
@@ -264,8 +264,10 @@ impl Node {
     /// How a peer is heard on each lan that it shares with this node; none for this node.
     fn links(&self, now: Duration, node: NodeId) -> Vec<LinkStatus> {
         let addr_on = |lan: &Lan, n: NodeId| lan.nodes.iter().find(|(node, _)| *node == n).map(|(_, addr)| *addr);
-        let links = self.farm.membership().peer(node).into_iter().flat_map(Peer::links);
-        let shared = links.filter_map(|(position, link)| {
+        let Some(peer) = self.farm.membership().peer(node) else {
+            return Vec::new();
+        };
+        let shared = peer.links().filter_map(|(position, link)| {
             let lan = self.cluster.lans.get(position)?;
             addr_on(lan, self.this)?;
             Some((lan, addr_on(lan, node)?, link))
@@ -273,7 +275,7 @@ impl Node {
         let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         shared
             .map(|(lan, addr, link)| {
-                let (received, lost) = link.recent(now);
+                let (received, lost) = peer.recent(now, link);
                 let rtt = link.rtt();
                 LinkStatus {
                     lan: lan.name.clone(),

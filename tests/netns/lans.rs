@@ -1,0 +1,268 @@
+//! Heartbeats on two lans and by broadcast: what a broken lan costs, what is seen of it, and what the wire carries.
+
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+use farm_core::api::LinkStatus;
+use farm_core::api::history::{DepartureCause, Happening, HistoryEntry};
+use farm_lab::client::Batch;
+use farm_lab::config::{FIRST_LAN, SECOND_LAN, Vip};
+use farm_lab::probe::{ProbeConfig, Prober};
+use farm_lab::{Group, Lab, LabConfig, MODULE, Mode, Node, VIP, wait_until};
+
+use crate::common::{counter, history, mentions, own_row};
+
+const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A farm in which each client's frame reaches every node by itself, so that a cut between nodes is no cut to the clients.
+fn farm(config: LabConfig) -> Lab {
+    let lab = Lab::serve(LabConfig {
+        client_addrs: 40,
+        vips: vec![Vip {
+            addr: VIP,
+            mode: Mode::Invisible,
+        }],
+        groups: vec![Group::tcp("web", 80, "on_port")],
+        ..config
+    });
+    lab.expect("the farm comes up")
+}
+
+/// How `node` hears each of its peers on `lan`.
+fn links(node: &Node, lan: &str) -> Vec<LinkStatus> {
+    let cluster = node.status().expect("the node answers").cluster;
+    let links = cluster.nodes.into_iter().flat_map(|peer| peer.links);
+    links.filter(|link| link.lan == lan).collect()
+}
+
+/// Waits until every one of `nodes` says of each peer on `lan` what `right` accepts.
+fn wait_links(nodes: &[Node], lan: &str, what: &str, right: impl Fn(&LinkStatus) -> bool) {
+    for node in nodes {
+        wait_until(LIMIT, what, || {
+            let links = links(node, lan);
+            (links.len() == nodes.len() - 1 && links.iter().all(&right)).then_some(())
+        })
+        .unwrap_or_else(|e| panic!("{e} on {} of {}: {:#?}", lan, node.name(), links(node, lan)));
+    }
+}
+
+/// Entries of a node, after number `after`, that tell of a node that went or of a share that moved.
+fn alarms(node: &Node, after: u64) -> Vec<HistoryEntry> {
+    let alarm = |entry: &HistoryEntry| {
+        matches!(
+            entry.what,
+            Happening::NodeDown(_)
+                | Happening::ViewChanged { .. }
+                | Happening::MapChanged { .. }
+                | Happening::MapLearned { .. }
+                | Happening::Fenced { .. }
+                | Happening::Closed { .. }
+        )
+    };
+    history(node)
+        .into_iter()
+        .filter(|entry| entry.seq > after && alarm(entry))
+        .collect()
+}
+
+fn newest(node: &Node) -> u64 {
+    history(node).last().map_or(0, |entry| entry.seq)
+}
+
+/// The second lan's cables of all nodes, pulled or put back.
+fn second_cables(lab: &Lab, up: bool) {
+    let state = if up { "up" } else { "down" };
+    let lines: Vec<String> = (1..=lab.nodes.len())
+        .map(|port| format!("link set q{port} {state}"))
+        .collect();
+    lab.switch.ip(&lines).expect("the ports of the second switch");
+}
+
+#[test]
+fn a_lost_lan_costs_no_node_and_no_share_and_is_shown() {
+    let lab = farm(LabConfig {
+        second_lan: true,
+        ..LabConfig::default()
+    });
+    let before: Vec<u64> = lab.nodes.iter().map(newest).collect();
+    let prober = Prober::start(
+        &lab.client,
+        ProbeConfig {
+            limit: Duration::from_secs(5),
+            rate: 200,
+            ..ProbeConfig::new(WEB)
+        },
+    );
+    let prober = prober.expect("probing");
+    let lost = |link: &LinkStatus| link.loss_permille.is_some_and(|loss| loss > 100) && link.heard_ms > Some(500);
+    let back = |link: &LinkStatus| link.heard_ms < Some(200);
+
+    second_cables(&lab, false);
+    wait_links(&lab.nodes, SECOND_LAN, "the second lan to be seen as lost", lost);
+    let told = lab.nodes[0].farm_ok(&["status", "-v"]).expect("a status for people");
+    let row = |name: &str| {
+        let row = |line: &&str| line.split_whitespace().take(2).eq([name, SECOND_LAN]);
+        told.lines().find(row).unwrap_or_else(|| panic!("no row in {told}"))
+    };
+    assert!(!row("node2").contains(" 0.0%"), "{}", row("node2"));
+    second_cables(&lab, true);
+    wait_links(&lab.nodes, SECOND_LAN, "the second lan to be back", back);
+
+    // The first lan: the nodes no longer hear each other there, and the clients still reach all.
+    lab.cut_between(&Lab::split_by(&[0, 1, 2])).expect("a cut");
+    wait_links(&lab.nodes, FIRST_LAN, "the first lan to be seen as lost", lost);
+    // A pair on each: node2 and node3 hear each other on the second lan only, node1 hears both on the first only.
+    lab.cut_between(&[("p2".to_owned(), "p3".to_owned())]).expect("a cut");
+    lab.switch.ip(&["link set q1 down"]).expect("a port");
+    wait_until(LIMIT, "node1 to hear node2 on the first lan only", || {
+        let first = links(&lab.nodes[0], FIRST_LAN);
+        let second = links(&lab.nodes[0], SECOND_LAN);
+        (first[0].heard_ms < Some(200) && second[0].heard_ms > Some(500)).then_some(())
+    })
+    .expect("it does");
+    lab.switch.ip(&["link set q1 up"]).expect("a port");
+    lab.cut_between(&[]).expect("mended");
+    wait_links(&lab.nodes, FIRST_LAN, "the first lan to be back", back);
+
+    let probe = prober.stop().expect("the prober ends");
+    assert_eq!(probe.report.lost(), 0, "{:?}", probe.report.failures());
+    for (node, before) in lab.nodes.iter().zip(before) {
+        assert_eq!(alarms(node, before), Vec::<HistoryEntry>::new(), "{}", node.name());
+    }
+}
+
+#[test]
+fn a_node_without_its_service_cable_stays_a_member_by_the_other_lan() {
+    let lab = farm(LabConfig {
+        second_lan: true,
+        ..LabConfig::default()
+    });
+    let node = &lab.nodes[1];
+    let before: Vec<u64> = lab.nodes.iter().map(newest).collect();
+    node.set_link(false).expect("the cable is pulled");
+    lab.wait_ready(MODULE, &lab.others(1), LIMIT)
+        .expect("the others have all");
+    let said = wait_until(LIMIT, "the node to say why it has no share", || {
+        let row = own_row(node, MODULE);
+        let none = row.shares.iter().all(|share| share.buckets == 0);
+        (none && row.why.contains("is down")).then_some(())
+    });
+    said.unwrap_or_else(|e| panic!("{e}: {:?}", own_row(node, MODULE)));
+    for (seen_from, before) in lab.nodes.iter().zip(before) {
+        let gone: Vec<HistoryEntry> = alarms(seen_from, before)
+            .into_iter()
+            .filter(|entry| matches!(entry.what, Happening::NodeDown(_) | Happening::ViewChanged { .. }))
+            .collect();
+        assert_eq!(gone, [], "nobody went, as {} sees it", seen_from.name());
+        let view = seen_from.status().expect("the node answers").cluster.view;
+        assert_eq!(view.len(), 3, "{view:?}");
+    }
+    node.set_link(true).expect("the cable is back");
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), LIMIT)
+        .expect("all serve");
+}
+
+/// Heartbeats that came from a node's port so far: to the broadcast address, and to single nodes.
+fn on_the_wire(lab: &Lab, port: usize) -> (u64, u64) {
+    let mut nft = lab.switch.command("nft");
+    nft.args(["-j", "list", "counters", "table", "bridge", "beats"]);
+    let listed = farm_lab::process::run(&mut nft).expect("nft lists its counters");
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    let packets = |name: String| {
+        let all = listed["nftables"].as_array().expect("a list").iter();
+        let mut own = all.filter(|one| one["counter"]["name"] == name.as_str());
+        own.next()
+            .and_then(|one| one["counter"]["packets"].as_u64())
+            .expect("the counter")
+    };
+    (packets(format!("all{port}")), packets(format!("one{port}")))
+}
+
+#[test]
+fn heartbeats_by_broadcast_make_a_farm_and_find_a_dead_node() {
+    let lab = farm(LabConfig {
+        nodes: 4,
+        lan: "cast=\"broadcast\"",
+        ..LabConfig::default()
+    });
+    let ports = 1..=lab.nodes.len();
+    let counters: String = ports
+        .clone()
+        .map(|port| format!("counter all{port} {{ }}\ncounter one{port} {{ }}\n"))
+        .collect();
+    let rules: String = ports
+        .clone()
+        .map(|port| {
+            let own = format!("iifname \"p{port}\" udp dport 4800 ether daddr");
+            format!(
+                "{own} ff:ff:ff:ff:ff:ff counter name all{port}\n{own} != ff:ff:ff:ff:ff:ff counter name one{port}\n"
+            )
+        })
+        .collect();
+    lab.switch
+        .nft(&format!(
+            "table bridge beats {{ {counters} chain c {{ type filter hook prerouting priority -300; {rules} }}; }}\n"
+        ))
+        .expect("counters at the ports");
+    // At rest one datagram goes to all; single ones are for peers of which some went missing, as on a machine that is busy just now.
+    let calm = wait_until(LIMIT, "a second in which each node speaks to all at once", || {
+        let before: Vec<(u64, u64)> = ports.clone().map(|port| on_the_wire(&lab, port)).collect();
+        let sent: Vec<u64> = lab.nodes.iter().map(|node| counter(node, "heartbeats_sent")).collect();
+        let begun = Instant::now();
+        std::thread::sleep(Duration::from_secs(1));
+        let rows: Vec<(u64, u64, u64)> = ports
+            .clone()
+            .zip(before)
+            .map(|(port, before)| {
+                let now = on_the_wire(&lab, port);
+                let sent = counter(&lab.nodes[port - 1], "heartbeats_sent") - sent[port - 1];
+                (now.0 - before.0, now.1 - before.1, sent)
+            })
+            .collect();
+        println!(
+            "in {:?}, by node: to all, to one, counted by itself: {rows:?}",
+            begun.elapsed()
+        );
+        // What the daemon counts and what is on the wire are read one after the other.
+        let calm = |(all, one, sent): &(u64, u64, u64)| *all >= 10 && *one == 0 && sent.abs_diff(*all) <= all / 2;
+        rows.iter().all(calm).then_some(())
+    });
+    calm.expect("the lan has one datagram per node and pulse");
+    for node in &lab.nodes {
+        // The last seconds, of which the rate is, may have seen the start.
+        let beat = || node.status().expect("the node answers").cluster.heartbeat;
+        wait_until(LIMIT, "the rate of one datagram per pulse, not of three", || {
+            let beat = beat();
+            (beat.bytes_per_s < beat.bytes * 2_000_000 / beat.interval_us).then_some(())
+        })
+        .unwrap_or_else(|e| panic!("{e}: {:?}", beat()));
+    }
+
+    let (survivor, victim) = (&lab.nodes[0], &lab.nodes[3]);
+    let before = newest(survivor);
+    victim.power_off().expect("power goes");
+    lab.wait_ready(MODULE, &lab.others(3), LIMIT)
+        .expect("the others have all");
+    let report = lab.client.batch(Batch::new(WEB, 120)).expect("a batch");
+    assert_eq!(
+        (report.lost(), report.per_node().len()),
+        (0, 3),
+        "{:?}",
+        report.failures()
+    );
+    let down = wait_until(LIMIT, "the dead node's entry", || {
+        history(survivor).into_iter().find_map(|entry| match entry.what {
+            Happening::NodeDown(out) if entry.seq > before && out.node == victim.name() => Some(out),
+            _ => None,
+        })
+    });
+    let down = down.expect("it is remembered");
+    assert_eq!(
+        (down.cause, down.observers.len()),
+        (DepartureCause::Silent, 3),
+        "{down:?}"
+    );
+    lab.rejoin(3, MODULE).expect("the node comes back");
+    mentions(&survivor.farm_ok(&["history"]).expect("a history"), &["not heard for"]);
+}
