@@ -338,6 +338,10 @@ impl Node {
             outcome.events.push(event);
         }
         while let Some(transmit) = farm.poll_transmit() {
+            // Nobody has to be sought in the model: its network resolves no addresses.
+            if transmit.broadcast {
+                continue;
+            }
             let Ok(mut heartbeat) = Heartbeat::parse(&fixed.key, &transmit.payload) else {
                 continue;
             };
