@@ -599,7 +599,7 @@ impl Farm {
                 let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
                 let fenced = membership.peer(*peer).is_some_and(|p| p.fenced());
                 let eligible = report.digest == module.local.digest;
-                let hears_us = membership.peer(*peer).is_some_and(|p| p.hears_us());
+                let hears_us = membership.may_count_on_us(now, *peer);
                 Some((
                     *peer,
                     PeerGroup {

@@ -102,6 +102,8 @@ pub struct Membership {
     view: NodeSet,
     excluded: NodeSet,
     links: view::Links,
+    /// When this node last spoke before it was not run for a while.
+    excused: Duration,
     /// What was known last, and what follows from it.
     agreed: Option<(view::Ears, view::Agreement)>,
     fenced: Option<String>,
@@ -138,6 +140,7 @@ impl Membership {
             view: [this].into_iter().collect(),
             excluded: NodeSet::EMPTY,
             links: view::Links::default(),
+            excused: Duration::ZERO,
             agreed: None,
             fenced: None,
             events: VecDeque::new(),
@@ -253,6 +256,13 @@ impl Membership {
         self.peers.get(&node)
     }
 
+    /// True if `node` is not known to have given this node up; see [`Peer::may_count_on_us`].
+    pub fn may_count_on_us(&self, now: Duration, node: NodeId) -> bool {
+        self.peers
+            .get(&node)
+            .is_some_and(|p| p.may_count_on_us(now, self.timing))
+    }
+
     /// Judgement on a peer now.
     pub fn peer_state(&self, now: Duration, node: NodeId) -> Option<PeerState> {
         self.peers.get(&node).map(|p| p.state(now, self.timing.detection_time))
@@ -306,7 +316,22 @@ impl Membership {
         why::testimony(self.this, &self.peers, node, now, self.timing.detection_time)
     }
 
+    /// This node was not run for a while, though not for as long as its lease, and has said nothing meanwhile: a peer that does not know yet
+    /// that it is not heard here takes this node for dead and serves on. It has to be told first.
+    fn put_off(&mut self, now: Duration) {
+        let timing = self.timing;
+        let silent = |(_, at): &(u64, Duration)| *at > self.excused && *at + timing.late() <= now;
+        let Some((_, before)) = self.sent.back().copied().filter(silent) else {
+            return;
+        };
+        self.excused = before;
+        let heard = self.peers.values_mut();
+        let heard = heard.filter(|p| p.is_heard(before, timing.detection_time));
+        heard.for_each(|p| p.put_off(now + timing.interval));
+    }
+
     fn update(&mut self, now: Duration) {
+        self.put_off(now);
         if self.joining && now >= self.join_until {
             self.joining = false;
             self.events.push_back(Event::Joined);
@@ -337,6 +362,7 @@ impl Membership {
                         view::Row {
                             hears: p.hears(),
                             joining: p.joining(),
+                            new_here: p.is_new_here(),
                             hears_this: p.hears_us(),
                             excludes: p.excludes(),
                             fenced: p.fenced(),

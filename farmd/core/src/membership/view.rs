@@ -11,6 +11,8 @@ pub struct Row {
     pub hears: NodeSet,
     /// It has just started and cannot have heard everybody.
     pub joining: bool,
+    /// And has not heard this node since.
+    pub new_here: bool,
     /// It hears this node, as lately as [`super::Peer`] asks for.
     pub hears_this: bool,
     /// Whom it leaves out of its view.
@@ -94,8 +96,8 @@ impl Links {
 /// [`Links::settle`] leaves the view. What this node cannot see, a peer between it and the others can: a settled peer that leaves this node
 /// out has the last word.
 pub fn agree(ears: &Ears) -> Agreement {
-    // A peer that is joining, or that this joining node has not yet reached, is no candidate until both hear each other.
-    let settled = |row: &Row| row.hears_this || !(row.joining || ears.joining);
+    // A peer that is joining, or that this joining node has not yet reached, is no candidate until both hear each other; from then on it is one.
+    let settled = |row: &Row| row.hears_this || !(row.new_here || ears.joining);
     let rows: BTreeMap<NodeId, Row> = ears
         .heard
         .iter()
@@ -190,6 +192,7 @@ mod tests {
                 Row {
                     hears: row,
                     joining: false,
+                    new_here: false,
                     hears_this: row.contains(n(this)),
                     excludes,
                     fenced: false,
@@ -290,6 +293,7 @@ mod tests {
                 *row = Row {
                     hears: NodeSet::EMPTY,
                     joining: true,
+                    new_here: true,
                     hears_this: false,
                     excludes: NodeSet::EMPTY,
                     fenced: false,
