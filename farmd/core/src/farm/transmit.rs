@@ -157,6 +157,7 @@ impl Farm {
             hears: self.membership.hears(now),
             excludes: self.membership.excluded(),
             echo: None,
+            hearsay: self.membership.hearsay(now),
             modules,
             requesters: self.requesters.next(requesters),
         };

@@ -11,6 +11,7 @@
 //! ([`Membership::endangered`]). A node that has just started is *joining* for the detection time and one pulse: it serves nothing, and its
 //! missing ears count against nobody.
 
+mod hearsay;
 pub mod link;
 pub mod peer;
 pub mod view;
@@ -19,11 +20,12 @@ pub mod why;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use hearsay::Told;
 use peer::Timing;
 
 use crate::config::ClusterConfig;
 use crate::id::{NodeId, NodeSet};
-use crate::wire::heartbeat::{Ack, Echo, Heartbeat};
+use crate::wire::heartbeat::{Ack, Echo, Hearsay, Heartbeat};
 
 pub use peer::{Peer, PeerState};
 pub use why::{Cause, Testimony};
@@ -101,6 +103,10 @@ pub struct Membership {
     peers: BTreeMap<NodeId, Peer>,
     view: NodeSet,
     excluded: NodeSet,
+    /// What is known of nodes that are not heard here.
+    told: Told,
+    /// Somebody of whom this node knows does not talk with another.
+    divided: bool,
     links: view::Links,
     /// When this node last spoke before it was not run for a while.
     excused: Duration,
@@ -139,6 +145,8 @@ impl Membership {
             peers,
             view: [this].into_iter().collect(),
             excluded: NodeSet::EMPTY,
+            told: Told::default(),
+            divided: false,
             links: view::Links::default(),
             excused: Duration::ZERO,
             agreed: None,
@@ -164,6 +172,11 @@ impl Membership {
             let kept = Duration::from_micros(echo.kept_us.into());
             peer.handle_rtt(lan, now.saturating_sub(at).saturating_sub(kept));
         }
+        if same_cluster {
+            for word in heartbeat.hearsay.iter().filter(|word| word.node != self.this) {
+                self.told.learn(now, word);
+            }
+        }
         self.update(now);
         Ok(())
     }
@@ -188,6 +201,7 @@ impl Membership {
         self.joining = true;
         self.join_until = now + self.join_time;
         self.peers.values_mut().for_each(Peer::forget);
+        self.told = Told::default();
         self.update(now);
     }
 
@@ -294,6 +308,31 @@ impl Membership {
         heard.map(|(n, p)| (*n, Ack::of(p.last_seq()))).collect()
     }
 
+    /// What to pass on of the others: nothing while all that are known hear each other.
+    pub fn hearsay(&self, now: Duration) -> Vec<Hearsay> {
+        if !self.divided {
+            return Vec::new();
+        }
+        let detection_time = self.timing.detection_time;
+        let told = self.told.words(now, self.timing);
+        let mut words: BTreeMap<NodeId, Hearsay> = told.map(|word| (word.node, word)).collect();
+        for word in self.peers.iter().filter_map(|(n, p)| p.word(*n, now, detection_time)) {
+            let number = |word: &Hearsay| (word.incarnation, word.seq);
+            if words.get(&word.node).is_none_or(|told| number(told) <= number(&word)) {
+                words.insert(word.node, word);
+            }
+        }
+        words.into_values().collect()
+    }
+
+    /// Who has said lately that it is no member, to this node or, as others tell, to them.
+    fn gone_for_good(&self, now: Duration) -> NodeSet {
+        let gone = self.peers.iter().filter(|(n, p)| {
+            p.is_gone(now, self.timing.detection_time) || self.told.has_left(now, **n, p.newest(), self.timing)
+        });
+        gone.map(|(n, _)| *n).collect()
+    }
+
     /// Peers of which something was heard within the detection time, whether or not they hear this node.
     pub fn heard(&self, now: Duration) -> NodeSet {
         self.peers
@@ -349,13 +388,17 @@ impl Membership {
             };
             self.events.push_back(event);
         }
+        self.told.forget(now, self.timing);
         let ears = view::Ears {
             this: self.this,
             joining: self.joining,
             heard: self
                 .peers
                 .iter()
-                .filter(|(_, p)| p.is_heard(now, self.timing.detection_time))
+                .filter(|(n, p)| {
+                    let left = || self.told.has_left(now, **n, p.newest(), self.timing);
+                    p.is_heard(now, self.timing.detection_time) && !left()
+                })
                 .map(|(n, p)| {
                     (
                         *n,
@@ -364,18 +407,13 @@ impl Membership {
                             joining: p.joining(),
                             new_here: p.is_new_here(),
                             hears_this: p.hears_us(),
-                            excludes: p.excludes(),
-                            fenced: p.fenced(),
                         },
                     )
                 })
                 .collect(),
-            gone: self
-                .peers
-                .iter()
-                .filter(|(_, p)| p.is_gone(now, self.timing.detection_time))
-                .map(|(n, _)| *n)
-                .collect(),
+            told: self.told.fresh(now, &self.peers, self.timing),
+            gone: self.gone_for_good(now),
+            silent: self.told.silent(now, self.timing),
         };
         let agreement = match self.other_cluster(now) {
             Some(why) => return self.settle(now, NodeSet::EMPTY, Some(why)),
@@ -388,6 +426,7 @@ impl Membership {
         self.agreed = Some((ears.clone(), agreement.clone()));
         self.links = agreement.links;
         self.excluded = agreement.excluded;
+        self.divided = agreement.divided;
         let (view, fenced) = match agreement.view {
             Some(view) => (view, None),
             None => {
@@ -395,7 +434,7 @@ impl Membership {
                 let why = if unheard > 0 {
                     format!("{unheard} of the nodes it hears do not hear it")
                 } else {
-                    "another node that hears it says that others do not".to_owned()
+                    "it cannot agree with the nodes that go on".to_owned()
                 };
                 (NodeSet::EMPTY, Some(why))
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::id::{Incarnation, NodeId, NodeSet};
 use crate::membership::Refusal;
 use crate::membership::link::Link;
-use crate::wire::heartbeat::Heartbeat;
+use crate::wire::heartbeat::{Hearsay, Heartbeat};
 
 /// The times by which peers are judged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -266,6 +266,25 @@ impl Peer {
     /// True if authentic heartbeats come in that are of another `cluster.xml`.
     pub fn is_of_other_cluster(&self, now: Duration, detection_time: Duration) -> bool {
         !self.same_cluster && !self.leaving && self.heard_at.is_some_and(|at| now < at + detection_time)
+    }
+
+    /// Names the newest thing heard of it.
+    pub fn newest(&self) -> (Incarnation, u64) {
+        (self.incarnation, self.last_seq())
+    }
+
+    /// What it has said of itself, to be passed on; `None` if it has not been heard for the detection time.
+    pub fn word(&self, node: NodeId, now: Duration, detection_time: Duration) -> Option<Hearsay> {
+        let age = now.saturating_sub(self.heard_at?);
+        (self.same_cluster && age < detection_time).then(|| Hearsay {
+            node,
+            incarnation: self.incarnation,
+            seq: self.last_seq(),
+            age_us: u32::try_from(age.as_micros()).unwrap_or(u32::MAX),
+            joining: self.joining,
+            leaving: self.leaving,
+            hears: self.hears,
+        })
     }
 
     /// True if it has said itself that it is no member: it has left, or is of another `cluster.xml`.

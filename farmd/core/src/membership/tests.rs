@@ -75,6 +75,7 @@ fn heartbeat(config: &ClusterConfig, sender: usize, incarnation: u64, seq: u64) 
         beat: seq as u16,
         excludes: NodeSet::EMPTY,
         echo: None,
+        hearsay: Vec::new(),
         modules: Vec::new(),
         requesters: Vec::new(),
     }
