@@ -70,3 +70,71 @@ impl Told {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMING: Timing = Timing {
+        interval: Duration::from_millis(50),
+        detection_time: Duration::from_millis(250),
+    };
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn word(seq: u64, age_ms: u32) -> Hearsay {
+        Hearsay {
+            node: NodeId::new(1).unwrap(),
+            incarnation: Incarnation(3),
+            seq,
+            age_us: age_ms * 1000,
+            joining: false,
+            leaving: false,
+            hears: NodeSet::from_bits(5),
+        }
+    }
+
+    #[test]
+    fn a_word_does_not_become_younger_by_going_round() {
+        let (mut a, mut b) = (Told::default(), Told::default());
+        a.learn(ms(1000), &word(7, 40));
+        for t in (1000..1300).step_by(10) {
+            a.words(ms(t), TIMING).for_each(|word| b.learn(ms(t + 1), &word));
+            b.words(ms(t), TIMING).for_each(|word| a.learn(ms(t + 1), &word));
+        }
+        for told in [&a, &b] {
+            assert_eq!(told.words(ms(1209), TIMING).count(), 1);
+            assert_eq!(
+                told.words(ms(1211), TIMING).count(),
+                0,
+                "250 ms after 960 ms, and a way"
+            );
+        }
+        assert_eq!(a.silent(ms(1211), TIMING), NodeSet::from_bits(2));
+        a.forget(ms(1460), TIMING);
+        assert_eq!(a.silent(ms(1460), TIMING), NodeSet::EMPTY);
+    }
+
+    #[test]
+    fn the_newest_word_counts_and_a_goodbye_is_the_last() {
+        let mut told = Told::default();
+        told.learn(ms(1000), &word(7, 40));
+        told.learn(ms(1000), &word(6, 0));
+        assert_eq!(told.words(ms(1000), TIMING).next(), Some(word(7, 40)));
+        let goodbye = Hearsay {
+            leaving: true,
+            ..word(8, 0)
+        };
+        told.learn(ms(1010), &goodbye);
+        let node = goodbye.node;
+        assert!(told.fresh(ms(1010), &BTreeMap::new(), TIMING).is_empty());
+        assert!(told.has_left(ms(1010), node, (Incarnation(3), 7), TIMING));
+        assert!(
+            !told.has_left(ms(1010), node, (Incarnation(3), 9), TIMING),
+            "it came back"
+        );
+        assert!(!told.has_left(ms(1260), node, (Incarnation(3), 7), TIMING));
+    }
+}

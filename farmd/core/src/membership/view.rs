@@ -334,6 +334,33 @@ mod tests {
     }
 
     #[test]
+    fn every_pattern_of_broken_ways_leaves_views_that_fit_together() {
+        for count in 2..=4 {
+            let ways: Vec<(usize, usize)> = (0..count)
+                .flat_map(|a| (0..count).map(move |b| (a, b)))
+                .filter(|(a, b)| a != b)
+                .collect();
+            for pattern in 0..1_u32 << ways.len() {
+                let broken = ways.iter().enumerate().filter(|(i, _)| pattern & (1 << i) != 0);
+                let broken: Vec<(usize, usize)> = broken.map(|(_, way)| *way).collect();
+                let talk = |a: usize, b: usize| !broken.contains(&(a, b)) && !broken.contains(&(b, a));
+                let views = all(count, &broken);
+                for (i, view) in views.iter().enumerate() {
+                    let Some(view) = view else { continue };
+                    assert!(view.contains(n(i)), "{broken:?}: {views:?}");
+                    for member in view.iter() {
+                        assert_eq!(views[member.index()], Some(*view), "{broken:?}: {views:?}");
+                    }
+                    let others = (0..count).filter(|j| !view.contains(n(*j)) && views[*j].is_some());
+                    others.for_each(|j| assert!(!talk(i, j), "{broken:?}: {views:?}"));
+                }
+                let hub = (0..count).any(|a| (0..count).all(|b| a == b || talk(a, b)));
+                assert!(!hub || views.iter().any(Option::is_some), "{broken:?}: {views:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_joining_node_disturbs_nobody() {
         let mut ears = ears(0, 3, &[]);
         for (node, row) in &mut ears.heard {
