@@ -109,6 +109,7 @@ impl Sheet {
         states.hash(&mut digest);
         plan.owners.hash(&mut digest);
         plan.next.hash(&mut digest);
+        plan.leaving.as_bytes().hash(&mut digest);
         plan.holders.hash(&mut digest);
         Self {
             version,

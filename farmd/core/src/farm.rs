@@ -409,7 +409,7 @@ impl Farm {
                 let owners = g.map().owners();
                 !owners.contains(self.this) && self.have_committed(module, group, g.committed(), owners)
             };
-            g.is_released() && !g.is_to_gain() && (g.committed() == Epoch::default() || given_up())
+            g.is_released() && !g.is_to_gain() && g.has_left() && (g.committed() == Epoch::default() || given_up())
         })
     }
 

@@ -15,9 +15,8 @@ pub enum Verdict {
     Accept,
     /// Nowhere.
     Drop,
-    /// Nowhere yet: a connection request for a bucket that this node is about to open, or has just closed for
-    /// another. Judged again with the next plan; if the bucket then is another's, the request is sent on to
-    /// [`Decision::owner`].
+    /// Nowhere yet: it starts something in a bucket that this node has just closed for another, or a member has handed it to this node, which
+    /// is about to open the bucket. Judged again with the next plan; if the bucket then is another's, it is sent on to [`Decision::owner`].
     Hold,
     /// Not for a VIP: the host's own traffic, not touched.
     Pass,
@@ -54,11 +53,13 @@ pub enum Reason {
     NoOwner,
     /// Bucket is changing hands, from or to this node.
     Opening,
+    /// Bucket was this node's until just now: sent on to its new owner.
+    HandedOver,
 }
 
 impl Reason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NotVip,
         Self::OtherMac,
         Self::NoRule,
@@ -73,6 +74,7 @@ impl Reason {
         Self::Foreign,
         Self::NoOwner,
         Self::Opening,
+        Self::HandedOver,
     ];
 
     /// Name of its counter.
@@ -92,18 +94,20 @@ impl Reason {
             Self::Foreign => "foreign",
             Self::NoOwner => "no_owner",
             Self::Opening => "opening",
+            Self::HandedOver => "handed_over",
         }
     }
 }
 
-/// Verdict, reason and, in `vmac_directed`, who else gets the frame.
+/// Verdict, reason, and who else gets the frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Decision {
     /// What happens here.
     pub verdict: Verdict,
     /// Why.
     pub reason: Reason,
-    /// Peers the frame goes on to. Empty unless this node is the entry node and the frame came from outside.
+    /// Peers the frame goes on to. Empty unless this node is the entry node (`vmac_directed`) and the frame came from outside, or it is
+    /// [`Reason::HandedOver`].
     pub forward: NodeSet,
     /// Owner of the packet's bucket, where a bucket was looked up.
     pub owner: Option<NodeId>,
@@ -149,9 +153,7 @@ pub fn decide(
     let Some(vip) = plan.vip(packet.destination) else {
         return Decision::local(Verdict::Pass, Reason::NotVip);
     };
-    // A member sends to this host's own address what it has kept for it.
-    let handed_on = packet.destination_mac == vip.own_mac && is_member(vip, packet);
-    if packet.destination_mac != vip.service_mac() && !handed_on {
+    if packet.destination_mac != vip.service_mac() && !is_handed_on(vip, packet) {
         return Decision::drop(Reason::OtherMac);
     }
     let decision = match packet.l4 {
@@ -159,7 +161,7 @@ pub fn decide(
         L4::Other => Decision::drop(Reason::NoRule),
         L4::Echo => {
             let bucket = plan.bucket(Affinity::ClientIp, packet, packet.source, 0);
-            by_state(plan, vip, vip.entry_group, bucket, &Kind::Loose, has_socket)
+            by_state(plan, vip, packet, vip.entry_group, bucket, &Kind::Loose, has_socket)
         }
         L4::Tcp {
             source,
@@ -210,7 +212,7 @@ fn by_rule(
     match vip.rule(protocol, flow.vip_port) {
         Some(rule) => {
             let bucket = plan.bucket(rule.affinity, packet, flow.client, flow.client_port);
-            by_state(plan, vip, rule.group, bucket, kind, has_socket)
+            by_state(plan, vip, packet, rule.group, bucket, kind, has_socket)
         }
         None => Decision::drop(Reason::NoRule),
     }
@@ -240,7 +242,7 @@ fn by_inner_flow(
         UDP => by_rule(plan, vip, packet, Protocol::Udp, flow, &Kind::Loose, has_socket),
         _ => {
             let bucket = plan.bucket(Affinity::ClientIp, packet, flow.client, 0);
-            by_state(plan, vip, vip.entry_group, bucket, &Kind::Loose, has_socket)
+            by_state(plan, vip, packet, vip.entry_group, bucket, &Kind::Loose, has_socket)
         }
     }
 }
@@ -248,6 +250,7 @@ fn by_inner_flow(
 fn by_state(
     plan: &Plan,
     vip: &VipPlan,
+    packet: &Packet,
     group: usize,
     bucket: Bucket,
     kind: &Kind,
@@ -257,7 +260,8 @@ fn by_state(
         return Decision::drop(Reason::NoRule);
     };
     let owner = group.owners.owner(bucket);
-    let next = group.next_owner(bucket).filter(|_| matches!(kind, Kind::Opening(_)));
+    let starts = matches!(kind, Kind::Opening(_) | Kind::Loose);
+    let leaving = starts && group.leaving.contains(bucket.index());
     let mut decision = match (group.states[bucket.index()], kind) {
         (BucketState::Own, _) => Decision::local(Verdict::Accept, Reason::Own),
         (BucketState::Guarded, Kind::Opening(flow)) => Decision {
@@ -275,8 +279,16 @@ fn by_state(
         (BucketState::Draining, Kind::Belonging(flow)) if has_socket(flow) => {
             Decision::local(Verdict::Accept, Reason::DrainingKnown)
         }
-        (BucketState::Draining | BucketState::Foreign, Kind::Opening(_))
-            if next == Some(plan.this) || (next.is_some() && owner == Some(plan.this)) =>
+        (BucketState::Draining | BucketState::Foreign, _) if leaving => match owner {
+            Some(owner) if owner != plan.this => Decision {
+                forward: [owner].into_iter().collect(),
+                ..Decision::drop(Reason::HandedOver)
+            },
+            _ => Decision::local(Verdict::Hold, Reason::Opening),
+        },
+        // Only what is handed to this node: what comes from outside is the loser's, until the map that gives the bucket to this node is committed.
+        (BucketState::Draining | BucketState::Foreign, _)
+            if starts && is_handed_on(vip, packet) && group.is_to_open(plan.this, bucket) =>
         {
             Decision::local(Verdict::Hold, Reason::Opening)
         }
@@ -286,9 +298,8 @@ fn by_state(
     };
     decision.owner = owner;
     if vip.mode == L2Mode::Directed {
-        // Whichever of the two has it open takes a new connection; the other one drops or keeps it.
-        for node in owner.into_iter().chain(next) {
-            decision.forward.insert(node);
+        if let Some(owner) = owner {
+            decision.forward.insert(owner);
         }
         if let (Kind::Belonging(_), Some(holders)) = (kind, group.holders.get(&bucket.index())) {
             decision.forward = NodeSet::from_bits(decision.forward.bits() | holders.bits());
@@ -298,20 +309,31 @@ fn by_state(
     decision
 }
 
-/// A frame that a member has sent on is never sent on again.
+/// A frame that a member has sent on is never sent on again, except by who has just given up its bucket. If the new owner itself has sent it, its
+/// data plane is behind: to go back at once could go on for as long as that, so it is kept.
 fn only_from_outside(vip: &VipPlan, packet: &Packet, decision: Decision) -> Decision {
-    if is_member(vip, packet) {
-        Decision {
-            forward: NodeSet::EMPTY,
-            ..decision
+    let sender = vip.peers.iter().find(|(_, mac)| **mac == packet.source_mac);
+    let (verdict, reason, forward) = match sender {
+        None => return decision,
+        Some((sender, _)) if decision.reason == Reason::HandedOver => {
+            if !decision.forward.contains(*sender) {
+                return decision;
+            }
+            (Verdict::Hold, Reason::Opening, NodeSet::EMPTY)
         }
-    } else {
-        decision
+        Some(_) => (decision.verdict, decision.reason, NodeSet::EMPTY),
+    };
+    Decision {
+        verdict,
+        reason,
+        forward,
+        ..decision
     }
 }
 
-fn is_member(vip: &VipPlan, packet: &Packet) -> bool {
-    vip.peers.values().any(|mac| *mac == packet.source_mac)
+/// A member sends to this host's own address what it has kept for it.
+fn is_handed_on(vip: &VipPlan, packet: &Packet) -> bool {
+    packet.destination_mac == vip.own_mac && vip.peers.values().any(|mac| *mac == packet.source_mac)
 }
 
 /// Later fragments go where the first one went; without the first one only a rule that needs no port can tell.
@@ -341,7 +363,7 @@ fn later_fragment(
             if portless(rule.affinity) && rules.all(|r| r.group == rule.group && r.affinity == rule.affinity) =>
         {
             let bucket = plan.bucket(rule.affinity, packet, packet.source, 0);
-            let decision = by_state(plan, vip, rule.group, bucket, &Kind::Loose, &mut |_| false);
+            let decision = by_state(plan, vip, packet, rule.group, bucket, &Kind::Loose, &mut |_| false);
             only_from_outside(vip, packet, decision)
         }
         _ => Decision::drop(Reason::UnknownFragment),

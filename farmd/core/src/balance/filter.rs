@@ -218,7 +218,7 @@ fn body(plan: &Plan, vip: &VipPlan) -> Vec<Insn> {
     fmix(&mut body);
     // A = bucket, kept in M[1]; then A = number of its 32-bit word.
     body.extend([insn(RSH_K, 20), insn(ST, 1), insn(RSH_K, 5)]);
-    let words = wanted(plan, group);
+    let words = wanted(group);
     let mut tree = tree(&words, 0);
     // Leaves leave their word in A and jump here: each `JA` still holds the distance to its own end of the tree.
     let end = tree.len();
@@ -260,15 +260,13 @@ fn fmix(program: &mut Vec<Insn>) {
     program.extend(fold(16));
 }
 
-/// One bit per bucket that is not foreign, or will not be for long.
-fn wanted(plan: &Plan, group: &GroupPlan) -> Vec<u32> {
+/// One bit per bucket of which something may be accepted, kept or sent on.
+fn wanted(group: &GroupPlan) -> Vec<u32> {
     let mut words = vec![0u32; BUCKETS / 32];
     for (i, state) in group.states.iter().enumerate() {
         match state {
             BucketState::Own | BucketState::Guarded | BucketState::Draining => words[i / 32] |= 1 << (i % 32),
-            BucketState::Foreign if group.next.as_ref().is_some_and(|next| next.owns(plan.this, i)) => {
-                words[i / 32] |= 1 << (i % 32);
-            }
+            BucketState::Foreign if group.leaving.contains(i) => words[i / 32] |= 1 << (i % 32),
             BucketState::Foreign => {}
         }
     }

@@ -8,6 +8,7 @@ use crate::balance::assign::BucketMap;
 use crate::balance::hash::{self, Seed};
 use crate::config::{Affinity, L2Mode, PortRule, Protocol, VipConfig};
 use crate::id::{BUCKETS, Bucket, MacAddr, NodeId, NodeSet};
+use crate::wire::heartbeat::BucketSet;
 use crate::wire::packet::Packet;
 
 /// What a bucket is to this node: `farmd/docs/ARCHITECTURE.md`, "Buckets and verdicts".
@@ -33,8 +34,11 @@ pub struct GroupPlan {
     pub states: Box<[BucketState; BUCKETS]>,
     /// Owner of each bucket, for forwarding and for entry nodes.
     pub owners: BucketMap,
-    /// The proposed map while a hand-over is under way: connection requests for its owners are kept, not lost.
+    /// The proposed map while a hand-over is under way: what members hand to its owners is kept, not lost.
     pub next: Option<BucketMap>,
+    /// Buckets that this node has closed and their new owner has not yet opened: what comes for them is kept while `owners` still names this node,
+    /// and sent on to the owner from then on.
+    pub leaving: BucketSet,
     /// Peers that have connections in buckets they do not own.
     pub holders: BTreeMap<usize, NodeSet>,
 }
@@ -47,15 +51,17 @@ impl GroupPlan {
             states: Box::new([BucketState::Foreign; BUCKETS]),
             owners: BucketMap::default(),
             next: None,
+            leaving: BucketSet::default(),
             holders: BTreeMap::new(),
         }
     }
 
-    /// The node that is to own `bucket` after the hand-over under way, if there is one.
+    /// True if `bucket`, closed here, is `this` node's by the map known here, or by the one proposed.
     ///
-    /// It may be the same as the owner known here: a node that joins again may know no newer map than that by which it owned the bucket before.
-    pub fn next_owner(&self, bucket: Bucket) -> Option<NodeId> {
-        self.next.as_ref()?.owner(bucket)
+    /// By the one known here: a node that joins again may know no newer map than that by which it owned the bucket before.
+    pub fn is_to_open(&self, this: NodeId, bucket: Bucket) -> bool {
+        let by = |map: &BucketMap| map.owner(bucket) == Some(this);
+        by(&self.owners) || self.next.as_ref().is_some_and(by)
     }
 
     /// True if a bucket needs to know which connections this host has.

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::node::Node;
 use super::plane::Bits;
 use super::promises::Breach;
 use super::sim::{Sim, ms};
@@ -116,13 +117,23 @@ impl Sim {
             return Ok(());
         }
         let mut taken = Bits::NONE;
-        for n in self
-            .nodes
-            .iter()
-            .filter(|n| n.farm.is_some() && self.now < n.plane.lease_until)
-        {
+        let works = |n: &&Node| n.farm.is_some() && self.now < n.plane.lease_until;
+        for n in self.nodes.iter().filter(works) {
             taken.add(&n.plane.open);
             taken.add(&n.plane.keeps);
+        }
+        let at_owner = |bucket: usize, n: &Node| {
+            let owner = n.plane.owners.owner_at(bucket).map(|owner| &self.nodes[owner.index()]);
+            owner
+                .filter(works)
+                .is_some_and(|o| o.plane.open.contains(bucket) || o.plane.takes.contains(bucket))
+        };
+        for n in self.nodes.iter().filter(works) {
+            let arrives = n.plane.sends_on.without(&taken);
+            arrives
+                .iter()
+                .filter(|bucket| at_owner(*bucket, n))
+                .for_each(|bucket| taken.insert(bucket));
         }
         let missing = BUCKETS - taken.len();
         if missing > 0 {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::balance::assign::BucketMap;
 use crate::balance::plan::{BucketState, GroupPlan};
 use crate::id::{BUCKETS, NodeId};
 use crate::wire::heartbeat::BucketSet;
@@ -64,6 +65,12 @@ pub struct Plane {
     pub draining: Bits,
     /// Buckets whose connection requests are kept for the next plan.
     pub keeps: Bits,
+    /// Buckets whose connection requests are sent on to their owner in `owners`.
+    pub sends_on: Bits,
+    /// Buckets whose connection requests are kept if a member has sent them on.
+    pub takes: Bits,
+    /// The map of the plan.
+    pub owners: BucketMap,
     /// Buckets of connections on this host, and when the last of these ends.
     pub flows: BTreeMap<usize, Duration>,
     /// What was last reported as held, and when that was last something.
@@ -85,6 +92,9 @@ impl Plane {
             own: Bits::NONE,
             draining: Bits::NONE,
             keeps: Bits::NONE,
+            sends_on: Bits::NONE,
+            takes: Bits::NONE,
+            owners: BucketMap::default(),
             flows: BTreeMap::new(),
             told: BucketSet::default(),
             held_at: Duration::ZERO,
@@ -112,12 +122,16 @@ impl Plane {
                 }
             }
             // As `balance::decide` has it for a connection request.
-            if let Some(next) = &plan.next {
-                for i in (0..BUCKETS).filter(|i| !self.open.contains(*i)) {
-                    let leaves = next.owner_at(i).is_some() && plan.owners.owns(this, i);
-                    if next.owns(this, i) || leaves {
-                        self.keeps.insert(i);
-                    }
+            self.owners.clone_from(&plan.owners);
+            for i in (0..BUCKETS).filter(|i| !self.open.contains(*i)) {
+                match plan.owners.owner_at(i).filter(|owner| *owner != this) {
+                    Some(_) if plan.leaving.contains(i) => self.sends_on.insert(i),
+                    None if plan.leaving.contains(i) => self.keeps.insert(i),
+                    _ => {}
+                }
+                let by = |map: &BucketMap| map.owns(this, i);
+                if by(&plan.owners) || plan.next.as_ref().is_some_and(by) {
+                    self.takes.insert(i);
                 }
             }
         }
@@ -130,6 +144,8 @@ impl Plane {
         self.own = Bits::NONE;
         self.draining = Bits::NONE;
         self.keeps = Bits::NONE;
+        self.sends_on = Bits::NONE;
+        self.takes = Bits::NONE;
     }
 
     /// Buckets that are not open here and have connections at `now`.

@@ -1,19 +1,23 @@
 //! Moves the buckets of one group between live nodes: propose, release, commit.
 //!
 //! Owns this node's part in one group: the committed map, the buckets it has *open* (accepts new flows of),
-//! what it has *promised*, and the buckets in which it still *holds* connections. It never talks:
+//! what it has *promised*, the buckets in which it still *holds* connections, and those it is *leaving*. It never talks:
 //! [`Handover::advance`] reads the latest reports of the peers and says what changed; the reports travel in
 //! heartbeats, at once when something changed. Called by [`crate::farm::Farm`] only.
 //!
 //! ```text
 //!   coordinator                         every member (the coordinator too)
 //!   shares are not what they should be
-//!   propose (epoch, view, map) ───────► close what the map takes away, keep connection requests for
-//!                                       what it gives, wait until the data plane works so, then
+//!   propose (epoch, view, map) ───────► close what the map takes away and keep what comes for it,
+//!                                       wait until the data plane works so, then
 //!                                       promised = epoch
 //!   all active members of the view  ◄── (report)
-//!   have promised: committed = epoch ─► committed = epoch: open what the map gives
+//!   have promised: committed = epoch ─► committed = epoch: open what the map gives; send on what
+//!                                       was kept, and what comes until all data planes work so
 //! ```
+//!
+//! What is done when is one table, [`step::next`]: the [`step::Phase`] this node is in, the [`step::Cue`] its surroundings give, and the
+//! [`step::Step`] that follows. `cue.rs` reads the surroundings, `act.rs` does the steps, `guard.rs` watches who has connections where.
 //!
 //! Why two nodes that hear each other never have one bucket open: a bucket is opened only with a commit; a
 //! commit needs the promise of every active member of the view; a promise is made only after all that the map
@@ -21,18 +25,26 @@
 //! talks both ways with somebody in it blocks that one's promise until it says that it has nothing open
 //! (`committed` 0) or falls silent for the detection time, by which time its own lease has closed it.
 //! "Closed" always means that the data plane has confirmed it: neither a promise nor "nothing committed" nor
-//! "fenced" is told before.
+//! "fenced" is told before. That a map is at work is told when the data plane has confirmed that.
 
+mod act;
+mod cue;
+mod guard;
 pub mod moved;
+pub mod step;
 
 use std::collections::BTreeMap;
 
-use crate::balance::assign::{BucketMap, assign};
+use crate::balance::assign::BucketMap;
 use crate::balance::plan::{BucketState, GroupPlan};
-use crate::id::{BUCKETS, Epoch, NodeId, NodeSet};
+use crate::id::{Epoch, NodeId, NodeSet};
 use crate::wire::heartbeat::{BucketSet, GroupReport, MapReport};
 
 pub use moved::Moves;
+use step::{Cue, Phase, Step};
+
+/// Most steps of one turn: shut, learn, reopen, adopt, commit, accept, commit again, and one to see that nothing is left.
+const MAX_STEPS: usize = 8;
 
 /// A peer as one group sees it.
 #[derive(Clone, Copy, Debug)]
@@ -152,6 +164,9 @@ pub struct Outcome {
     pub events: Vec<Event>,
 }
 
+/// What waits for the data plane: `None` until the plan that does it has its number.
+type Awaited = Option<u64>;
+
 /// See the module doc.
 #[derive(Clone, Debug)]
 pub struct Handover {
@@ -168,10 +183,14 @@ pub struct Handover {
     guarded_at: Epoch,
     held: BucketSet,
     held_connections: u32,
+    /// Closed here, and not yet open where they go: what comes for them is kept, and sent on after the commit.
+    leaving: BucketSet,
     pending: Option<Pending>,
-    /// The data plane may still have open what is closed here, or not yet keep requests for what is to be opened, until it works
-    /// with this plan; `Some(None)` until the plan has its number.
-    closing: Option<Option<u64>>,
+    /// The data plane may still have open what is closed here, or not yet keep what is handed to it for what is to be opened, until it
+    /// works with this plan.
+    closing: Option<Awaited>,
+    /// The data plane works with the committed map once it works with this plan.
+    behind: Option<Awaited>,
     shut: bool,
     /// While shut, connections go on.
     draining: bool,
@@ -196,8 +215,10 @@ impl Handover {
             guarded_at: Epoch::default(),
             held: BucketSet::default(),
             held_connections: 0,
+            leaving: BucketSet::default(),
             pending: None,
             closing: None,
+            behind: None,
             shut: false,
             draining: false,
             held_by: BTreeMap::new(),
@@ -210,66 +231,59 @@ impl Handover {
     /// changes nothing.
     pub fn advance(&mut self, around: &Surroundings<'_>) -> Outcome {
         let mut outcome = Outcome::default();
-        let reports = around.peers.values().map(|p| p.report);
-        let seen = reports.flat_map(|r| {
-            [
-                r.promised,
-                r.committed,
-                r.map.as_ref().map_or(Epoch::default(), |m| m.epoch),
-            ]
-        });
-        self.highest = seen.fold(self.highest, Epoch::max);
-        if around.closed != Closed::No || (self.shut && self.closing.is_some()) {
-            if around.closed != Closed::No {
-                let draining = around.closed == Closed::Draining;
-                outcome.plan_changed |= draining != self.draining;
-                self.draining = draining;
+        self.note_epochs(around);
+        for _ in 0..MAX_STEPS {
+            let cue = self.cue(around);
+            let step = step::next(self.phase(), &cue);
+            if step == Step::Rest {
+                break;
             }
-            self.shut_all(&mut outcome);
-            self.learn(around, &mut outcome);
-            return outcome;
+            self.take(step, cue, around, &mut outcome);
         }
-        if self.shut {
-            self.shut = false;
-            self.draining = false;
-            outcome.send = true;
-            self.committed = Epoch::default();
-            outcome.plan_changed |= !self.held.is_empty();
+        if !self.shut {
+            self.watch_holders(around, &mut outcome);
+            self.watch_leaving(around, &mut outcome);
         }
-        self.learn(around, &mut outcome);
-        self.adopt_known(&mut outcome);
-        // A commit and the next proposal may come in one report; what was promised is opened before it is closed again, or nobody would keep its requests.
-        self.commit_with_others(around, &mut outcome);
-        self.follow(around, &mut outcome);
-        self.coordinate(around, &mut outcome);
-        self.commit_with_others(around, &mut outcome);
-        self.watch_holders(around, &mut outcome);
         outcome
     }
 
-    /// The plan with the released buckets has number `version`; called after an `advance` with
-    /// `plan_changed`.
+    /// Where this node stands, as far as the next step depends on it.
+    pub fn phase(&self) -> Phase {
+        match (self.shut, self.closing.is_some(), self.pending.is_some()) {
+            (false, false, false) => Phase::Steady,
+            (false, true, false) => Phase::Yielding,
+            (false, true, true) => Phase::Releasing,
+            (false, false, true) => Phase::Promised,
+            (true, true, _) => Phase::Shutting,
+            (true, false, _) => Phase::Shut,
+        }
+    }
+
+    /// The plan after the last `advance` with `plan_changed` has number `version`.
     pub fn planned(&mut self, version: u64) {
-        if let Some(awaited @ None) = &mut self.closing {
-            *awaited = Some(version);
+        for awaited in [&mut self.closing, &mut self.behind].into_iter().flatten() {
+            awaited.get_or_insert(version);
         }
     }
 
     /// The data plane works with plan `version`, and this host has connections in `held`, of which some are
     /// in buckets that are not open. Returns true if `advance` should run.
     pub fn handle_applied(&mut self, version: u64, held: BucketSet, connections: u32) -> bool {
-        if self.closing.is_some_and(|plan| plan.is_none_or(|plan| plan > version)) {
-            // This plan still had open what has been closed since; what it found is out of date.
-            return false;
+        let later = |awaited: Awaited| awaited.is_none_or(|plan| plan > version);
+        let mut changed = self.behind.is_some_and(|awaited| !later(awaited));
+        if changed {
+            self.behind = None;
         }
-        let mut changed = held != self.held;
+        if self.closing.is_some_and(later) {
+            // This plan still had open what has been closed since; what it found is out of date.
+            return changed;
+        }
+        changed |= held != self.held;
         self.held = held;
         self.held_connections = connections;
-        if self.closing.take().is_some() {
+        if step::next(self.phase(), &Cue::Applied) == Step::Confirm {
+            self.confirm();
             changed = true;
-            if let Some(pending) = &self.pending {
-                self.promised = self.promised.max(pending.epoch);
-            }
         }
         changed
     }
@@ -283,6 +297,11 @@ impl Handover {
     pub fn is_to_gain(&self) -> bool {
         let pending = self.pending.as_ref().filter(|p| p.epoch > self.committed);
         pending.is_some_and(|p| !self.has_open_all_of(&p.map))
+    }
+
+    /// True if what this node has given up is open where it went, in the data plane there, and nobody gives it to this node any more.
+    pub fn has_left(&self) -> bool {
+        self.leaving.is_empty()
     }
 
     /// Connections in buckets that this node does not own.
@@ -334,6 +353,7 @@ impl Handover {
             weight,
             promised: self.promised,
             committed: self.committed,
+            behind: self.behind.is_some(),
             open: self.open.len() as u16,
             held: self.held.clone(),
             held_connections: self.held_connections,
@@ -354,6 +374,7 @@ impl Handover {
             .as_ref()
             .filter(|p| p.epoch > self.committed)
             .map(|p| p.map.clone());
+        plan.leaving.clone_from(&self.leaving);
         for (index, state) in plan.states.iter_mut().enumerate() {
             *state = if self.open.contains(index) {
                 let foreign_flows = self.guarded.contains(index) || self.holders.contains_key(&index);
@@ -371,51 +392,6 @@ impl Handover {
         plan
     }
 
-    /// True if every bucket that `map` gives this node is open here.
-    fn has_open_all_of(&self, map: &BucketMap) -> bool {
-        let owners = map.as_bytes().chunks_exact(8).zip(self.open.as_bytes());
-        let this = self.this.as_u8();
-        owners.into_iter().all(|(owners, open)| {
-            let mine = owners
-                .iter()
-                .rev()
-                .fold(0, |bits, owner| bits << 1 | u8::from(*owner == this));
-            mine & !open == 0
-        })
-    }
-
-    fn shut_all(&mut self, outcome: &mut Outcome) {
-        let opened = !self.open.is_empty();
-        if opened {
-            self.hold_open_ones();
-            self.open = BucketSet::default();
-            self.guarded = BucketSet::default();
-            self.closing = Some(None);
-            outcome.events.push(Event::Shut);
-        }
-        if !self.shut {
-            outcome.plan_changed = true;
-            self.withdraw_promise();
-        }
-        self.shut = true;
-        self.pending = None;
-        // Who reads "nothing committed" takes it that nothing is open; so that waits for the data plane.
-        let forget = self.closing.is_none() && self.committed != Epoch::default();
-        if forget {
-            self.committed = Epoch::default();
-        }
-        outcome.send |= outcome.plan_changed || forget;
-    }
-
-    /// What was promised last is not kept to: the number that is told instead is nobody's proposal, and every
-    /// later proposal is above it.
-    fn withdraw_promise(&mut self) {
-        if self.promised > Epoch::default() {
-            self.promised = self.highest.max(self.promised).next(self.this);
-            self.highest = self.promised;
-        }
-    }
-
     /// The module has stopped: nothing is open or known any more, but no number is used twice.
     pub fn stop(&mut self) {
         self.withdraw_promise();
@@ -424,313 +400,6 @@ impl Handover {
             promised: self.promised,
             ..Self::new(self.this)
         };
-    }
-
-    /// What was open may carry connections; nobody has looked yet.
-    fn hold_open_ones(&mut self) {
-        let held = self.held.iter().chain(self.open.iter()).collect();
-        self.held = held;
-    }
-
-    /// Takes over a committed map that this node has not taken part in.
-    fn learn(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
-        let newest = around
-            .peers
-            .values()
-            .filter(|p| p.eligible)
-            .filter_map(|p| p.report.map.as_ref().filter(|m| m.epoch == p.report.committed))
-            .max_by_key(|m| m.epoch)
-            .filter(|m| m.epoch > self.known);
-        let Some(newest) = newest else { return };
-        // This one comes by commit, and is opened then.
-        if self.pending.as_ref().is_some_and(|p| p.epoch == newest.epoch) {
-            return;
-        }
-        let lost: Vec<usize> = self.open.iter().filter(|&i| !newest.map.owns(self.this, i)).collect();
-        if !lost.is_empty() {
-            outcome.events.push(Event::Released {
-                epoch: newest.epoch,
-                lost: lost.len(),
-                to: moved::heirs(&newest.map, lost.iter().copied()),
-            });
-            self.close(lost.into_iter().collect());
-            self.closing = Some(None);
-        }
-        self.map = newest.map.clone();
-        self.known = newest.epoch;
-        outcome.events.push(Event::Adopted {
-            epoch: self.known,
-            counts: self.map.counts(),
-        });
-        // An older proposal must not come back by a commit seen late.
-        self.pending = self.pending.take().filter(|p| p.epoch > self.known);
-        outcome.plan_changed = true;
-        outcome.send = true;
-    }
-
-    /// A map that gives this node nothing beyond what it has open needs no hand-over.
-    fn adopt_known(&mut self, outcome: &mut Outcome) {
-        if self.committed < self.known && self.has_open_all_of(&self.map) {
-            self.committed = self.known;
-            self.promised = self.promised.max(self.known);
-            outcome.send = true;
-        }
-    }
-
-    /// True if every node with which this one talks both ways and that may have buckets open is in `view`.
-    fn covers_all_that_serve(around: &Surroundings<'_>, view: NodeSet) -> bool {
-        around
-            .peers
-            .iter()
-            .all(|(n, p)| view.contains(*n) || p.fenced || !p.hears_us || p.report.committed == Epoch::default())
-    }
-
-    fn follow(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
-        let Some(coordinator) = around.coordinator.filter(|c| *c != self.this) else {
-            return;
-        };
-        let Some(peer) = around.peers.get(&coordinator) else {
-            return;
-        };
-        let Some(proposal) = &peer.report.map else { return };
-        let is_new = proposal.epoch > self.promised
-            && proposal.epoch > peer.report.committed
-            && self.pending.as_ref().is_none_or(|p| p.epoch < proposal.epoch);
-        if is_new && proposal.view.contains(self.this) && Self::covers_all_that_serve(around, proposal.view) {
-            outcome.events.push(Event::Accepted {
-                epoch: proposal.epoch,
-                by: coordinator,
-                view: proposal.view,
-            });
-            self.accept(proposal.clone(), None, outcome);
-        }
-    }
-
-    fn accept(&mut self, proposal: MapReport, weights: Option<BTreeMap<NodeId, u16>>, outcome: &mut Outcome) {
-        let lost: BucketSet = self.open.iter().filter(|&i| !proposal.map.owns(self.this, i)).collect();
-        let MapReport { epoch, view, map } = proposal;
-        if !lost.is_empty() {
-            outcome.events.push(Event::Released {
-                epoch,
-                lost: lost.len(),
-                to: moved::heirs(&map, lost.iter()),
-            });
-            self.close(lost);
-            self.closing = Some(None);
-        }
-        // Who gives up a bucket sends on what it has kept when the map is committed, and drops what comes later: by then the data plane
-        // here must be keeping requests for it. What a node outside the view had needs no wait: nobody is there to give it up.
-        let taken = |i: usize| map.owns(self.this, i) && !self.open.contains(i);
-        let given_up = |i: usize| self.map.owner_at(i).is_none_or(|n| n == self.this || view.contains(n));
-        if (0..BUCKETS).any(|i| taken(i) && given_up(i)) {
-            self.closing = Some(None);
-        }
-        // An earlier release that the data plane has not confirmed yet has to be waited for too.
-        if self.closing.is_none() {
-            self.promised = epoch;
-        }
-        self.pending = Some(Pending {
-            base: self.known,
-            epoch,
-            view,
-            map,
-            weights,
-        });
-        self.highest = self.highest.max(epoch);
-        // The data plane keeps connection requests for what may be opened soon.
-        outcome.plan_changed = true;
-        outcome.send = true;
-    }
-
-    fn close(&mut self, lost: BucketSet) {
-        let keep = |set: &BucketSet| set.iter().filter(|i| !lost.contains(*i)).collect();
-        self.open = keep(&self.open);
-        self.guarded = keep(&self.guarded);
-        self.held = self.held.iter().chain(lost.iter()).collect();
-    }
-
-    fn coordinate(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
-        if around.coordinator != Some(self.this) {
-            if let Some(pending) = &mut self.pending {
-                pending.weights = None;
-            }
-            return;
-        }
-        let members: BTreeMap<NodeId, PeerGroup<'_>> = around
-            .peers
-            .iter()
-            .filter(|(n, p)| around.view.contains(**n) && p.eligible)
-            .map(|(n, p)| (*n, *p))
-            .collect();
-        // Whoever knows a newer map sends it; deciding on an older one would move buckets for nothing.
-        if members.values().any(|p| p.report.committed > self.known) {
-            return;
-        }
-        let mut weights: BTreeMap<NodeId, u16> = members.iter().map(|(n, p)| (*n, p.report.weight)).collect();
-        weights.insert(self.this, around.weight);
-        weights.retain(|_, w| *w > 0);
-
-        let outstanding = self
-            .pending
-            .as_ref()
-            .filter(|p| p.weights.is_some() && p.epoch > self.committed);
-        let propose = match outstanding {
-            Some(p) => {
-                p.weights.as_ref() != Some(&weights)
-                    || p.view != around.view
-                    || p.epoch < self.highest
-                    || p.base < self.known
-            }
-            None => {
-                self.find_wanted(&weights);
-                let fits = self.wanted.as_ref().is_some_and(|(.., wanted)| *wanted == self.map);
-                let behind =
-                    |p: &PeerGroup<'_>| p.report.committed != self.committed && p.report.promised != self.committed;
-                // It has closed buckets for a proposal that came to nothing, because its coordinator no longer is one.
-                let promised_more = |p: &PeerGroup<'_>| p.report.promised > self.committed;
-                let lagging = members.values().any(|p| behind(p) || promised_more(p)) && {
-                    let shares = self.map.counts();
-                    members.iter().any(|(n, p)| {
-                        let share = shares.get(n).copied().unwrap_or(0);
-                        (behind(p) && share > 0) || (promised_more(p) && u32::from(p.report.open) < share)
-                    })
-                };
-                let self_lagging = !self.has_open_all_of(&self.map);
-                !fits || lagging || self_lagging || (self.committed == Epoch::default() && !weights.is_empty())
-            }
-        };
-        if propose && Self::covers_all_that_serve(around, around.view) {
-            let map = self.find_wanted(&weights).clone();
-            let epoch = self.highest.next(self.this);
-            outcome.events.push(Event::Proposed {
-                epoch,
-                view: around.view,
-                moves: self.map.moves_to(&map),
-            });
-            self.accept(
-                MapReport {
-                    epoch,
-                    view: around.view,
-                    map,
-                },
-                Some(weights),
-                outcome,
-            );
-        }
-        let Some(pending) = self
-            .pending
-            .as_ref()
-            .filter(|p| p.weights.is_some() && p.epoch > self.committed)
-        else {
-            return;
-        };
-        let all_promised = self.closing.is_none()
-            && self.promised == pending.epoch
-            && members.values().all(|p| p.report.promised == pending.epoch);
-        if all_promised && pending.view == around.view && Self::covers_all_that_serve(around, pending.view) {
-            self.commit(outcome);
-        }
-    }
-
-    /// The best map for `weights`, computed once per change.
-    fn find_wanted(&mut self, weights: &BTreeMap<NodeId, u16>) -> &BucketMap {
-        let fresh = self.wanted.take().filter(|(w, e, _)| w == weights && *e == self.known);
-        let known = self.known;
-        let map = &self.map;
-        let entry = fresh.unwrap_or_else(|| (weights.clone(), known, assign(map, weights)));
-        &self.wanted.insert(entry).2
-    }
-
-    fn commit_with_others(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
-        let Some(pending) = &self.pending else { return };
-        let done = pending.epoch > self.committed.max(self.known)
-            && self.closing.is_none()
-            && self.promised == pending.epoch
-            && around.peers.values().any(|p| p.report.committed == pending.epoch);
-        if done {
-            self.commit(outcome);
-        }
-    }
-
-    fn commit(&mut self, outcome: &mut Outcome) {
-        let Some(pending) = self.pending.take() else { return };
-        let mut gained = 0;
-        let mut from = NodeSet::EMPTY;
-        for index in (0..BUCKETS).filter(|&i| pending.map.owns(self.this, i)) {
-            if !self.open.contains(index) {
-                self.open.insert(index);
-                self.guarded.insert(index);
-                gained += 1;
-                if let Some(owner) = self.map.owner_at(index).filter(|n| *n != self.this) {
-                    from.insert(owner);
-                }
-            }
-        }
-        if gained > 0 {
-            self.guarded_at = pending.epoch;
-        }
-        self.committed = pending.epoch;
-        self.known = pending.epoch;
-        let moved = moved::between(&self.map, &pending.map);
-        self.map = pending.map;
-        outcome.plan_changed = true;
-        outcome.send = true;
-        outcome.events.push(Event::Committed {
-            epoch: pending.epoch,
-            counts: self.map.counts(),
-            gained,
-            from,
-            moved,
-        });
-    }
-
-    /// Notes which peers have connections where, and ends the guard of buckets in which nobody has any.
-    fn watch_holders(&mut self, around: &Surroundings<'_>, outcome: &mut Outcome) {
-        let held = || {
-            around
-                .peers
-                .iter()
-                .filter(|(_, p)| !p.report.held.is_empty())
-                .map(|(n, p)| (n, &p.report.held))
-        };
-        if !held().eq(self.held_by.iter()) {
-            self.held_by = held().map(|(node, set)| (*node, set.clone())).collect();
-            self.holders = BTreeMap::new();
-            for (node, index) in self
-                .held_by
-                .iter()
-                .flat_map(|(node, set)| set.iter().map(|index| (*node, index)))
-            {
-                self.holders.entry(index).or_default().insert(node);
-            }
-            outcome.plan_changed = true;
-        }
-        // One that has served by another map, on the other side of a cut, may have connections in whatever is open here.
-        let strange = around.peers.values().filter(|p| p.eligible && !p.fenced).any(|p| {
-            let (committed, promised) = (p.report.committed, p.report.promised);
-            committed > Epoch::default()
-                && ![self.committed, self.promised].contains(&committed)
-                && promised != self.committed
-        });
-        if strange && self.guarded != self.open {
-            self.guarded = self.open.clone();
-            outcome.plan_changed = true;
-        }
-        // A peer's word on what it holds counts only if it was given after it released what was opened here.
-        let all_released = !strange
-            && !around.unheard
-            && around
-                .peers
-                .values()
-                .filter(|p| p.eligible && !p.fenced)
-                .all(|p| p.report.promised >= self.guarded_at);
-        if all_released && !self.guarded.is_empty() {
-            let left: BucketSet = self.guarded.iter().filter(|i| self.holders.contains_key(i)).collect();
-            if left != self.guarded {
-                self.guarded = left;
-                outcome.plan_changed = true;
-            }
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The steps of one hand-over, each report given by hand. Whole farms are run in `farm_tests`.
 
 use super::*;
+use crate::id::BUCKETS;
 
 fn id(i: usize) -> NodeId {
     NodeId::new(i).unwrap()

@@ -121,7 +121,7 @@ impl Writer {
         self.u64(g.committed.0);
         self.u16(g.open);
         let held = !g.held.is_empty();
-        self.u8(u8::from(held) | u8::from(g.map.is_some()) << 1);
+        self.u8(u8::from(held) | u8::from(g.map.is_some()) << 1 | u8::from(g.behind) << 2);
         if held {
             self.bytes(g.held.as_bytes());
             self.u32(g.held_connections);
@@ -318,6 +318,7 @@ impl<'a> Reader<'a> {
             weight,
             promised,
             committed,
+            behind: flags & 4 != 0,
             open,
             held,
             held_connections,

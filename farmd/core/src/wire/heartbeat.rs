@@ -135,7 +135,7 @@ pub struct Requester {
 }
 
 /// A bucket map that the sender proposes, or has committed.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MapReport {
     /// Version of the map.
     pub epoch: Epoch,
@@ -154,6 +154,8 @@ pub struct GroupReport {
     pub promised: Epoch,
     /// Epoch of the map it works with.
     pub committed: Epoch,
+    /// Its data plane does not yet work with that map.
+    pub behind: bool,
     /// Buckets it has open.
     pub open: u16,
     /// Buckets it does not own but has connections in.

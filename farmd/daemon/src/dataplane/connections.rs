@@ -1,7 +1,7 @@
 //! Which connections to the VIPs this host holds, as the kernel's own tables tell.
 //!
 //! Owns the two questions to the kernel: for sockets here, and for tracked connections that stand for the sockets of services in
-//! other network namespaces (containers). It keeps no answer and decides nothing. The raw data plane's thread asks at each change
+//! other network namespaces (containers). It keeps no answer and decides nothing. [`super::lister::Lister`] asks at changes
 //! of the plan and while buckets are guarded or held.
 
 // Filled here, looked up by key elsewhere; never iterated.
@@ -126,7 +126,11 @@ pub fn place(plan: &Plan, connection: Connection) -> Option<(usize, Bucket, Flow
 }
 
 /// Puts the connections of guarded and closed buckets into `flows`, and says what lies in closed ones.
-pub fn sort_out(plan: &Plan, connections: Vec<Connection>, flows: &mut HashSet<FlowKey>) -> Vec<HeldGroup> {
+pub fn sort_out(
+    plan: &Plan,
+    connections: impl IntoIterator<Item = Connection>,
+    flows: &mut HashSet<FlowKey>,
+) -> Vec<HeldGroup> {
     let mut held = vec![BTreeSet::new(); plan.groups.len()];
     let mut count = vec![0; plan.groups.len()];
     let mut clients = vec![BTreeMap::new(); plan.groups.len()];
@@ -167,18 +171,6 @@ fn most(clients: BTreeMap<IpAddr, u32>) -> Vec<ClientConnections> {
     most.sort_by_key(|client| std::cmp::Reverse(client.connections));
     most.truncate(MAX_CLIENTS);
     most
-}
-
-/// True if every bucket is to this host what it was, of the same VIPs and rules.
-pub fn same_states(old: &Plan, new: &Plan) -> bool {
-    let services = |plan: &Plan| plan.vips.iter().map(|v| (v.addr, v.rules.clone())).collect::<Vec<_>>();
-    old.groups.len() == new.groups.len()
-        && old
-            .groups
-            .iter()
-            .zip(&new.groups)
-            .all(|(a, b)| a.name == b.name && a.states == b.states)
-        && services(old) == services(new)
 }
 
 #[cfg(test)]

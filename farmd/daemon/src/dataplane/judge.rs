@@ -1,6 +1,6 @@
 //! What becomes of each captured frame: judged by the plan, then given to the stack, kept, sent on to its owner, or dropped.
 //!
-//! Owns the plan in force, the known flows of guarded and draining buckets, the fragments seen, and the connection requests kept
+//! Owns the plan in force, the known flows of guarded and draining buckets, the fragments seen, and what is kept
 //! for buckets that are changing hands. It reads no ring by itself and never waits; the data plane's thread drives it.
 
 // Looked up by key only; never iterated.
@@ -11,23 +11,28 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use farm_core::balance::decide::{Decision, Verdict, decide};
+use farm_core::balance::decide::{Decision, Reason, Verdict, decide};
 use farm_core::balance::flow::FlowKey;
 use farm_core::balance::fragment::FragmentTable;
 use farm_core::balance::plan::Plan;
+use farm_core::config::L2Mode;
 use farm_core::id::{NodeId, NodeSet};
+use farm_core::wire::heartbeat::BucketSet;
 use farm_core::wire::packet::Packet;
 use farm_sys::packet_socket::{PacketRing, VNET_HEADER as VNET};
 use tracing::{debug, warn};
 
-use super::connections::Connection;
+use super::change;
+use super::connections::{Connection, place, sort_out, with_half_open};
 use super::replay;
+use super::taken::Taken;
 use super::{Count, Counters, Interface, Lease, LocalDevice};
+use crate::event::HeldGroup;
 
 /// Frames taken from one ring before the others have their turn.
 const BUDGET: usize = 256;
-/// Most connection requests kept for buckets that are about to open; the oldest goes first.
-const HOLD: usize = 1024;
+/// Most frames kept for buckets that change hands; the oldest goes first.
+const HOLD: usize = 4096;
 /// How long: past a second the client has asked again by itself (RFC 6298 section 2.1).
 const HOLD_TIME: Duration = Duration::from_secs(1);
 /// How long a handshake may take before the kernel's own tables are believed.
@@ -48,12 +53,17 @@ pub struct Judge {
     pub tap: Option<LocalDevice>,
     /// Connections of this host in guarded, draining and foreign buckets.
     pub flows: HashSet<FlowKey>,
+    /// Buckets of each group whose connections were this host's alone when they were last looked up: all of them, because nobody else can have had any.
+    own_before: Vec<BucketSet>,
     fragments: FragmentTable,
-    /// Connection requests that wait for their bucket to open.
+    /// Connection requests, datagrams and echoes that wait for their bucket to open.
     held: VecDeque<(Instant, Vec<u8>)>,
+    /// What was accepted since buckets opened here: those who gave them up send on what this host may have seen itself.
+    taken: Taken,
     /// Connections whose request was accepted lately. The kernel may have no entry for one whose handshake is not over: it answers from memory only when
     /// requests come in faster than the application takes them (SYN cookies, RFC 4987 section 3.6).
     half_open: VecDeque<(Instant, FlowKey)>,
+    looked_since: Option<Instant>,
     start: Instant,
 }
 
@@ -66,9 +76,12 @@ impl Judge {
             counters,
             tap: None,
             flows: HashSet::new(),
+            own_before: Vec::new(),
             fragments: FragmentTable::default(),
             held: VecDeque::new(),
+            taken: Taken::default(),
             half_open: VecDeque::new(),
+            looked_since: None,
             start: Instant::now(),
         }
     }
@@ -76,10 +89,13 @@ impl Judge {
     /// Works by `plan` from now on and returns the one before. Fragments whose first one it judged are unknown to the new one.
     pub fn swap(&mut self, plan: Arc<Plan>) -> Arc<Plan> {
         self.fragments.clear();
-        std::mem::replace(&mut self.plan, plan)
+        let old = std::mem::replace(&mut self.plan, plan);
+        self.own_before = change::own_before(&old, &self.own_before, &self.plan);
+        self.taken.watch(Instant::now());
+        old
     }
 
-    /// Forgets the connection requests kept.
+    /// Forgets what is kept.
     pub fn forget_held(&mut self) {
         self.held.clear();
     }
@@ -92,66 +108,98 @@ impl Judge {
         }
     }
 
-    /// Judges what is in one ring.
-    pub fn work(&mut self, interface: &mut Interface) {
-        let mut forwards: Vec<(Vec<u8>, NodeSet)> = Vec::new();
-        let now = Instant::now();
-        let leased = self.lease.holds(now);
-        let truncated = interface.ring.truncated();
-        let result = interface
-            .ring
-            .recv(BUDGET, |bytes| self.judge(now, leased, bytes, &mut forwards));
-        match result {
-            Ok(_) => {}
-            // Said once each time; capture goes on by itself when the interface is up again.
-            Err(error) if error.kind() == io::ErrorKind::NetworkDown => {
-                warn!(interface = interface.name, "the service interface went down");
+    /// Judges all that is in one ring now.
+    pub fn work_off(&mut self, interface: &mut Interface) {
+        for _ in 0..super::raw::RING_SLOTS as usize / BUDGET {
+            if self.work(interface) < BUDGET {
+                return;
             }
-            Err(error) => debug!(%error, interface = interface.name, "reading the ring failed"),
         }
+    }
+
+    /// Judges what is in one ring, a part of it if it is much; returns how many frames.
+    pub fn work(&mut self, interface: &mut Interface) -> usize {
+        let mut forwards: Vec<(Vec<u8>, NodeSet)> = Vec::new();
+        let truncated = interface.ring.truncated();
+        let result = interface.ring.recv(BUDGET, |bytes| self.judge(bytes, &mut forwards));
+        let frames = result.unwrap_or_else(|error| {
+            // Said once each time; capture goes on by itself when the interface is up again.
+            if error.kind() == io::ErrorKind::NetworkDown {
+                warn!(interface = interface.name, "the service interface went down");
+            } else {
+                debug!(%error, interface = interface.name, "reading the ring failed");
+            }
+            0
+        });
         self.counters
             .add(Count::Truncated, interface.ring.truncated() - truncated);
         for (mut bytes, to) in forwards {
             self.forward(&interface.ring, &mut bytes, to);
         }
+        frames
     }
 
-    fn judge(&mut self, since: Instant, leased: bool, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
+    fn judge(&mut self, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
         let Some(packet) = bytes.get(VNET..).and_then(Packet::parse) else {
             return;
         };
         let decision = self.decide(&packet);
-        if !leased {
+        // For each frame anew: this thread may have stood still since the last one, and others have answered since.
+        let now = Instant::now();
+        if !self.lease.holds(now) {
             self.counters.add(Count::LeaseEnded, 1);
             return;
         }
         if decision.verdict == Verdict::Hold {
-            self.hold(since, bytes);
+            self.hold(now, bytes);
         }
         self.counters.judged(decision.reason);
         if !decision.forward.is_empty() {
             forwards.push((bytes.to_vec(), decision.forward));
         }
         if decision.verdict == Verdict::Accept {
-            self.flows.extend(decision.opens);
-            self.note_opening(since, &packet);
-            self.accept(bytes);
+            self.accept_first(now, &packet, &decision, bytes);
         }
+    }
+
+    /// To the stack, unless it is the copy of a frame that has been accepted already.
+    fn accept_first(&mut self, now: Instant, packet: &Packet, decision: &Decision, bytes: &mut [u8]) {
+        if matches!(decision.reason, Reason::Own | Reason::GuardedNew)
+            && self.taken.is_repeated(now, self.is_handed_on(packet), &bytes[VNET..])
+        {
+            self.counters.add(Count::Repeated, 1);
+            return;
+        }
+        self.flows.extend(decision.opens);
+        self.note_opening(now, packet);
+        self.accept(bytes);
+    }
+
+    /// Another member has sent it, although every node has had it from the client.
+    fn is_handed_on(&self, packet: &Packet) -> bool {
+        let vip = self.plan.vip(packet.destination);
+        vip.is_some_and(|vip| vip.mode != L2Mode::Directed && packet.destination_mac == vip.own_mac)
     }
 
     fn note_opening(&mut self, now: Instant, packet: &Packet) {
         let Some(flow) = replay::flow_of(packet) else { return };
+        let since = self.looked_since.map_or(now, |looked| looked.min(now));
         while self.half_open.len() >= MAX_HALF_OPEN
-            || self.half_open.front().is_some_and(|(at, _)| *at + HANDSHAKE < now)
+            || self.half_open.front().is_some_and(|(at, _)| *at + HANDSHAKE < since)
         {
             self.half_open.pop_front();
         }
         self.half_open.push_back((now, flow));
     }
 
-    /// Connections whose handshake may not be over yet.
-    pub fn half_open(&self, now: Instant) -> impl Iterator<Item = Connection> {
-        let young = self.half_open.iter().filter(move |(at, _)| *at + HANDSHAKE >= now);
+    /// This host's connections are looked up from `now` on, until [`Self::know`]: younger ones are remembered by their requests.
+    pub fn look_since(&mut self, now: Instant) {
+        self.looked_since.get_or_insert(now);
+    }
+
+    /// Connections whose handshake may not have been over at `since`.
+    fn half_open(&self, since: Instant) -> impl Iterator<Item = Connection> {
+        let young = self.half_open.iter().filter(move |(at, _)| *at + HANDSHAKE >= since);
         young.map(|(_, flow)| Connection {
             vip: (flow.vip, flow.vip_port).into(),
             client: (flow.client, flow.client_port).into(),
@@ -159,11 +207,29 @@ impl Judge {
     }
 
     fn decide(&mut self, packet: &Packet) -> Decision {
-        let flows = &self.flows;
+        let (plan, flows, own_before) = (&self.plan, &self.flows, &self.own_before);
         let now = self.start.elapsed();
-        decide(&self.plan, packet, &mut self.fragments, now, &mut |flow| {
-            flows.contains(flow)
+        decide(plan, packet, &mut self.fragments, now, &mut |flow| {
+            flows.contains(flow) || was_own(plan, own_before, flow)
         })
+    }
+
+    /// Knows from here on which connections this host had at `began`, and returns what of them is in buckets it does not own.
+    pub fn know(&mut self, began: Instant, connections: Vec<Connection>) -> Vec<HeldGroup> {
+        let connections = with_half_open(connections, self.half_open(began));
+        self.looked_since = None;
+        self.own_before = vec![BucketSet::default(); self.plan.groups.len()];
+        self.flows.clear();
+        sort_out(&self.plan, connections, &mut self.flows)
+    }
+
+    /// What this host has, of what it knows, in buckets it does not own.
+    pub fn held_of_known(&self) -> Vec<HeldGroup> {
+        let known = self.flows.iter().map(|flow| Connection {
+            vip: (flow.vip, flow.vip_port).into(),
+            client: (flow.client, flow.client_port).into(),
+        });
+        sort_out(&self.plan, known, &mut HashSet::new())
     }
 
     fn hold(&mut self, since: Instant, bytes: &[u8]) {
@@ -175,34 +241,33 @@ impl Judge {
         self.counters.add(Count::Held, 1);
     }
 
-    /// A new plan may have opened the buckets that kept requests wait for, here or at another member, to
-    /// which they are then sent on. Returns the flows of those that left, one way or the other.
+    /// A new plan may have opened the buckets that kept frames wait for, here or at another member, to
+    /// which they are then sent on. Returns the flows of the connection requests that left, one way or the other.
     pub fn judge_held(&mut self, interfaces: &[Interface]) -> BTreeSet<FlowKey> {
         let mut left = BTreeSet::new();
-        let now = Instant::now();
-        let leased = self.lease.holds(now);
         for (since, mut bytes) in std::mem::take(&mut self.held) {
             let Some(packet) = Packet::parse(&bytes[VNET..]) else {
                 continue;
             };
+            let now = Instant::now();
             if now.saturating_duration_since(since) >= HOLD_TIME {
+                self.counters.add(Count::HoldExpired, 1);
                 continue;
             }
             let decision = self.decide(&packet);
+            let leased = self.lease.holds(now);
             let elsewhere = decision.owner.filter(|owner| *owner != self.plan.this);
             match (decision.verdict, elsewhere) {
                 (Verdict::Hold, _) => self.hold(since, &bytes),
                 (Verdict::Accept, _) if leased => {
-                    self.flows.extend(decision.opens);
-                    self.note_opening(now, &packet);
-                    self.accept(&mut bytes);
                     left.extend(replay::flow_of(&packet));
+                    self.accept_first(now, &packet, &decision, &mut bytes);
                 }
                 (Verdict::Drop, Some(owner)) if leased => {
-                    self.send_on(interfaces, &mut bytes, owner);
                     left.extend(replay::flow_of(&packet));
+                    self.send_on(interfaces, &mut bytes, owner);
                 }
-                (Verdict::Accept | Verdict::Drop | Verdict::Pass, _) => {}
+                (Verdict::Accept | Verdict::Drop | Verdict::Pass, _) => self.counters.add(Count::HoldExpired, 1),
             }
         }
         left
@@ -211,6 +276,10 @@ impl Judge {
     /// Gives recorded connection requests that are due to the stack or to their new owner.
     pub fn replay(&mut self, due: Vec<replay::Due>, interfaces: &[Interface]) {
         for mut due in due {
+            if !self.lease.holds(Instant::now()) {
+                self.counters.add(Count::LeaseEnded, 1);
+                continue;
+            }
             match due.to {
                 replay::To::Stack { opens } => {
                     self.flows.extend(opens);
@@ -269,4 +338,20 @@ impl Judge {
             }
         }
     }
+}
+
+/// True if `flow` lies in one of the buckets `own_before`, by group.
+fn was_own(plan: &Plan, own_before: &[BucketSet], flow: &FlowKey) -> bool {
+    if own_before.iter().all(BucketSet::is_empty) {
+        return false;
+    }
+    let connection = Connection {
+        vip: (flow.vip, flow.vip_port).into(),
+        client: (flow.client, flow.client_port).into(),
+    };
+    place(plan, connection).is_some_and(|(group, bucket, _)| {
+        own_before
+            .get(group)
+            .is_some_and(|before| before.contains(bucket.index()))
+    })
 }

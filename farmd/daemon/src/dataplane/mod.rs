@@ -5,10 +5,13 @@
 //! [`Lease`] it drops every VIP frame, so that a daemon that hangs takes nothing others have taken over.
 
 pub mod arp;
+mod change;
 pub mod connections;
 pub mod judge;
+mod lister;
 pub mod raw;
 pub mod replay;
+mod taken;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -140,10 +143,14 @@ pub enum Count {
     BytesAccepted,
     /// Plans applied.
     PlansApplied,
-    /// Connection requests kept until their bucket opens.
+    /// Connection requests, datagrams and echoes kept until their bucket opens.
     Held,
-    /// Kept connection requests given up for newer ones.
+    /// Those given up for newer ones.
     HoldFull,
+    /// Those given up because their bucket opened nowhere in time.
+    HoldExpired,
+    /// Frames sent on by a member that this host has had from the client.
+    Repeated,
     /// Look-ups of this host's connections that failed.
     ListFailed,
     /// Socket filters too long for the kernel, replaced by coarser ones.
@@ -163,7 +170,7 @@ pub enum Count {
 }
 
 impl Count {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 26] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -180,6 +187,8 @@ impl Count {
         Self::PlansApplied,
         Self::Held,
         Self::HoldFull,
+        Self::HoldExpired,
+        Self::Repeated,
         Self::ListFailed,
         Self::FilterCoarse,
         Self::FilterFailed,
@@ -208,6 +217,8 @@ impl Count {
             Self::PlansApplied => "plans_applied",
             Self::Held => "held",
             Self::HoldFull => "hold_full",
+            Self::HoldExpired => "hold_expired",
+            Self::Repeated => "repeated",
             Self::ListFailed => "list_failed",
             Self::FilterCoarse => "filter_coarse",
             Self::FilterFailed => "filter_failed",

@@ -5,16 +5,15 @@
 //! `virtio_net_hdr`, so that unfinished checksums and merged segments stay what they are. Replies leave by
 //! the kernel's ordinary route.
 //!
-//! A new plan takes effect between two frames: the thread looks up this host's connections once (its sockets,
-//! and tracked connections that stand for sockets in containers), swaps the plan and goes on; frames wait in
-//! the ring meanwhile. Connection requests for buckets that are changing hands are kept and judged again by
+//! A new plan takes effect between two frames: the thread judges what has come in by the old one, and goes on by the new. What that one needs to know of this
+//! host's connections (its sockets, and tracked connections that stand for sockets in containers) another thread looks up: packets never wait for it, and
+//! a plan that only releases buckets is put to work when it is known. What starts something in a bucket that is changing hands is kept and judged again by
 //! the next plan; what is another's by then is sent on to it. The connections found are the flow table for
 //! guarded and draining buckets; connections opened later in a guarded bucket are added as their first packet
 //! is accepted.
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -29,8 +28,9 @@ use farm_sys::event_fd::EventFd;
 use tracing::{debug, warn};
 
 use super::arp::Responder;
-use super::connections::{Connections, same_states, sort_out, with_half_open};
+use super::change::{self, Change};
 use super::judge::Judge;
+use super::lister::{Listed, Lister};
 use super::replay::{Recorder, Timing};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
 use crate::event::{Event, EventSender, HeldGroup};
@@ -55,6 +55,7 @@ enum Command {
     Detach(u32),
     Tap(Option<LocalDevice>),
     Learn(Requester),
+    Listed(Listed),
     Stop,
 }
 
@@ -77,11 +78,19 @@ impl RawPlane {
     ) -> io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
         let wake = Arc::new(EventFd::new()?);
+        let (answers, woken) = (commands.clone(), Arc::clone(&wake));
+        let lister = Lister::start(NICE, move |listed| {
+            if answers.send(Command::Listed(listed)).is_ok() {
+                woken.notify();
+            }
+        })?;
         let mut worker = Worker {
             inbox,
             wake: Arc::clone(&wake),
             events,
-            connections: Connections::open()?,
+            lister,
+            waiting: None,
+            owes_report: false,
             responder: Responder::new(Arc::clone(&counters)),
             recorder: Recorder::new(timing, Arc::clone(&counters)),
             record_at: None,
@@ -150,7 +159,11 @@ struct Worker {
     inbox: mpsc::Receiver<Command>,
     wake: Arc<EventFd>,
     events: EventSender,
-    connections: Connections,
+    lister: Lister,
+    /// A plan that releases buckets, until this host's connections are known.
+    waiting: Option<Arc<Plan>>,
+    /// The plan at work is reported when they are known.
+    owes_report: bool,
     responder: Responder,
     judge: Judge,
     recorder: Recorder,
@@ -235,7 +248,7 @@ impl Worker {
                     if let Some(skipped) = plan.replace(newer)
                         && self.recorder.concerns(&skipped)
                     {
-                        self.apply(skipped);
+                        self.handle_plan(skipped);
                     }
                 }
                 Command::Attach(mut interface) => {
@@ -251,39 +264,62 @@ impl Worker {
                 }
                 Command::Tap(tap) => self.judge.tap = tap,
                 Command::Learn(requester) => self.responder.learn(requester),
+                Command::Listed(listed) => self.handle_listed(listed),
                 Command::Stop => return false,
             }
         }
         if let Some(plan) = plan {
-            self.apply(plan);
+            self.handle_plan(plan);
         }
         true
     }
 
-    /// Swaps the plan between two frames; what waits in the rings is judged by the new one.
+    /// Goes over to `plan`, at once or when what it needs is known.
+    fn handle_plan(&mut self, plan: Arc<Plan>) {
+        let change = change::of(&self.judge.plan, &plan);
+        self.waiting = None;
+        if change == Change::Releases {
+            self.waiting = Some(plan);
+            self.look_up();
+            return;
+        }
+        self.apply(plan);
+        if change == Change::Closes {
+            self.owes_report = true;
+            self.look_up();
+        } else if !self.owes_report {
+            self.found = self.judge.held_of_known();
+            self.report();
+        }
+    }
+
+    /// Swaps the plan between two frames. What has come before is judged by the old one: a bucket opens here after another node has closed it,
+    /// and what came before that is the other node's.
     fn apply(&mut self, plan: Arc<Plan>) {
         if !self.judge.lease.holds(Instant::now()) {
             // What came in while this host did not run has been answered by others.
             self.discard_backlog();
         }
+        let began = Instant::now();
+        for interface in &mut self.interfaces {
+            self.judge.work_off(interface);
+        }
+        let judged = began.elapsed();
         let old = self.judge.swap(plan);
         for interface in &mut self.interfaces {
             join_virtual_macs(&self.judge.plan, interface);
             set_filter(&self.judge.plan, &self.judge.counters, interface);
         }
+        let filtered = began.elapsed();
         // Only from here on the new owner's filter passes what comes for it; all that came before was for the old one.
         self.record(&old);
-        if same_states(&old, &self.judge.plan) {
-            // Owners, holders or the map to come have changed: what this host has is as it was.
-            self.report();
-        } else {
-            self.count_connections();
-        }
         // Before anything is answered in a dead node's place: the client's next packet must not go to the dead one.
         self.responder.handle_plan(&old, &self.judge.plan, &mut self.interfaces);
         let answered = self.judge.judge_held(&self.interfaces);
         self.replay(&answered);
         self.judge.counters.add(Count::PlansApplied, 1);
+        let version = self.judge.plan.version;
+        debug!(version, ?judged, ?filtered, whole = ?began.elapsed(), "plan applied");
     }
 
     /// Takes the recorded connection requests out of their rings; `plan` says who was to answer them.
@@ -321,25 +357,30 @@ impl Worker {
         self.recorder.forget();
     }
 
-    /// Looks up this host's connections and tells the owner loop what it holds.
-    fn count_connections(&mut self) {
-        let plan = &self.judge.plan;
-        let vips: Vec<IpAddr> = plan.vips.iter().map(|v| v.addr).collect();
-        let start = Instant::now();
-        match self.connections.list(&vips) {
+    /// Asks for this host's connections; the answer comes as a command.
+    fn look_up(&mut self) {
+        let vips = self.judge.plan.vips.iter().map(|v| v.addr);
+        self.lister.ask(vips.collect());
+        self.judge.look_since(Instant::now());
+        self.recount_at = None;
+    }
+
+    /// This host's connections are known: what waited for that is done, and the owner loop is told what it holds.
+    fn handle_listed(&mut self, listed: Listed) {
+        self.lister.handle_answer();
+        if let Some(plan) = self.waiting.take() {
+            self.apply(plan);
+        }
+        match listed.connections {
             Ok(connections) => {
-                let connections = with_half_open(connections, self.judge.half_open(start));
-                self.judge.flows.clear();
-                self.found = sort_out(plan, connections, &mut self.judge.flows);
-                let pause = RECOUNT.max(start.elapsed() * RECOUNT_REST);
-                self.recount_at = plan
-                    .groups
-                    .iter()
-                    .any(GroupPlan::needs_sockets)
-                    .then(|| Instant::now() + pause);
+                self.found = self.judge.know(listed.began, connections);
+                let pause = RECOUNT.max(listed.began.elapsed() * RECOUNT_REST);
+                let needed = self.judge.plan.groups.iter().any(GroupPlan::needs_sockets);
+                self.recount_at = needed.then(|| Instant::now() + pause);
             }
             Err(error) => {
                 // What may be held is held, or peers would reset it.
+                let plan = &self.judge.plan;
                 self.found.resize(plan.groups.len(), HeldGroup::default());
                 for (found, group) in self.found.iter_mut().zip(&plan.groups) {
                     let states = (0u16..).zip(group.states.iter());
@@ -354,6 +395,7 @@ impl Worker {
                 }
             }
         }
+        self.owes_report = false;
         self.report();
     }
 
@@ -366,8 +408,9 @@ impl Worker {
 
     fn handle_timers(&mut self) {
         let now = Instant::now();
-        if self.recount_at.is_some_and(|at| at <= now) || self.judge.flows.len() > MAX_FLOWS {
-            self.count_connections();
+        let due = self.recount_at.is_some_and(|at| at <= now) || self.judge.flows.len() > MAX_FLOWS;
+        if due && !self.lister.is_busy() {
+            self.look_up();
         }
         if self.statistics_at <= now {
             self.statistics_at = now + RECOUNT;

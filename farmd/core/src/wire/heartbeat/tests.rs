@@ -58,6 +58,7 @@ fn sample(nodes: usize, with_map: bool) -> Heartbeat {
                 weight: 1,
                 promised: Epoch(0x100),
                 committed: Epoch(0x100),
+                behind: with_map,
                 open: 77,
                 held: [1, 4095].into_iter().collect(),
                 held_connections: 2,
