@@ -37,6 +37,10 @@ pub enum Broken {
     MovesTooMuch,
     /// It never promises.
     NeverPromises,
+    /// It says that it works with no map while it has buckets open.
+    SaysNothingCommitted,
+    /// It says that it has stepped out while it has buckets open.
+    SaysItHasSteppedOut,
     /// It commits its proposal without the promises of the others.
     CommitsEarly,
 }
@@ -63,9 +67,16 @@ pub fn forge(broken: Broken, now: Duration, heartbeat: &mut Heartbeat, farm: &Fa
         heartbeat.hears = heard_all(now, farm, fixed);
         heartbeat.hears.sort_by_key(|(n, _)| *n);
     }
+    if broken == Broken::SaysItHasSteppedOut {
+        heartbeat.fenced = true;
+    }
     let groups = heartbeat.modules.iter_mut().flat_map(|m| &mut m.groups);
     for group in groups {
         match broken {
+            Broken::SaysNothingCommitted => {
+                group.committed = Epoch::default();
+                group.map = None;
+            }
             Broken::PromisesEarly => group.promised = group.promised.max(newest.unwrap_or_default()),
             Broken::HidesConnections => {
                 group.held = BucketSet::default();

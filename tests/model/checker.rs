@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use farm_core::config::cluster;
+use farm_core::config::{PartitionPolicy, cluster};
 use farm_core::id::NodeId;
 use farm_core::wire::auth::ClusterKey;
 use stateright::{Checker, HasDiscoveries, Model, Property};
@@ -23,6 +23,12 @@ pub struct Farms {
     pub spec: String,
     /// Number of nodes.
     pub nodes: usize,
+    /// Lans, all nodes on each.
+    pub lans: usize,
+    /// Weight of the first node; the others have 1.
+    pub weight: u16,
+    /// Which part of a divided farm serves.
+    pub partition: PartitionPolicy,
     /// Missed heartbeats after which a node is down.
     pub lost: u32,
     /// Faults of one run.
@@ -42,7 +48,8 @@ pub struct Farms {
 
 impl Farms {
     /// Of words such as `nodes=3 lost=5 faults=2 crash=1`: number of nodes (2 if it is not said), missed heartbeats after which one is
-    /// down (4), faults in all (1), and what the fields of [`Budget`] are called. `any_order` and `flows` take 0 or 1.
+    /// down (4), faults in all (1), `lans` (1), the `weight` of the first node (1), and what the fields of [`Budget`] are called. `any_order`,
+    /// `flows` and `majority` (the partition policy) take 0 or 1.
     ///
     /// # Errors
     /// Says which word is none of these.
@@ -50,6 +57,9 @@ impl Farms {
         let mut farms = Self {
             spec: spec.to_owned(),
             nodes: 2,
+            lans: 1,
+            weight: 1,
+            partition: PartitionPolicy::Serve,
             lost: 4,
             budget: Budget {
                 faults: 1,
@@ -67,6 +77,14 @@ impl Farms {
             let value: u8 = value.parse().map_err(|_| wrong())?;
             match name {
                 "nodes" if (2..=8).contains(&value) => farms.nodes = value.into(),
+                "lans" if (1..=4).contains(&value) => farms.lans = value.into(),
+                "weight" if value > 0 => farms.weight = value.into(),
+                "majority" if value < 2 => {
+                    farms.partition = match value {
+                        0 => PartitionPolicy::Serve,
+                        _ => PartitionPolicy::Majority,
+                    }
+                }
                 "lost" => farms.lost = value.into(),
                 "any_order" => farms.any_order = value > 0,
                 "flows" => farms.flows = value > 0,
@@ -77,11 +95,14 @@ impl Farms {
     }
 
     fn fixed(&self, broken: Option<(Broken, usize)>) -> Fixed {
-        let nodes = (0..self.nodes).map(|n| format!("<node name=\"s{n}\" addr=\"198.18.0.{}\"/>", n + 1));
+        let lan = |l: usize| {
+            let nodes = (0..self.nodes).map(|n| format!("<node name=\"s{n}\" addr=\"198.18.{l}.{}\"/>", n + 1));
+            format!("<lan name=\"lan{l}\">{}</lan>", nodes.collect::<String>())
+        };
         let text = format!(
-            "<cluster><lans slost_count=\"{}\"><lan name=\"default\">{}</lan></lans></cluster>",
+            "<cluster><lans slost_count=\"{}\">{}</lans></cluster>",
             self.lost,
-            nodes.collect::<String>()
+            (0..self.lans).map(lan).collect::<String>()
         );
         let (cluster, _) = cluster::parse("cluster.xml", &text).expect("the model's cluster.xml is in order");
         let usual = 2 * cluster.detection_time() + 4 * cluster.heartbeat_interval;
@@ -92,6 +113,8 @@ impl Farms {
             broken: broken.map(|(rule, _)| rule),
             culprits: broken.iter().filter_map(|(_, node)| NodeId::new(*node)).collect(),
             flows: self.flows,
+            weight: self.weight,
+            partition: self.partition,
             recovery: self.recovery.unwrap_or(usual),
         }
     }

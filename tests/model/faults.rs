@@ -32,7 +32,9 @@ pub enum Action {
     Cut(NodeId, NodeId),
     /// Nothing gets from either to the other.
     Split(NodeId, NodeId),
-    /// All cuts are mended.
+    /// Nothing gets through on this lan any more.
+    LanDown(usize),
+    /// All cuts are mended, and all lans work.
     Mend,
     /// The module hands over and stops.
     Stop(NodeId),
@@ -65,6 +67,8 @@ pub struct Budget {
     pub cut: u8,
     /// [`Action::Split`].
     pub split: u8,
+    /// [`Action::LanDown`].
+    pub lan: u8,
     /// [`Action::Mend`].
     pub mend: u8,
     /// [`Action::Stop`].
@@ -88,6 +92,7 @@ impl Budget {
             Action::Pause(_) => (&mut self.pause, true),
             Action::Cut(..) => (&mut self.cut, true),
             Action::Split(..) => (&mut self.split, true),
+            Action::LanDown(_) => (&mut self.lan, true),
             Action::Stop(_) => (&mut self.stop, true),
             Action::Restart(_) => (&mut self.restart, false),
             Action::Mend => (&mut self.mend, false),
@@ -109,6 +114,7 @@ impl Budget {
             "pause" => &mut self.pause,
             "cut" => &mut self.cut,
             "split" => &mut self.split,
+            "lan" => &mut self.lan,
             "mend" => &mut self.mend,
             "stop" => &mut self.stop,
             "start" => &mut self.start,

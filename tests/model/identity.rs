@@ -15,13 +15,14 @@ impl World {
         let own = [
             Token::Time(self.calm_since),
             Token::Same(last as u64),
+            Token::Same(self.lan_down.map_or(0, |lan| 1 + lan as u64)),
             Token::Same(self.breach.as_ref().map_or(0, |b| 1 + b.promise as u64)),
         ];
         let cut = self.cut.iter().map(|to| Token::Same(to.bits()));
-        let nodes = self
-            .nodes
-            .iter()
-            .flat_map(|n| n.tokens().chain(self.numbers(n.seen.iter().copied().enumerate())));
+        let nodes = self.nodes.iter().flat_map(|n| {
+            n.tokens()
+                .chain(self.numbers(n.seen.iter().flat_map(|lan| lan.iter().copied().enumerate())))
+        });
         let inboxes = self
             .nodes
             .iter()
@@ -58,6 +59,7 @@ impl World {
 
     fn datagram_tokens(&self, datagram: &Datagram) -> Vec<Token> {
         let mut tokens = datagram.tokens.clone();
+        tokens.push(Token::Same(datagram.lan as u64));
         tokens.extend(self.numbers(std::iter::once((
             datagram.from.index(),
             (datagram.incarnation, datagram.seq),

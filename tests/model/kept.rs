@@ -93,7 +93,57 @@ fn one_direction_of_a_link_is_cut() {
 fn two_nodes_lose_each_other() {
     all_hold(
         &["nodes=2 split=1 mend=1", "nodes=3 split=1 mend=1"],
-        &["nodes=4 split=1 mend=1"],
+        &["nodes=4 split=1 mend=1", "nodes=4 faults=2 split=2"],
+    );
+}
+
+#[test]
+fn several_lans_are_one_network() {
+    all_hold(
+        &[
+            "nodes=2 lans=2 lan=1 mend=1",
+            "nodes=2 lans=2 faults=2 lan=1 crash=1 restart=1",
+        ],
+        &[
+            "nodes=3 lans=2 lan=1 mend=1",
+            "nodes=2 lans=2 faults=2 lan=1 mend=1 cut=1",
+            "nodes=2 lans=2 faults=2 lose=2",
+        ],
+    );
+}
+
+#[test]
+fn shares_follow_the_weights() {
+    all_hold(
+        &["nodes=2 weight=3 crash=1 restart=1", "nodes=3 weight=2 stop=1 start=1"],
+        &["nodes=3 weight=2 faults=2 crash=1 restart=1 lose=1"],
+    );
+}
+
+#[test]
+fn of_a_divided_farm_the_majority_serves() {
+    all_hold(
+        &[
+            "nodes=2 majority=1 split=1 mend=1",
+            "nodes=3 majority=1 faults=2 split=2",
+            "nodes=3 majority=1 crash=1 restart=1",
+        ],
+        &[
+            "nodes=3 majority=1 faults=2 split=2 mend=1",
+            "nodes=2 majority=1 cut=1 mend=1",
+        ],
+    );
+}
+
+#[test]
+fn two_faults_of_which_one_breaks_a_way() {
+    all_hold(
+        &["nodes=2 faults=2 cut=2"],
+        &[
+            "nodes=3 faults=2 cut=2",
+            "nodes=2 faults=2 cut=1 mend=1 pause=1",
+            "nodes=3 faults=2 cut=2 mend=1",
+        ],
     );
 }
 

@@ -35,6 +35,10 @@ pub struct Fixed {
     pub culprits: NodeSet,
     /// Buckets that are closed have connections.
     pub flows: bool,
+    /// Weight of the first node; the others have 1.
+    pub weight: u16,
+    /// Which part of a divided farm serves.
+    pub partition: PartitionPolicy,
     /// How long after the last fault the farm may need.
     pub recovery: Duration,
 }
@@ -55,6 +59,11 @@ impl Fixed {
         (2 * self.detection()).max(self.recovery) + self.pulse()
     }
 
+    /// Weight of `node`.
+    pub fn weight_of(&self, node: NodeId) -> u16 {
+        if node.index() == 0 { self.weight } else { 1 }
+    }
+
     /// What `node` does wrong.
     pub fn breaks(&self, node: NodeId) -> Option<Broken> {
         self.broken.filter(|_| self.culprits.contains(node))
@@ -66,6 +75,8 @@ impl Fixed {
 pub struct Datagram {
     /// Who sent it.
     pub from: NodeId,
+    /// On which lan.
+    pub lan: usize,
     /// The sealed bytes.
     pub payload: Vec<u8>,
     /// Incarnation of the sender.
@@ -125,8 +136,8 @@ pub struct Node {
     pub paused: bool,
     /// What came in meanwhile.
     pub inbox: Vec<Input>,
-    /// Incarnation and number of the newest heartbeat taken of each node.
-    pub seen: Vec<(u64, u64)>,
+    /// Incarnation and number of the newest heartbeat taken on each lan of each node.
+    pub seen: Vec<Vec<(u64, u64)>>,
     /// The numbers it has used.
     pub seqs: Seqs,
     /// Hands over before it stops.
@@ -143,7 +154,7 @@ pub struct Node {
 
 impl Node {
     /// A node that does not run yet.
-    pub fn new(id: NodeId, nodes: usize) -> Self {
+    pub fn new(id: NodeId, nodes: usize, lans: usize) -> Self {
         Self {
             id,
             farm: None,
@@ -163,7 +174,7 @@ impl Node {
             plane: Plane::new(),
             paused: false,
             inbox: Vec::new(),
-            seen: vec![(0, 0); nodes],
+            seen: vec![vec![(0, 0); nodes]; lans],
             seqs: Seqs::default(),
             stopping: false,
             tokens: Vec::new(),
@@ -182,10 +193,12 @@ impl Node {
             incarnation,
             upset_at: Some(now),
             last_turn: now,
-            ..Self::new(self.id, self.seen.len())
+            ..Self::new(self.id, self.seen[0].len(), self.seen.len())
         };
         self.local.state = ModuleState::Wait;
         self.local.quality = Quality::Transient;
+        self.local.partition = fixed.partition;
+        self.local.weights = vec![fixed.weight_of(self.id)];
         let (key, local) = (fixed.key.clone(), self.local.clone());
         let mut farm = Farm::new(&fixed.cluster, key, self.id, Incarnation(incarnation), now);
         farm.set_module(now, fixed.module.clone(), local);
@@ -196,7 +209,7 @@ impl Node {
     pub fn crash(&mut self) {
         *self = Self {
             incarnation: self.incarnation,
-            ..Self::new(self.id, self.seen.len())
+            ..Self::new(self.id, self.seen[0].len(), self.seen.len())
         };
     }
 
@@ -293,8 +306,8 @@ impl Node {
                 let misread =
                     misread.and_then(|broken| broken::misread(broken, &datagram.payload, farm, newest, fixed));
                 let payload = misread.as_ref().unwrap_or(&datagram.payload);
-                if farm.handle_datagram(now, 0, payload).is_ok() {
-                    self.seen[datagram.from.index()] = (datagram.incarnation, datagram.seq);
+                if farm.handle_datagram(now, datagram.lan, payload).is_ok() {
+                    self.seen[datagram.lan][datagram.from.index()] = (datagram.incarnation, datagram.seq);
                 }
             }
             Input::Applied(version, held) => {
@@ -338,6 +351,10 @@ impl Node {
             outcome.events.push(event);
         }
         while let Some(transmit) = farm.poll_transmit() {
+            // Nobody has to be sought in the model: its network resolves no addresses.
+            if transmit.broadcast {
+                continue;
+            }
             let Ok(mut heartbeat) = Heartbeat::parse(&fixed.key, &transmit.payload) else {
                 continue;
             };
@@ -349,7 +366,9 @@ impl Node {
             } else {
                 transmit.payload
             };
-            self.seqs.push(now, heartbeat.seq, fixed.memory());
+            if self.seqs.newest() != heartbeat.seq {
+                self.seqs.push(now, heartbeat.seq, fixed.memory());
+            }
             if proposed {
                 outcome.proposed = Some(heartbeat.clone());
             }
@@ -392,7 +411,8 @@ impl Node {
     }
 }
 
-fn datagram(mut heartbeat: Heartbeat, payload: Vec<u8>, seen: &[(u64, u64)]) -> Datagram {
+fn datagram(mut heartbeat: Heartbeat, payload: Vec<u8>, seen: &[Vec<(u64, u64)>]) -> Datagram {
+    let newest = |n: NodeId| seen.iter().map(|lan| lan[n.index()]).max().unwrap_or_default();
     // What is acknowledged is told as numbers; the reader of this datagram knows when it sent them.
     let hears = heartbeat.hears_set();
     heartbeat.hears.clear();
@@ -401,10 +421,11 @@ fn datagram(mut heartbeat: Heartbeat, payload: Vec<u8>, seen: &[(u64, u64)]) -> 
     tokens.push(Token::Same(hears.bits()));
     Datagram {
         from: heartbeat.sender,
+        lan: heartbeat.lan.into(),
         payload,
         incarnation: heartbeat.incarnation.0,
         seq: heartbeat.seq,
         tokens,
-        acks: hears.iter().map(|n| (n, seen[n.index()])).collect(),
+        acks: hears.iter().map(|n| (n, newest(n))).collect(),
     }
 }

@@ -108,7 +108,6 @@ impl Sheet {
         let states: Vec<u8> = plan.states.iter().map(|s| *s as u8).collect();
         states.hash(&mut digest);
         plan.owners.hash(&mut digest);
-        plan.next.hash(&mut digest);
         plan.leaving.as_bytes().hash(&mut digest);
         plan.holders.hash(&mut digest);
         Self {

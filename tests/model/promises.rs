@@ -5,6 +5,7 @@
 use std::fmt;
 
 use farm_core::balance::assign::BucketMap;
+use farm_core::config::PartitionPolicy;
 use farm_core::id::{Epoch, NodeId};
 use farm_core::wire::heartbeat::Heartbeat;
 
@@ -145,6 +146,14 @@ impl World {
         if serving.is_empty() {
             return None;
         }
+        if fixed.partition == PartitionPolicy::Majority {
+            let first = serving.iter().any(|n| n.id.index() == 0);
+            let whole = 2 * serving.len() + usize::from(first) > self.nodes.len();
+            let cut = self.cut.iter().any(|to| !to.is_empty());
+            if cut || !whole {
+                return self.check_one_part_serves();
+            }
+        }
         let mut covered = Bits::NONE;
         for node in &serving {
             covered = covered.or(&node.plane.accepts(now));
@@ -159,8 +168,10 @@ impl World {
             return None;
         }
         let shares: Vec<usize> = self.nodes.iter().map(|n| n.plane.accepts(now).len()).collect();
-        let of_serving = serving.iter().map(|n| n.plane.accepts(now).len());
-        let uneven = of_serving.clone().max() > of_serving.clone().min().map(|least| least + 1);
+        let total: u64 = serving.iter().map(|n| u64::from(fixed.weight_of(n.id))).sum();
+        let uneven = serving
+            .iter()
+            .any(|n| !is_share(shares[n.id.index()], fixed.weight_of(n.id), total));
         if uneven || shares.iter().sum::<usize>() != farm_core::id::BUCKETS {
             return breach(format!("the shares are {shares:?}"));
         }
@@ -176,6 +187,23 @@ impl World {
             return breach(format!(
                 "{guarded} buckets are guarded although nobody has connections in them"
             ));
+        }
+        None
+    }
+
+    /// By the policy `majority` at most one part of a divided farm serves.
+    fn check_one_part_serves(&self) -> Option<Breach> {
+        let mut covered = Bits::NONE;
+        for node in &self.nodes {
+            let accepts = node.plane.accepts(self.now);
+            let both = covered.and(&accepts).len();
+            if both > 0 {
+                return Some(Breach {
+                    promise: Promise::Exclusion,
+                    how: format!("two parts accept {both} buckets, and only one has the majority"),
+                });
+            }
+            covered = covered.or(&accepts);
         }
         None
     }
@@ -199,7 +227,10 @@ impl World {
         let moves = newest.moves_to(&proposal.map);
         let least = least_moves(newest, &proposal.map);
         let counts = proposal.map.counts();
-        let uneven = counts.values().max() > counts.values().min().map(|least| least + 1).as_ref();
+        let total: u64 = counts.keys().map(|n| u64::from(fixed.weight_of(*n))).sum();
+        let uneven = counts
+            .iter()
+            .any(|(n, count)| !is_share(*count as usize, fixed.weight_of(*n), total));
         if moves > least || uneven {
             let how = format!(
                 "s{} moves {moves} buckets where {least} are enough; shares {counts:?}",
@@ -208,6 +239,12 @@ impl World {
             self.breach(Promise::FewMoves, how);
         }
     }
+}
+
+/// True if `count` buckets are the share of one that has `weight` of `total`, rounded up or down.
+fn is_share(count: usize, weight: u16, total: u64) -> bool {
+    let (count, exact) = (count as u64 * total, farm_core::id::BUCKETS as u64 * u64::from(weight));
+    count.abs_diff(exact) < total
 }
 
 /// Moves without which the shares of `new` cannot be had from `old`: what each owner gains, and what has no owner any more.

@@ -54,6 +54,8 @@ pub struct World {
     pub queue: Vec<Item>,
     /// Per node, to whom nothing gets from it.
     pub cut: Vec<NodeSet>,
+    /// The lan on which nothing gets through.
+    pub lan_down: Option<usize>,
     /// When each pair, the lower one first, was cut off from each other last, in both directions.
     pub parted: Vec<Option<Duration>>,
     /// What may still go wrong.
@@ -96,9 +98,13 @@ impl World {
         let ids = (0..nodes).filter_map(NodeId::new);
         let mut world = Self {
             now: START,
-            nodes: ids.clone().map(|id| Arc::new(Node::new(id, nodes))).collect(),
+            nodes: ids
+                .clone()
+                .map(|id| Arc::new(Node::new(id, nodes, fixed.cluster.lans.len())))
+                .collect(),
             queue: Vec::new(),
             cut: vec![NodeSet::EMPTY; nodes],
+            lan_down: None,
             parted: vec![None; nodes * nodes],
             budget: Budget::default(),
             calm_since: START,
@@ -197,6 +203,9 @@ impl World {
                 }
             }
         }
+        for lan in (0..node.seen.len()).filter(|_| self.lan_down.is_none()) {
+            offer(Action::LanDown(lan));
+        }
         if !node.plane.flows.is_empty() {
             offer(Action::Close(last));
         }
@@ -211,7 +220,7 @@ impl World {
                 _ => {}
             }
         }
-        if self.cut.iter().any(|to| !to.is_empty()) {
+        if self.lan_down.is_some() || self.cut.iter().any(|to| !to.is_empty()) {
             offer(Action::Mend);
         }
     }
@@ -271,7 +280,11 @@ impl World {
                 self.cut[a.index()].insert(b);
                 self.cut[b.index()].insert(a);
             }
-            Action::Mend => self.cut.fill(NodeSet::EMPTY),
+            Action::LanDown(lan) => self.lan_down = Some(lan),
+            Action::Mend => {
+                self.cut.fill(NodeSet::EMPTY);
+                self.lan_down = None;
+            }
             Action::Stop(id) => {
                 let node = self.node_mut(id);
                 node.stopping = true;
@@ -377,6 +390,9 @@ impl World {
         self.events.extend(outcome.events.into_iter().map(|event| (id, event)));
         for (to, datagram) in outcome.sent {
             let cut = self.cut[id.index()];
+            if self.lan_down == Some(datagram.lan) {
+                continue;
+            }
             for to in to.iter().filter(|to| !cut.contains(*to)) {
                 self.push(at, Work::Datagram(to, Arc::clone(&datagram)));
             }

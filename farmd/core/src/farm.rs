@@ -91,7 +91,8 @@ pub struct Transmit {
     pub lan: usize,
     /// To all these nodes on that lan.
     pub to: NodeSet,
-    /// A node of the lan is not heard: the datagram should also go where no address resolution is needed, as the kernel may be waiting for one.
+    /// These nodes are not heard: the datagram goes where no address resolution is needed, as the kernel may be waiting for one. Everybody on
+    /// the lan may get it; it is no copy of another.
     pub broadcast: bool,
     /// The sealed datagram.
     pub payload: Vec<u8>,
@@ -154,6 +155,10 @@ pub struct Farm {
     /// Not before this are heartbeats repeated to `endangered` peers, or to those in `answer`.
     next_nudge: Duration,
     nudge_at: Option<Duration>,
+    /// When the next heartbeat is due though there is no news.
+    beat_at: Duration,
+    /// What goes out before its time puts this off by a nudge each; see [`Self::may_hurry_at`]. Zero if nothing has lately.
+    hurried: Duration,
     /// Peers of which a heartbeat came in after some had gone missing: they wait to know that they are heard.
     answer: NodeSet,
     /// Position, among all groups, of the one whose map is sent first.
@@ -197,6 +202,8 @@ impl Farm {
             next_heartbeat: now,
             next_nudge: now,
             nudge_at: None,
+            beat_at: now,
+            hurried: Duration::ZERO,
             answer: NodeSet::EMPTY,
             map_turn: 0,
             leaving: false,
@@ -221,8 +228,7 @@ impl Farm {
             .handle_heartbeat(now, lan, &heartbeat)
             .map_err(Refused::Membership)?;
         if missed {
-            self.answer.insert(heartbeat.sender);
-            self.next_nudge = self.next_nudge.min(now);
+            self.answer(now, heartbeat.sender);
         }
         for requester in &heartbeat.requesters {
             if self.requesters.learn_told(*requester) {
@@ -476,7 +482,7 @@ impl Farm {
                 let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
                 let fenced = membership.peer(*peer).is_some_and(|p| p.fenced());
                 let eligible = report.digest == module.local.digest;
-                let hears_us = membership.peer(*peer).is_some_and(|p| p.hears_us());
+                let hears_us = membership.may_count_on_us(now, *peer);
                 Some((
                     *peer,
                     PeerGroup {

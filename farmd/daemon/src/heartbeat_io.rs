@@ -139,7 +139,8 @@ impl HeartbeatIo {
         strangers
     }
 
-    /// Sends a heartbeat: by one broadcast if it is for everybody and the lan has `cast="broadcast"`, else to each node.
+    /// Sends a heartbeat: by one broadcast if it is for everybody and the lan has `cast="broadcast"`, else to each node. One that seeks nodes goes
+    /// by broadcast alone; it is left out where there is no broadcast address, and where every heartbeat is broadcast anyway.
     pub fn send(&self, transmit: &Transmit) -> Sent {
         let mut sent = Sent::default();
         let Some(lan) = self.lans.iter().find(|lan| lan.lan == transmit.lan) else {
@@ -153,13 +154,21 @@ impl HeartbeatIo {
             }
         };
         let broadcast = lan.broadcast.as_ref().map(|(_, to)| *to);
-        let instead = broadcast.filter(|_| lan.cast == Cast::Broadcast && transmit.to == lan.everybody);
-        if instead.is_none() {
-            let peers = lan.peers.iter().filter(|(node, _)| transmit.to.contains(*node));
-            peers.for_each(|(_, addr)| send(SocketAddr::new(*addr, self.port)));
+        if transmit.broadcast {
+            broadcast
+                .filter(|_| lan.cast == Cast::Unicast)
+                .into_iter()
+                .for_each(send);
+            return sent;
         }
-        let beside = broadcast.filter(|_| transmit.broadcast);
-        instead.or(beside).into_iter().for_each(send);
+        let instead = broadcast.filter(|_| lan.cast == Cast::Broadcast && transmit.to == lan.everybody);
+        match instead {
+            Some(everybody) => send(everybody),
+            None => {
+                let peers = lan.peers.iter().filter(|(node, _)| transmit.to.contains(*node));
+                peers.for_each(|(_, addr)| send(SocketAddr::new(*addr, self.port)));
+            }
+        }
         sent
     }
 }

@@ -15,8 +15,8 @@ pub enum Verdict {
     Accept,
     /// Nowhere.
     Drop,
-    /// Nowhere yet: it starts something in a bucket that this node has just closed for another, or a member has handed it to this node, which
-    /// is about to open the bucket. Judged again with the next plan; if the bucket then is another's, it is sent on to [`Decision::owner`].
+    /// Nowhere yet: it starts something in a bucket that this node has just closed for another, or a member has handed it to this node,
+    /// where the bucket is closed yet. Judged again with the next plan; if the bucket then is another's, it is sent on to [`Decision::owner`].
     Hold,
     /// Not for a VIP: the host's own traffic, not touched.
     Pass,
@@ -286,10 +286,8 @@ fn by_state(
             },
             _ => Decision::local(Verdict::Hold, Reason::Opening),
         },
-        // Only what is handed to this node: what comes from outside is the loser's, until the map that gives the bucket to this node is committed.
-        (BucketState::Draining | BucketState::Foreign, _)
-            if starts && is_handed_on(vip, packet) && group.is_to_open(plan.this, bucket) =>
-        {
+        // A member hands on only what is this node's by its map, so this node's plan is behind. What comes from outside is the loser's until then.
+        (BucketState::Draining | BucketState::Foreign, _) if starts && is_handed_on(vip, packet) => {
             Decision::local(Verdict::Hold, Reason::Opening)
         }
         (BucketState::Draining, _) => Decision::drop(Reason::DrainingOther),

@@ -6,184 +6,68 @@ use crate::balance::assign::BucketMap;
 use crate::balance::test_frames::*;
 use crate::id::BUCKETS;
 
-/// What becomes of what starts something in a bucket that changes hands, by whose it is by the known map and by the proposed one.
+/// What becomes of what starts something in a bucket that changes hands, by who has it by the map known here.
 #[test]
 fn what_starts_something_is_kept_or_sent_on_while_its_bucket_is_on_the_move() {
-    let whole = |owner: usize| BucketMap::from_bytes(Box::new([id(owner).as_u8(); BUCKETS])).unwrap();
+    use BucketState::{Draining, Foreign, Own};
+    use Verdict::{Accept, Drop, Hold};
     let way = directed_way();
-    let (syn, ack, udp) = (
-        way.tcp(4000, 80, Flags::Syn),
-        way.tcp(4000, 80, Flags::Ack),
-        way.udp(4000, 53, b"?"),
-    );
+    let (syn, ack) = (way.tcp(4000, 80, Flags::Syn), way.tcp(4000, 80, Flags::Ack));
+    let udp = way.udp(4000, 53, b"?");
     let from = |member: u8, frame: &[u8]| {
         let mut frame = frame.to_vec();
         frame[6..12].copy_from_slice(&mac(member).0);
         frame
     };
-    let to = |nodes_: &[usize]| nodes(nodes_);
-    use Verdict::{Accept, Drop, Hold};
-    for (what, state, leaving, owner, next, frame, verdict, forward) in [
-        (
-            "the loser before the commit",
-            BucketState::Draining,
-            true,
-            0,
-            Some(1),
-            &syn,
-            Hold,
-            to(&[]),
-        ),
-        (
-            "without connections",
-            BucketState::Foreign,
-            true,
-            0,
-            Some(1),
-            &syn,
-            Hold,
-            to(&[]),
-        ),
-        (
-            "a datagram",
-            BucketState::Foreign,
-            true,
-            0,
-            Some(1),
-            &udp,
-            Hold,
-            to(&[]),
-        ),
-        (
-            "of a connection",
-            BucketState::Foreign,
-            true,
-            0,
-            Some(1),
-            &ack,
-            Drop,
-            to(&[]),
-        ),
-        (
-            "sent on by an entry node",
-            BucketState::Foreign,
-            true,
-            0,
-            Some(1),
-            &from(2, &syn),
-            Hold,
-            to(&[]),
-        ),
-        (
-            "the loser after it",
-            BucketState::Draining,
-            true,
-            1,
-            None,
-            &syn,
-            Drop,
-            to(&[1]),
-        ),
-        (
-            "sent by an entry node that is behind",
-            BucketState::Draining,
-            true,
-            1,
-            None,
-            &from(2, &syn),
-            Drop,
-            to(&[1]),
-        ),
-        (
-            "kept for who has sent it",
-            BucketState::Draining,
-            true,
-            1,
-            None,
-            &from(1, &syn),
-            Hold,
-            to(&[]),
-        ),
-        (
-            "the new owner works",
-            BucketState::Foreign,
-            false,
-            1,
-            None,
-            &from(2, &syn),
-            Drop,
-            to(&[]),
-        ),
-        (
-            "the winner leaves all to the loser",
-            BucketState::Foreign,
-            false,
-            1,
-            Some(0),
-            &syn,
-            Drop,
-            to(&[1]),
-        ),
-        (
-            "but what that hands to it",
-            BucketState::Foreign,
-            false,
-            1,
-            Some(0),
-            &from(1, &syn),
-            Hold,
-            to(&[]),
-        ),
-        (
-            "a datagram too",
-            BucketState::Foreign,
-            false,
-            1,
-            Some(0),
-            &from(1, &udp),
-            Hold,
-            to(&[]),
-        ),
-        (
-            "it knows no newer map than its own",
-            BucketState::Foreign,
-            false,
-            0,
-            None,
-            &from(1, &syn),
-            Hold,
-            to(&[]),
-        ),
-        (
-            "a connection's is not kept",
-            BucketState::Foreign,
-            false,
-            1,
-            Some(0),
-            &from(1, &ack),
-            Drop,
-            to(&[]),
-        ),
-        (
-            "a move between others",
-            BucketState::Foreign,
-            false,
-            1,
-            Some(2),
-            &syn,
-            Drop,
-            to(&[1]),
-        ),
-        ("open", BucketState::Own, false, 0, Some(0), &syn, Accept, to(&[])),
-    ] {
+    let expect = |what: &str, state, leaving, owner, frame: &[u8], verdict, forward: &[usize]| {
         let mut plan = directed(state, Some(owner));
-        plan.groups[0].next = next.map(whole);
         if leaving {
             plan.groups[0].leaving = (0..BUCKETS).collect();
         }
         let decision = judge(&plan, frame);
-        assert_eq!((decision.verdict, decision.forward), (verdict, forward), "{what}");
-    }
+        assert_eq!(
+            (decision.verdict, decision.forward),
+            (verdict, nodes(forward)),
+            "{what}"
+        );
+    };
+    expect("the loser before the commit", Draining, true, 0, &syn, Hold, &[]);
+    expect("without connections", Foreign, true, 0, &syn, Hold, &[]);
+    expect("a datagram", Foreign, true, 0, &udp, Hold, &[]);
+    expect("of a connection", Foreign, true, 0, &ack, Drop, &[]);
+    expect("by an entry node", Foreign, true, 0, &from(2, &syn), Hold, &[]);
+    expect("the loser after it", Draining, true, 1, &syn, Drop, &[1]);
+    expect("by an entry node behind", Draining, true, 1, &from(2, &syn), Drop, &[1]);
+    expect("kept for who has sent it", Draining, true, 1, &from(1, &syn), Hold, &[]);
+    expect(
+        "the winner leaves all to the loser",
+        Foreign,
+        false,
+        1,
+        &syn,
+        Drop,
+        &[1],
+    );
+    expect(
+        "but what that hands to it",
+        Foreign,
+        false,
+        1,
+        &from(1, &syn),
+        Hold,
+        &[],
+    );
+    expect("a datagram too", Foreign, false, 1, &from(1, &udp), Hold, &[]);
+    expect(
+        "a connection's is not kept",
+        Foreign,
+        false,
+        1,
+        &from(1, &ack),
+        Drop,
+        &[],
+    );
+    expect("open", Own, false, 0, &syn, Accept, &[]);
 }
 
 /// Every node sees the frame; the loser alone sends it on, to the winner's own address.

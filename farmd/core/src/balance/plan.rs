@@ -34,8 +34,6 @@ pub struct GroupPlan {
     pub states: Box<[BucketState; BUCKETS]>,
     /// Owner of each bucket, for forwarding and for entry nodes.
     pub owners: BucketMap,
-    /// The proposed map while a hand-over is under way: what members hand to its owners is kept, not lost.
-    pub next: Option<BucketMap>,
     /// Buckets that this node has closed and their new owner has not yet opened: what comes for them is kept while `owners` still names this node,
     /// and sent on to the owner from then on.
     pub leaving: BucketSet,
@@ -50,18 +48,9 @@ impl GroupPlan {
             name,
             states: Box::new([BucketState::Foreign; BUCKETS]),
             owners: BucketMap::default(),
-            next: None,
             leaving: BucketSet::default(),
             holders: BTreeMap::new(),
         }
-    }
-
-    /// True if `bucket`, closed here, is `this` node's by the map known here, or by the one proposed.
-    ///
-    /// By the one known here: a node that joins again may know no newer map than that by which it owned the bucket before.
-    pub fn is_to_open(&self, this: NodeId, bucket: Bucket) -> bool {
-        let by = |map: &BucketMap| map.owner(bucket) == Some(this);
-        by(&self.owners) || self.next.as_ref().is_some_and(by)
     }
 
     /// True if a bucket needs to know which connections this host has.

@@ -15,12 +15,14 @@ use super::{Farm, Transmit};
 const MAX_MAPS: usize = 4;
 /// When the maps follow that found no place.
 const MAPS_FOLLOW: Duration = Duration::from_millis(1);
-/// While a node is missing, each heartbeat of this number is also broadcast: at the defaults five a second.
+/// While a node is missing, it is also sought by broadcast after each heartbeat of this number: at the defaults five times a second.
 const SEEK: u16 = 4;
 /// Nodes up to which each heartbeat carries requesters.
 const FEW: usize = 8;
 /// Heartbeats per pulse to peers to or from which some have gone missing.
 const NUDGES: u32 = 4;
+/// Heartbeats that may go out before their time one after the other, with news or as answers.
+const HURRIES: u32 = 8;
 
 /// Where the sequence numbers of an incarnation begin: so that those of two incarnations are not taken for each other (Fibonacci hashing,
 /// Knuth, The Art of Computer Programming, volume 3, section 6.4).
@@ -28,20 +30,67 @@ pub(super) const fn first_seq(incarnation: Incarnation) -> u64 {
     incarnation.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40
 }
 
+/// Who gets a heartbeat.
+#[derive(Clone, Copy)]
+enum To {
+    /// All peers.
+    All,
+    /// These.
+    Only(NodeSet),
+    /// These, which are not heard, by broadcast.
+    Missing(NodeSet),
+}
+
 impl Farm {
+    /// A heartbeat of `peer` came in after some had gone missing: it is answered at once, or with the next nudge if much has been said lately.
+    pub(super) fn answer(&mut self, now: Duration, peer: NodeId) {
+        let waits = self.answer.contains(peer);
+        self.answer.insert(peer);
+        if !waits && now < self.next_nudge && self.may_hurry_at() <= now {
+            self.hurry(now);
+            self.next_nudge = now;
+        }
+    }
+
+    /// From when on a heartbeat may go out before its time: at once for the first few, then one in the time of a nudge.
+    fn may_hurry_at(&self) -> Duration {
+        self.hurried.saturating_sub(self.interval / NUDGES * (HURRIES - 1))
+    }
+
+    fn hurry(&mut self, now: Duration) {
+        self.hurried = self.hurried.max(now) + self.interval / NUDGES;
+    }
+
     /// Sends what is due now, and notes when the next is.
     pub(super) fn transmit(&mut self, now: Duration) {
         let mut urgent = self.membership.endangered(now);
         urgent = NodeSet::from_bits(urgent.bits() | self.answer.bits());
         let nudge = self.interval / NUDGES;
+        if now >= self.beat_at {
+            if self.hurried <= now {
+                self.hurried = Duration::ZERO;
+            }
+        } else if now >= self.next_heartbeat {
+            // News. Much of it goes out together.
+            let may = self.may_hurry_at();
+            if may <= now {
+                self.hurry(now);
+            } else {
+                self.next_heartbeat = may.min(self.beat_at);
+            }
+        }
         if now >= self.next_heartbeat {
             self.beat = self.beat.wrapping_add(1);
-            let more = self.send(now, None);
-            self.next_heartbeat = now + if more { MAPS_FOLLOW } else { self.interval };
+            let more = self.send(now, To::All);
+            self.beat_at = now + if more { MAPS_FOLLOW } else { self.interval };
+            self.next_heartbeat = self.beat_at;
             self.next_nudge = now + nudge;
             self.answer = NodeSet::EMPTY;
+            if self.beat.is_multiple_of(SEEK) {
+                self.seek(now);
+            }
         } else if now >= self.next_nudge && !urgent.is_empty() {
-            self.send(now, Some(urgent));
+            self.send(now, To::Only(urgent));
             self.next_nudge = now + nudge;
             self.answer = NodeSet::EMPTY;
         }
@@ -52,8 +101,18 @@ impl Farm {
         };
     }
 
-    /// Sends the node's state to all peers, or to `only` these; true if some maps found no place and should follow soon.
-    fn send(&mut self, now: Duration, only: Option<NodeSet>) -> bool {
+    /// Looks for nodes that are not heard by another heartbeat, with a number of its own, where no address has to be resolved.
+    fn seek(&mut self, now: Duration) {
+        let heard = self.membership.heard(now);
+        let all = self.lans.iter().fold(0, |bits, lan| bits | lan.bits());
+        let missing = NodeSet::from_bits(all & !heard.bits());
+        if !missing.is_empty() {
+            self.send(now, To::Missing(missing));
+        }
+    }
+
+    /// Sends the node's state; true if some maps found no place and should follow soon.
+    fn send(&mut self, now: Duration, receivers: To) -> bool {
         let mut maps = 0;
         let mut left_out = false;
         let mut modules: Vec<ModuleReport> = self.report_modules();
@@ -99,13 +158,15 @@ impl Farm {
             hears: self.membership.hears(now),
             excludes: self.membership.excluded(),
             echo: None,
+            hearsay: self.membership.hearsay(now),
             modules,
             requesters: self.requesters.next(requesters),
         };
-        let seek = only.is_none() && self.beat.is_multiple_of(SEEK);
-        let heard = self.membership.heard(now);
         for (lan, all) in self.lans.iter().enumerate() {
-            let to = only.map_or(*all, |only| NodeSet::from_bits(all.bits() & only.bits()));
+            let to = match receivers {
+                To::All => *all,
+                To::Only(only) | To::Missing(only) => NodeSet::from_bits(all.bits() & only.bits()),
+            };
             if to.is_empty() {
                 continue;
             }
@@ -114,7 +175,7 @@ impl Farm {
             self.transmits.push_back(Transmit {
                 lan,
                 to,
-                broadcast: seek && all.bits() & !heard.bits() != 0,
+                broadcast: matches!(receivers, To::Missing(_)),
                 payload: heartbeat.emit(&self.key),
             });
         }

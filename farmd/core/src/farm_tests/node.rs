@@ -366,8 +366,16 @@ impl Sim {
         }
         for transmit in transmits {
             self.sent[i] += 1;
+            if transmit.lan == 0 {
+                self.check_rate(i)?;
+            }
             let payload = Rc::new(transmit.payload);
-            for to in transmit.to.iter() {
+            // A broadcast comes to everybody.
+            let to = match transmit.broadcast {
+                true => (0..self.nodes.len()).filter(|n| *n != i).map(id).collect(),
+                false => transmit.to,
+            };
+            for to in to.iter() {
                 self.send(i, to.index(), transmit.lan, &payload);
             }
         }

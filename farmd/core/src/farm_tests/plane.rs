@@ -129,8 +129,7 @@ impl Plane {
                     None if plan.leaving.contains(i) => self.keeps.insert(i),
                     _ => {}
                 }
-                let by = |map: &BucketMap| map.owns(this, i);
-                if by(&plan.owners) || plan.next.as_ref().is_some_and(by) {
+                if !plan.leaving.contains(i) {
                     self.takes.insert(i);
                 }
             }

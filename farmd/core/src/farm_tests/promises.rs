@@ -1,6 +1,7 @@
 //! The promises of `farmd/docs/PROTOCOL.md` as checks on a simulated farm: exclusion after every event, coverage and exact shares once
 //! faults have stopped. Few moves are checked where a map is committed ([`super::node`]), continuity in [`super::continuity`].
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::node::Node;
@@ -8,6 +9,9 @@ use super::sim::Sim;
 use crate::farm::Event;
 use crate::handover;
 use crate::id::BUCKETS;
+
+/// Over which the rate of heartbeats is taken.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// A promise that was not kept.
 #[derive(Debug)]
@@ -131,6 +135,29 @@ impl Sim {
             }
         }
         Ok(())
+    }
+
+    /// From here on no node sends more than `times` as many heartbeats on a lan, in any second, as one at rest does.
+    pub fn limit_rate(&mut self, times: usize) {
+        self.lately.iter_mut().for_each(VecDeque::clear);
+        self.most_in_a_second = Some(times * (SECOND.as_nanos() / self.cluster.heartbeat_interval.as_nanos()) as usize);
+    }
+
+    /// A node sends a heartbeat on the first lan.
+    pub(super) fn check_rate(&mut self, node: usize) -> Result<(), Breach> {
+        let lately = &mut self.lately[node];
+        lately.push_back(self.now);
+        while lately.front().is_some_and(|at| *at + SECOND <= self.now) {
+            lately.pop_front();
+        }
+        let sent = lately.len();
+        self.busiest = self.busiest.max(sent);
+        match self.most_in_a_second {
+            Some(most) if sent > most => Err(self.breach(format!(
+                "s{node} sent {sent} heartbeats in a second, {most} are the most"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Number of maps proposed since `since`.

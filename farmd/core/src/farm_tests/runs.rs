@@ -27,6 +27,7 @@ pub struct Tally {
     moved: u64,
     connections: u64,
     reset_apart: u64,
+    busiest: usize,
 }
 
 impl Tally {
@@ -45,6 +46,7 @@ impl Tally {
             moved: sim.moved,
             connections: sim.connected,
             reset_apart: sim.reset_apart,
+            busiest: sim.busiest,
         }
     }
 
@@ -60,6 +62,7 @@ impl Tally {
         self.moved += other.moved;
         self.connections += other.connections;
         self.reset_apart += other.reset_apart;
+        self.busiest = self.busiest.max(other.busiest);
     }
 }
 
@@ -68,7 +71,7 @@ impl std::fmt::Display for Tally {
         write!(
             f,
             "{} runs, {} events, {} faults and commands; of {} datagrams {} lost, {} doubled, {} late; {} maps committed, {} buckets moved; \
-             {} connections, {} reset by a server that could not know",
+             {} connections, {} reset by a server that could not know; at most {} heartbeats in a second",
             self.runs,
             self.events,
             self.actions,
@@ -79,7 +82,8 @@ impl std::fmt::Display for Tally {
             self.maps,
             self.moved,
             self.connections,
-            self.reset_apart
+            self.reset_apart,
+            self.busiest
         )
     }
 }

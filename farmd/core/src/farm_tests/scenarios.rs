@@ -463,3 +463,32 @@ fn a_machine_that_stood_still_with_its_clock_accepts_for_a_pulse_at_most() {
     assert!(longest <= ms(55), "two owners for {longest:?}");
     assert!(longest > ms(1), "the test sees it: {longest:?}");
 }
+
+#[test]
+fn who_is_missing_is_sought_by_a_heartbeat_that_is_news_to_the_others_too() {
+    let mut sim = Sim::started(3, 17);
+    sim.act(Action::Crash(2));
+    sim.run(sim.detection() + ms(100)).unwrap();
+    let (mut seeker, mut other) = (sim.farm(0).clone(), sim.farm(1).clone());
+    let mut sought = 0;
+    let second = sim.now + ms(1000);
+    loop {
+        let now = seeker.poll_timeout();
+        if now > second {
+            break;
+        }
+        seeker.handle_timeout(now);
+        while let Some(transmit) = seeker.poll_transmit() {
+            if transmit.broadcast {
+                assert_eq!(transmit.to, [id(2)].into_iter().collect());
+                sought += 1;
+            }
+            other.handle_datagram(now, transmit.lan, &transmit.payload).unwrap();
+        }
+        other.handle_timeout(now);
+        while let Some(transmit) = other.poll_transmit() {
+            seeker.handle_datagram(now, transmit.lan, &transmit.payload).unwrap();
+        }
+    }
+    assert_eq!(sought, 5);
+}

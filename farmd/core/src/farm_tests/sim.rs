@@ -3,7 +3,7 @@
 //! Owns the time, the queue of what is to happen, the nodes, and what is left of connections. All of a run follows from its seed and the
 //! [`Action`]s it is given. After every event the promises are checked ([`super::promises`], [`super::continuity`]); the first breach ends the run with its trace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -88,6 +88,10 @@ pub struct Sim {
     pub(super) trace: Option<Vec<String>>,
     /// Heartbeats sent by each node.
     pub sent: Vec<u64>,
+    /// When each node sent its newest heartbeats on the first lan, for a second; the most in any second of the run; and how many are allowed.
+    pub(super) lately: Vec<VecDeque<Duration>>,
+    pub busiest: usize,
+    pub most_in_a_second: Option<usize>,
     /// Maps that were committed, and buckets that moved with them.
     pub maps: u64,
     pub moved: u64,
@@ -137,6 +141,9 @@ impl Sim {
             count: 0,
             trace: traced.then(Vec::new),
             sent: vec![0; nodes],
+            lately: vec![VecDeque::new(); nodes],
+            busiest: 0,
+            most_in_a_second: None,
             maps: 0,
             moved: 0,
             actions: 0,

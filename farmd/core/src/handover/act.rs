@@ -129,13 +129,7 @@ impl Handover {
                 to: moved::heirs(&map, lost.iter()),
             });
             self.close(&lost);
-        }
-        // Who gives up a bucket sends on what comes for it from the commit on: by then the data plane here must be keeping what is
-        // handed to it. What a node outside the view had needs no wait: nobody is there to give it up.
-        let taken = |i: usize| map.owns(self.this, i) && !self.open.contains(i);
-        let given_up = |i: usize| self.map.owner_at(i).is_none_or(|n| n == self.this || view.contains(n));
-        if (0..BUCKETS).any(|i| taken(i) && given_up(i)) {
-            self.closing = Some(None);
+            outcome.plan_changed = true;
         }
         // An earlier release that the data plane has not confirmed yet has to be waited for too.
         if self.closing.is_none() {
@@ -149,7 +143,6 @@ impl Handover {
             weights,
         });
         self.highest = self.highest.max(epoch);
-        outcome.plan_changed = true;
         outcome.send = true;
     }
 

@@ -53,7 +53,7 @@ pub struct PeerGroup<'a> {
     pub eligible: bool,
     /// It has stepped out.
     pub fenced: bool,
-    /// It hears this node. With one that does not nothing can be agreed.
+    /// It may still count on hearing this node; one that cannot has closed by then.
     pub hears_us: bool,
     /// Its latest report.
     pub report: &'a GroupReport,
@@ -190,8 +190,7 @@ pub struct Handover {
     /// Closed here, and not yet open where they go: what comes for them is kept, and sent on after the commit.
     leaving: BucketSet,
     pending: Option<Pending>,
-    /// The data plane may still have open what is closed here, or not yet keep what is handed to it for what is to be opened, until it
-    /// works with this plan.
+    /// The data plane may still have open what is closed here until it works with this plan.
     closing: Option<Awaited>,
     /// The data plane works with the committed map once it works with this plan.
     behind: Option<Awaited>,
@@ -380,11 +379,6 @@ impl Handover {
         if self.shut && !self.draining {
             return plan;
         }
-        plan.next = self
-            .pending
-            .as_ref()
-            .filter(|p| p.epoch > self.committed)
-            .map(|p| p.map.clone());
         plan.leaving.clone_from(&self.leaving);
         for (index, state) in plan.states.iter_mut().enumerate() {
             *state = if self.open.contains(index) {

@@ -11,6 +11,7 @@
 //! ([`Membership::endangered`]). A node that has just started is *joining* for the detection time and one pulse: it serves nothing, and its
 //! missing ears count against nobody.
 
+mod hearsay;
 pub mod link;
 pub mod peer;
 pub mod view;
@@ -19,11 +20,12 @@ pub mod why;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use hearsay::Told;
 use peer::Timing;
 
 use crate::config::ClusterConfig;
 use crate::id::{NodeId, NodeSet};
-use crate::wire::heartbeat::{Ack, Echo, Heartbeat};
+use crate::wire::heartbeat::{Ack, Echo, Hearsay, Heartbeat};
 
 pub use peer::{Peer, PeerState};
 pub use why::{Cause, Testimony};
@@ -101,7 +103,13 @@ pub struct Membership {
     peers: BTreeMap<NodeId, Peer>,
     view: NodeSet,
     excluded: NodeSet,
+    /// What is known of nodes that are not heard here.
+    told: Told,
+    /// Somebody of whom this node knows does not talk with another.
+    divided: bool,
     links: view::Links,
+    /// When this node last spoke before it was not run for a while.
+    excused: Duration,
     /// What was known last, and what follows from it.
     agreed: Option<(view::Ears, view::Agreement)>,
     fenced: Option<String>,
@@ -137,7 +145,10 @@ impl Membership {
             peers,
             view: [this].into_iter().collect(),
             excluded: NodeSet::EMPTY,
+            told: Told::default(),
+            divided: false,
             links: view::Links::default(),
+            excused: Duration::ZERO,
             agreed: None,
             fenced: None,
             events: VecDeque::new(),
@@ -160,6 +171,11 @@ impl Membership {
         if let Some((echo, at)) = echo.and_then(|echo| Some((echo, sent(echo.ack)?.1))) {
             let kept = Duration::from_micros(echo.kept_us.into());
             peer.handle_rtt(lan, now.saturating_sub(at).saturating_sub(kept));
+        }
+        if same_cluster {
+            for word in heartbeat.hearsay.iter().filter(|word| word.node != self.this) {
+                self.told.learn(now, word);
+            }
         }
         self.update(now);
         Ok(())
@@ -185,6 +201,7 @@ impl Membership {
         self.joining = true;
         self.join_until = now + self.join_time;
         self.peers.values_mut().for_each(Peer::forget);
+        self.told = Told::default();
         self.update(now);
     }
 
@@ -253,6 +270,13 @@ impl Membership {
         self.peers.get(&node)
     }
 
+    /// True if `node` is not known to have given this node up; see [`Peer::may_count_on_us`].
+    pub fn may_count_on_us(&self, now: Duration, node: NodeId) -> bool {
+        self.peers
+            .get(&node)
+            .is_some_and(|p| p.may_count_on_us(now, self.timing))
+    }
+
     /// Judgement on a peer now.
     pub fn peer_state(&self, now: Duration, node: NodeId) -> Option<PeerState> {
         self.peers.get(&node).map(|p| p.state(now, self.timing.detection_time))
@@ -284,6 +308,31 @@ impl Membership {
         heard.map(|(n, p)| (*n, Ack::of(p.last_seq()))).collect()
     }
 
+    /// What to pass on of the others: nothing while all that are known hear each other.
+    pub fn hearsay(&self, now: Duration) -> Vec<Hearsay> {
+        if !self.divided {
+            return Vec::new();
+        }
+        let detection_time = self.timing.detection_time;
+        let told = self.told.words(now, self.timing);
+        let mut words: BTreeMap<NodeId, Hearsay> = told.map(|word| (word.node, word)).collect();
+        for word in self.peers.iter().filter_map(|(n, p)| p.word(*n, now, detection_time)) {
+            let number = |word: &Hearsay| (word.incarnation, word.seq);
+            if words.get(&word.node).is_none_or(|told| number(told) <= number(&word)) {
+                words.insert(word.node, word);
+            }
+        }
+        words.into_values().collect()
+    }
+
+    /// Who has said lately that it is no member, to this node or, as others tell, to them.
+    fn gone_for_good(&self, now: Duration) -> NodeSet {
+        let gone = self.peers.iter().filter(|(n, p)| {
+            p.is_gone(now, self.timing.detection_time) || self.told.has_left(now, **n, p.newest(), self.timing)
+        });
+        gone.map(|(n, _)| *n).collect()
+    }
+
     /// Peers of which something was heard within the detection time, whether or not they hear this node.
     pub fn heard(&self, now: Duration) -> NodeSet {
         self.peers
@@ -306,7 +355,22 @@ impl Membership {
         why::testimony(self.this, &self.peers, node, now, self.timing.detection_time)
     }
 
+    /// This node was not run for a while, though not for as long as its lease, and has said nothing meanwhile: a peer that does not know yet
+    /// that it is not heard here takes this node for dead and serves on. It has to be told first.
+    fn put_off(&mut self, now: Duration) {
+        let timing = self.timing;
+        let silent = |(_, at): &(u64, Duration)| *at > self.excused && *at + timing.late() <= now;
+        let Some((_, before)) = self.sent.back().copied().filter(silent) else {
+            return;
+        };
+        self.excused = before;
+        let heard = self.peers.values_mut();
+        let heard = heard.filter(|p| p.is_heard(before, timing.detection_time));
+        heard.for_each(|p| p.put_off(now + timing.interval));
+    }
+
     fn update(&mut self, now: Duration) {
+        self.put_off(now);
         if self.joining && now >= self.join_until {
             self.joining = false;
             self.events.push_back(Event::Joined);
@@ -324,32 +388,32 @@ impl Membership {
             };
             self.events.push_back(event);
         }
+        self.told.forget(now, self.timing);
         let ears = view::Ears {
             this: self.this,
             joining: self.joining,
             heard: self
                 .peers
                 .iter()
-                .filter(|(_, p)| p.is_heard(now, self.timing.detection_time))
+                .filter(|(n, p)| {
+                    let left = || self.told.has_left(now, **n, p.newest(), self.timing);
+                    p.is_heard(now, self.timing.detection_time) && !left()
+                })
                 .map(|(n, p)| {
                     (
                         *n,
                         view::Row {
                             hears: p.hears(),
                             joining: p.joining(),
+                            new_here: p.is_new_here(),
                             hears_this: p.hears_us(),
-                            excludes: p.excludes(),
-                            fenced: p.fenced(),
                         },
                     )
                 })
                 .collect(),
-            gone: self
-                .peers
-                .iter()
-                .filter(|(_, p)| p.is_gone(now, self.timing.detection_time))
-                .map(|(n, _)| *n)
-                .collect(),
+            told: self.told.fresh(now, &self.peers, self.timing),
+            gone: self.gone_for_good(now),
+            silent: self.told.silent(now, self.timing),
         };
         let agreement = match self.other_cluster(now) {
             Some(why) => return self.settle(now, NodeSet::EMPTY, Some(why)),
@@ -362,6 +426,7 @@ impl Membership {
         self.agreed = Some((ears.clone(), agreement.clone()));
         self.links = agreement.links;
         self.excluded = agreement.excluded;
+        self.divided = agreement.divided;
         let (view, fenced) = match agreement.view {
             Some(view) => (view, None),
             None => {
@@ -369,7 +434,7 @@ impl Membership {
                 let why = if unheard > 0 {
                     format!("{unheard} of the nodes it hears do not hear it")
                 } else {
-                    "another node that hears it says that others do not".to_owned()
+                    "it cannot agree with the nodes that go on".to_owned()
                 };
                 (NodeSet::EMPTY, Some(why))
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::id::{Incarnation, NodeId, NodeSet};
 use crate::membership::Refusal;
 use crate::membership::link::Link;
-use crate::wire::heartbeat::Heartbeat;
+use crate::wire::heartbeat::{Hearsay, Heartbeat};
 
 /// The times by which peers are judged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,6 +65,8 @@ pub struct Peer {
     lans: Vec<Option<Link>>,
     incarnation: Incarnation,
     heard_at: Option<Duration>,
+    /// Whatever its silence, it is not judged by it before.
+    reprieve: Option<Duration>,
     since: Duration,
     alive: bool,
     was_alive_as: Option<Incarnation>,
@@ -72,6 +74,8 @@ pub struct Peer {
     /// When this node sent the newest of its heartbeats that the peer acknowledges.
     acked_at: Option<Duration>,
     hears_us: bool,
+    /// It has acknowledged something of this node since it began to join.
+    has_heard_us: bool,
     excludes: NodeSet,
     joining: bool,
     fenced: bool,
@@ -86,12 +90,14 @@ impl Peer {
             lans: lans.into_iter().map(|on| on.then(Link::default)).collect(),
             incarnation: Incarnation(0),
             heard_at: None,
+            reprieve: None,
             since: now,
             alive: false,
             was_alive_as: None,
             hears: NodeSet::EMPTY,
             acked_at: None,
             hears_us: false,
+            has_heard_us: false,
             excludes: NodeSet::EMPTY,
             joining: false,
             fenced: false,
@@ -120,16 +126,20 @@ impl Peer {
             self.incarnation = heartbeat.incarnation;
             self.lans.iter_mut().flatten().for_each(Link::restart);
             self.alive = false;
+            self.has_heard_us = false;
         }
         let newest = self.last_seq() < heartbeat.seq;
         if let Some(Some(link)) = self.lans.get_mut(lan) {
             link.handle_heartbeat(now, heartbeat.seq, heartbeat.beat);
         }
         self.heard_at = Some(now);
+        self.reprieve = None;
         // The same heartbeat comes in on every lan; an older one on a slower lan must not undo a newer one.
         if newest {
             self.hears = heartbeat.hears_set();
             self.acked_at = acked_at;
+            let anew = heartbeat.joining && !self.joining;
+            self.has_heard_us = acked_at.is_some() || (self.has_heard_us && !anew);
             self.excludes = heartbeat.excludes;
             self.joining = heartbeat.joining;
             self.fenced = heartbeat.fenced;
@@ -142,21 +152,38 @@ impl Peer {
     /// Forgets when the peer was heard; its sequence numbers still count.
     pub fn forget(&mut self) {
         self.heard_at = None;
+        self.reprieve = None;
         self.acked_at = None;
         self.hears_us = false;
+        self.has_heard_us = false;
+    }
+
+    /// The peer was heard when this node last looked, and is not judged by its silence before `until`.
+    pub fn put_off(&mut self, until: Duration) {
+        self.reprieve = Some(until);
+    }
+
+    /// When it is down if nothing more is heard; `None` if nothing ever was.
+    fn silent_at(&self, detection_time: Duration) -> Option<Duration> {
+        let at = self.heard_at? + detection_time;
+        Some(self.reprieve.map_or(at, |until| until.max(at)))
     }
 
     /// True if something of this cluster was heard within the detection time and the peer has not said goodbye.
     pub fn is_heard(&self, now: Duration, detection_time: Duration) -> bool {
-        self.same_cluster && !self.leaving && self.heard_at.is_some_and(|at| now < at + detection_time)
+        self.same_cluster && !self.leaving && self.silent_at(detection_time).is_some_and(|at| now < at)
+    }
+
+    /// True if the peer may still count on this node: the newest that it acknowledges was sent so lately that it has not judged it silent yet,
+    /// or has not closed since. One that is not heard by this node, but says otherwise, counts too.
+    pub fn may_count_on_us(&self, now: Duration, timing: Timing) -> bool {
+        let until = |at: Duration| at + timing.detection_time + timing.interval;
+        self.hears_us || self.acked_at.is_some_and(|at| now < until(at))
     }
 
     /// When the judgement changes if nothing more is heard.
     pub fn judged_at(&self, timing: Timing) -> Option<Duration> {
-        let silent = self
-            .heard_at
-            .filter(|_| self.alive)
-            .map(|at| at + timing.detection_time);
+        let silent = self.silent_at(timing.detection_time).filter(|_| self.alive);
         let unheard = self.acked_at.zip(self.heard_at).filter(|_| self.hears_us);
         let unheard = unheard
             .map(|(acked, heard)| (acked + timing.lease(), heard + timing.interval))
@@ -239,6 +266,25 @@ impl Peer {
     /// True if authentic heartbeats come in that are of another `cluster.xml`.
     pub fn is_of_other_cluster(&self, now: Duration, detection_time: Duration) -> bool {
         !self.same_cluster && !self.leaving && self.heard_at.is_some_and(|at| now < at + detection_time)
+    }
+
+    /// Names the newest thing heard of it.
+    pub fn newest(&self) -> (Incarnation, u64) {
+        (self.incarnation, self.last_seq())
+    }
+
+    /// What it has said of itself, to be passed on; `None` if it has not been heard for the detection time.
+    pub fn word(&self, node: NodeId, now: Duration, detection_time: Duration) -> Option<Hearsay> {
+        let age = now.saturating_sub(self.heard_at?);
+        (self.same_cluster && age < detection_time).then(|| Hearsay {
+            node,
+            incarnation: self.incarnation,
+            seq: self.last_seq(),
+            age_us: u32::try_from(age.as_micros()).unwrap_or(u32::MAX),
+            joining: self.joining,
+            leaving: self.leaving,
+            hears: self.hears,
+        })
     }
 
     /// True if it has said itself that it is no member: it has left, or is of another `cluster.xml`.
@@ -324,6 +370,11 @@ impl Peer {
     /// It has just started.
     pub fn joining(&self) -> bool {
         self.joining
+    }
+
+    /// It has just started and cannot have heard this node; once it has, its ears count as everybody's do.
+    pub fn is_new_here(&self) -> bool {
+        self.joining && !self.has_heard_us
     }
 
     /// It has stepped out.

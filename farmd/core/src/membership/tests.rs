@@ -18,6 +18,14 @@ impl Membership {
     }
 }
 
+/// The node runs and speaks every pulse.
+fn speak(m: &mut Membership, from: u64, until: u64) {
+    for t in (from..=until).step_by(50) {
+        m.handle_timeout(ms(t));
+        m.note_sent(ms(t), t * 1000);
+    }
+}
+
 fn id(i: usize) -> NodeId {
     NodeId::new(i).unwrap()
 }
@@ -68,6 +76,7 @@ fn heartbeat(config: &ClusterConfig, sender: usize, incarnation: u64, seq: u64) 
         beat: seq as u16,
         excludes: NodeSet::EMPTY,
         echo: None,
+        hearsay: Vec::new(),
         modules: Vec::new(),
         requesters: Vec::new(),
     }
@@ -220,6 +229,7 @@ fn silence_is_judged_after_the_detection_time_and_not_before() {
         Some(PeerState::Suspect),
         "more than half of it is over"
     );
+    speak(&mut m, 570, 740);
     m.handle_timeout(ms(749));
     assert_eq!(m.view(), set(&[0, 1, 2]));
     assert!(m.gone(ms(749)).is_empty());
@@ -457,11 +467,55 @@ fn silence_of_all_is_no_sign_of_being_unheard() {
     let config = config(1);
     let mut m = membership(&config);
     hear_all(&mut m, &config, ms(500));
-    m.handle_timeout(ms(740));
+    speak(&mut m, 550, 740);
     assert_eq!(m.fenced(), None);
     assert_eq!(m.view(), set(&[0, 1, 2]));
     m.handle_timeout(ms(750));
     assert_eq!((m.fenced(), m.view()), (None, set(&[0])));
+}
+
+#[test]
+fn who_was_not_run_for_a_while_speaks_before_it_judges() {
+    let config = config(1);
+    let mut m = membership(&config);
+    hear_all(&mut m, &config, ms(500));
+    speak(&mut m, 550, 650);
+    m.handle_timeout(ms(760));
+    assert_eq!(m.view(), set(&[0, 1, 2]), "the others may take this node for dead");
+    m.note_sent(ms(760), 760_000);
+    m.handle_timeout(ms(809));
+    assert_eq!(m.view(), set(&[0, 1, 2]));
+    m.handle_timeout(ms(810));
+    assert_eq!(
+        m.view(),
+        set(&[0]),
+        "a pulse later they have been told that they are not heard"
+    );
+}
+
+#[test]
+fn a_joining_node_that_has_heard_this_one_and_no_longer_does_counts_like_any_other() {
+    let config = config(1);
+    let joining = |seq: u64, hears: Vec<(NodeId, Ack)>| Heartbeat {
+        joining: true,
+        hears,
+        ..heartbeat(&config, 1, 7, seq)
+    };
+    let deaf = || (id(2), Ack::of(7));
+    let run = |named: bool| {
+        let mut m = membership(&config);
+        m.hear(ms(400), 0, &heartbeat(&config, 2, 7, 1)).unwrap();
+        if named {
+            m.hear(ms(400), 0, &joining(1, vec![(id(0), NEWEST), deaf()])).unwrap();
+        }
+        for (i, t) in (0..).zip((420..1000).step_by(20)) {
+            m.hear(ms(t), 0, &joining(2 + i, vec![deaf()])).unwrap();
+            m.hear(ms(t), 0, &heartbeat(&config, 2, 7, 2 + i)).unwrap();
+        }
+        m.view()
+    };
+    assert_eq!(run(false), set(&[0, 2]), "it may not have come so far");
+    assert_eq!(run(true), set(&[0, 1, 2]), "a pair of three, with a hub");
 }
 
 #[test]

@@ -11,12 +11,10 @@ pub struct Row {
     pub hears: NodeSet,
     /// It has just started and cannot have heard everybody.
     pub joining: bool,
+    /// And has not heard this node since.
+    pub new_here: bool,
     /// It hears this node, as lately as [`super::Peer`] asks for.
     pub hears_this: bool,
-    /// Whom it leaves out of its view.
-    pub excludes: NodeSet,
-    /// It has stepped out.
-    pub fenced: bool,
 }
 
 /// What [`agree`] finds.
@@ -26,8 +24,10 @@ pub struct Agreement {
     pub view: Option<NodeSet>,
     /// Candidates that were left out.
     pub excluded: NodeSet,
-    /// Who hears whom among the candidates.
+    /// Who hears whom among those that are known.
     pub links: Links,
+    /// Some of them does not talk with another.
+    pub divided: bool,
 }
 
 /// All that is known at one node.
@@ -39,8 +39,12 @@ pub struct Ears {
     pub joining: bool,
     /// The peers it hears, with their rows.
     pub heard: BTreeMap<NodeId, Row>,
+    /// Of which others it is told, and whom these hear.
+    pub told: BTreeMap<NodeId, NodeSet>,
     /// Peers that have said lately that they are no members.
     pub gone: NodeSet,
+    /// Peers of which others have been telling nothing new for the detection time.
+    pub silent: NodeSet,
 }
 
 /// Who hears whom, as far as one node knows.
@@ -87,37 +91,44 @@ impl Links {
     }
 }
 
-/// The view this node belongs to, or `None` if it must step out because others cannot hear it.
+/// The view this node belongs to, or `None` if it must step out.
 ///
-/// Candidates are this node, the peers it hears, and those that a peer hears although this node does not (one that only this node cannot
-/// hear is not dead), unless a settled peer leaves that one out. Of a candidate that is not heard here nothing else is known; it counts as hearing everybody. Of the candidates
-/// [`Links::settle`] leaves the view. What this node cannot see, a peer between it and the others can: a settled peer that leaves this node
-/// out has the last word.
+/// Known are this node, the peers it hears, those of which it is told, and those that a settled peer hears; of the last nothing else is known,
+/// and they count as hearing everybody. What any of them says comes, from one to the other, to all that can be reached by ways that work, if
+/// only in one direction. So nodes that reach each other know the same: they form a *circle*, and [`Links::settle`] leaves the same view of it at
+/// each of them. A circle that only hears another one, and is not heard there, cannot agree with it and cannot be known to it: it steps out
+/// ([`Ways::gives_way`]).
 pub fn agree(ears: &Ears) -> Agreement {
-    // A peer that is joining, or that this joining node has not yet reached, is no candidate until both hear each other.
-    let settled = |row: &Row| row.hears_this || !(row.joining || ears.joining);
+    // A peer that is joining, or that this joining node has not yet reached, is no candidate until both hear each other; from then on it is one.
+    let settled = |row: &Row| row.hears_this || !(row.new_here || ears.joining);
     let rows: BTreeMap<NodeId, Row> = ears
         .heard
         .iter()
         .filter(|(_, r)| settled(r))
         .map(|(n, r)| (*n, *r))
         .collect();
-    let mut candidates: NodeSet = rows.keys().copied().collect();
-    let settled = || rows.values().filter(|row| row.hears_this && !row.joining);
-    let left_out = settled().fold(0, |bits, row| bits | row.excludes.bits());
-    let left_out = NodeSet::from_bits(left_out | ears.gone.bits());
-    for row in settled() {
-        let unheard = row.hears.iter();
-        let unheard = unheard.filter(|n| !ears.heard.contains_key(n) && !left_out.contains(*n));
-        candidates = NodeSet::from_bits(candidates.bits() | unheard.collect::<NodeSet>().bits());
-    }
-    candidates.insert(ears.this);
+    let heard: NodeSet = ears.heard.keys().copied().collect();
+    let told: BTreeMap<NodeId, NodeSet> = ears
+        .told
+        .iter()
+        .filter(|(n, _)| !heard.contains(**n) && !ears.gone.contains(**n))
+        .map(|(n, hears)| (*n, *hears))
+        .collect();
+    let mut known: NodeSet = rows.keys().chain(told.keys()).copied().collect();
+    known.insert(ears.this);
+    let by_settled = rows.values().filter(|row| row.hears_this && !row.joining);
+    let by_settled = by_settled
+        .map(|row| row.hears.bits())
+        .chain(told.values().map(|hears| hears.bits()));
+    let unknown =
+        by_settled.fold(0, |bits, hears| bits | hears) & !heard.bits() & !ears.gone.bits() & !ears.silent.bits();
+    known = NodeSet::from_bits(known.bits() | unknown);
     let joining: NodeSet = rows.iter().filter(|(_, r)| r.joining).map(|(n, _)| *n).collect();
     let mut links = Links::default();
     for (node, row) in &rows {
         // Missing ears of and for a joining node count against nobody but in what concerns this node.
         let mut hears = if row.joining {
-            candidates
+            known
         } else {
             NodeSet::from_bits(row.hears.bits() | joining.bits())
         };
@@ -127,38 +138,76 @@ pub fn agree(ears: &Ears) -> Agreement {
         }
         links.0.insert(*node, hears);
     }
-    links.0.insert(ears.this, ears.heard.keys().copied().collect());
-    let (view, _) = links.settle(candidates);
-    let inside = view.contains(ears.this);
+    for (node, hears) in told {
+        links.0.insert(node, NodeSet::from_bits(hears.bits() | joining.bits()));
+    }
+    links.0.insert(ears.this, heard);
+    let divided = links.is_broken(known);
+    let (view, gives_way) = match divided {
+        false => (known, false),
+        true => {
+            let ways = Ways::of(&links, known);
+            (links.settle(ways.circle(ears.this)).0, ways.gives_way(ears.this))
+        }
+    };
+    let inside = view.contains(ears.this) && !gives_way;
     let view = match inside {
         true => Some(view),
         // A joining node serves nothing and need not step out; it leaves out whom it cannot agree with.
         false if ears.joining => Some([ears.this].into_iter().collect()),
         false => None,
     };
-    let excluded: NodeSet = candidates
-        .iter()
-        .filter(|&n| n != ears.this && !view.is_some_and(|v| v.contains(n)))
-        .collect();
-    // Who has stepped out and is left out by a settled peer is no member, though nothing bad of it is seen here. That is hearsay and not passed
-    // on, or it would go round for ever.
-    let stepped_out = rows.iter().filter(|(_, row)| row.fenced).map(|(n, _)| *n);
-    let stepped_out = stepped_out.collect::<NodeSet>().bits() & left_out.bits();
-    let view = view.map(|view| NodeSet::from_bits(view.bits() & !stepped_out));
-    let told = rows.iter().any(|(n, row)| {
-        row.excludes.contains(ears.this) && row.hears_this && !row.joining && (*n < ears.this || !excluded.contains(*n))
-    });
-    match view {
-        Some(view) if !told || ears.joining => Agreement {
-            view: Some(view),
-            excluded,
-            links,
-        },
-        _ => Agreement {
-            view: None,
-            excluded: NodeSet::EMPTY,
-            links,
-        },
+    let left_out = |n: &NodeId| *n != ears.this && view.is_some_and(|v| !v.contains(*n));
+    Agreement {
+        view,
+        excluded: known.iter().filter(left_out).collect(),
+        links,
+        divided,
+    }
+}
+
+/// By which ways, over however many others, what each node says comes to each.
+struct Ways(BTreeMap<NodeId, NodeSet>);
+
+impl Ways {
+    fn of(links: &Links, nodes: NodeSet) -> Self {
+        let reached = |node: NodeId| {
+            let mut from: NodeSet = [node].into_iter().collect();
+            let mut looked_at = NodeSet::EMPTY;
+            while let Some(next) = from.iter().find(|n| !looked_at.contains(*n)) {
+                looked_at.insert(next);
+                let heard = nodes.iter().filter(|m| links.hears(next, *m));
+                from = NodeSet::from_bits(from.bits() | heard.collect::<NodeSet>().bits());
+            }
+            from
+        };
+        Self(nodes.iter().map(|node| (node, reached(node))).collect())
+    }
+
+    /// Whose word comes to `node`, its own included.
+    fn to(&self, node: NodeId) -> NodeSet {
+        self.0.get(&node).copied().unwrap_or_default()
+    }
+
+    /// The nodes that reach `node` and are reached by it, itself included.
+    fn circle(&self, node: NodeId) -> NodeSet {
+        self.to(node).iter().filter(|n| self.to(*n).contains(node)).collect()
+    }
+
+    /// True if the circle of `node` hears another one that goes on. One deaf node, which cannot know that it is deaf, makes no two or more step out.
+    fn gives_way(&self, node: NodeId) -> bool {
+        let mut nodes: Vec<NodeId> = self.0.keys().copied().collect();
+        nodes.sort_by_key(|n| self.to(*n).len());
+        let mut go_on = NodeSet::EMPTY;
+        for n in nodes {
+            let circle = self.circle(n);
+            let above = NodeSet::from_bits(self.to(n).bits() & !circle.bits());
+            let yields_to = |m: NodeId| go_on.contains(m) && (circle.len() < 2 || self.to(m).len() > 1);
+            if !above.iter().any(yields_to) {
+                go_on.insert(n);
+            }
+        }
+        !go_on.contains(node)
     }
 }
 
@@ -174,8 +223,8 @@ mod tests {
         nodes.iter().map(|&i| n(i)).collect()
     }
 
-    /// What node `this` sees when `broken` are the one-way links (from, to) that do not work, and `told` is what each node excludes.
-    fn ears(this: usize, count: usize, broken: &[(usize, usize)], told: &[NodeSet]) -> Ears {
+    /// What node `this` sees when `broken` are the one-way links (from, to) that do not work.
+    fn ears(this: usize, count: usize, broken: &[(usize, usize)]) -> Ears {
         let hears = |to: usize| -> NodeSet {
             (0..count)
                 .filter(|&from| from != to && !broken.contains(&(from, to)))
@@ -184,34 +233,36 @@ mod tests {
         };
         let heard = hears(this).iter().map(|p| (p, hears(p.index()))).collect::<Vec<_>>();
         let heard = heard.into_iter().map(|(p, row)| {
-            let excludes = told.get(p.index()).copied().unwrap_or_default();
             (
                 p,
                 Row {
                     hears: row,
                     joining: false,
+                    new_here: false,
                     hears_this: row.contains(n(this)),
-                    excludes,
-                    fenced: false,
                 },
             )
         });
+        // What is said goes round.
+        let mut told = set(&[this]);
+        for _ in 0..count {
+            let heard = told.iter().map(|p| hears(p.index()).bits());
+            told = NodeSet::from_bits(heard.fold(told.bits(), |bits, heard| bits | heard));
+        }
+        let direct = hears(this);
+        let told = told.iter().filter(|p| *p != n(this) && !direct.contains(*p));
         Ears {
             this: n(this),
             joining: false,
             heard: heard.collect(),
+            told: told.map(|p| (p, hears(p.index()))).collect(),
             gone: NodeSet::EMPTY,
+            silent: NodeSet::EMPTY,
         }
     }
 
-    /// The views after everybody has told everybody whom it excludes.
     fn all(count: usize, broken: &[(usize, usize)]) -> Vec<Option<NodeSet>> {
-        let first: Vec<NodeSet> = (0..count)
-            .map(|i| agree(&ears(i, count, broken, &[])).excluded)
-            .collect();
-        (0..count)
-            .map(|i| agree(&ears(i, count, broken, &first)).view)
-            .collect()
+        (0..count).map(|i| agree(&ears(i, count, broken)).view).collect()
     }
 
     #[test]
@@ -247,7 +298,7 @@ mod tests {
 
     #[test]
     fn the_hub_is_the_one_that_talks_with_all() {
-        let agreement = agree(&ears(1, 3, &[(0, 1)], &[]));
+        let agreement = agree(&ears(1, 3, &[(0, 1)]));
         let (members, hubs) = agreement.links.settle(set(&[0, 1, 2]));
         assert_eq!((members, hubs), (set(&[0, 1, 2]), set(&[2])));
         assert_eq!(
@@ -283,16 +334,42 @@ mod tests {
     }
 
     #[test]
+    fn every_pattern_of_broken_ways_leaves_views_that_fit_together() {
+        for count in 2..=4 {
+            let ways: Vec<(usize, usize)> = (0..count)
+                .flat_map(|a| (0..count).map(move |b| (a, b)))
+                .filter(|(a, b)| a != b)
+                .collect();
+            for pattern in 0..1_u32 << ways.len() {
+                let broken = ways.iter().enumerate().filter(|(i, _)| pattern & (1 << i) != 0);
+                let broken: Vec<(usize, usize)> = broken.map(|(_, way)| *way).collect();
+                let talk = |a: usize, b: usize| !broken.contains(&(a, b)) && !broken.contains(&(b, a));
+                let views = all(count, &broken);
+                for (i, view) in views.iter().enumerate() {
+                    let Some(view) = view else { continue };
+                    assert!(view.contains(n(i)), "{broken:?}: {views:?}");
+                    for member in view.iter() {
+                        assert_eq!(views[member.index()], Some(*view), "{broken:?}: {views:?}");
+                    }
+                    let others = (0..count).filter(|j| !view.contains(n(*j)) && views[*j].is_some());
+                    others.for_each(|j| assert!(!talk(i, j), "{broken:?}: {views:?}"));
+                }
+                let hub = (0..count).any(|a| (0..count).all(|b| a == b || talk(a, b)));
+                assert!(!hub || views.iter().any(Option::is_some), "{broken:?}: {views:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_joining_node_disturbs_nobody() {
-        let mut ears = ears(0, 3, &[], &[]);
+        let mut ears = ears(0, 3, &[]);
         for (node, row) in &mut ears.heard {
             if *node == n(2) {
                 *row = Row {
                     hears: NodeSet::EMPTY,
                     joining: true,
+                    new_here: true,
                     hears_this: false,
-                    excludes: NodeSet::EMPTY,
-                    fenced: false,
                 };
             } else {
                 row.hears.remove(n(2));

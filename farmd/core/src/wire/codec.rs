@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use crate::api::{ModuleState, Quality};
 use crate::balance::assign::BucketMap;
 use crate::config::MAX_GROUPS;
-use crate::id::{BUCKETS, Epoch, MacAddr, ModuleName, NodeId, NodeSet};
-use crate::wire::heartbeat::{Ack, BucketSet, GroupReport, MapReport, ModuleReport, ParseError};
+use crate::id::{BUCKETS, Epoch, Incarnation, MacAddr, ModuleName, NodeId, NodeSet};
+use crate::wire::heartbeat::{Ack, BucketSet, GroupReport, Hearsay, MapReport, ModuleReport, ParseError};
 
 /// Longest text in a report, in bytes; longer ones are cut.
 pub(super) const MAX_TEXT: usize = 160;
@@ -80,6 +80,15 @@ impl Writer {
         for item in &items[..n] {
             each(self, item);
         }
+    }
+
+    pub(super) fn hearsay(&mut self, h: &Hearsay) {
+        self.u8(h.node.as_u8());
+        self.u8(u8::from(h.joining) | u8::from(h.leaving) << 1);
+        self.u64(h.incarnation.0);
+        self.u64(h.seq);
+        self.u32(h.age_us);
+        self.u64(h.hears.bits());
     }
 
     pub(super) fn module(&mut self, m: &ModuleReport) {
@@ -232,6 +241,20 @@ impl<'a> Reader<'a> {
             return Err(ParseError::Malformed("count"));
         }
         (0..n).map(|_| each(self)).collect()
+    }
+
+    pub(super) fn hearsay(&mut self) -> Result<Hearsay, ParseError> {
+        let node = self.node()?;
+        let flags = self.u8()?;
+        Ok(Hearsay {
+            node,
+            incarnation: Incarnation(self.u64()?),
+            seq: self.u64()?,
+            age_us: self.u32()?,
+            joining: flags & 1 != 0,
+            leaving: flags & 2 != 0,
+            hears: NodeSet::from_bits(self.u64()?),
+        })
     }
 
     pub(super) fn module(&mut self) -> Result<ModuleReport, ParseError> {

@@ -8,9 +8,9 @@
 //!  0                   1                   2                   3
 //!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 //! +-------+-------+-------+-------+---------------+---------------+
-//! |  'F'     'A'     'R'     'M'  |  version = 2  |    sender     |
+//! |  'F'     'A'     'R'     'M'  |  version = 3  |    sender     |
 //! +---------------+---------------+---------------+---------------+
-//! |      lan      |F|L|J|E|R|0 0 0|             beat              |
+//! |      lan      |F|L|J|E|H|R|0 0|             beat              |
 //! +---------------+---------------+-------------------------------+
 //! | incarnation (8) | sequence (8) | cluster digest (8)           |
 //! +---------------------------------------------------------------+
@@ -20,6 +20,9 @@
 //! +---------------------------------------------------------------+
 //! | with E, an echo: node (1), ack (3), kept for microseconds (3) |
 //! +---------------------------------------------------------------+
+//! | with H: n | n x hearsay { node (1), flags (1), incarnation (8),  |
+//! |   sequence (8), age in microseconds (4), hears (8) }          |
+//! +---------------------------------------------------------------+
 //! | n | n x module report                                         |
 //! +---------------------------------------------------------------+
 //! | n | n x requester { vip, address, Ethernet address (6) }      |
@@ -28,7 +31,7 @@
 //! +---------------------------------------------------------------+
 //! ```
 //!
-//! F fenced, L leaving, J joining, E an echo follows, R leaving to return. *beat* counts the datagrams that went to everybody; a *sequence number* begins at a number
+//! F fenced, L leaving, J joining, E an echo follows, H hearsay does, R leaving to return. *beat* counts the datagrams that went to everybody; a *sequence number* begins at a number
 //! that follows from the incarnation, and an *ack* is the low 24 bits of one. Numbers are big endian; a text is its length (1) and UTF-8; an address is 4 or 6 and 4 or 16 bytes. A bucket map travels as runs
 //! `{ owner (1), length - 1 (2) }` or plainly, whichever is shorter. Parsing never panics and accepts nothing that
 //! [`Heartbeat::emit`] could not have written, except for unknown flag bits.
@@ -41,14 +44,14 @@ use serde::{Deserialize, Serialize};
 use crate::api::{ModuleState, Quality};
 use crate::balance::assign::BucketMap;
 use crate::config::MAX_MODULES;
-use crate::id::{BUCKETS, Epoch, Incarnation, MacAddr, ModuleName, NodeId, NodeSet};
+use crate::id::{BUCKETS, Epoch, Incarnation, MAX_NODES, MacAddr, ModuleName, NodeId, NodeSet};
 use crate::wire::auth::ClusterKey;
 use crate::wire::codec::{Reader, Writer};
 
 /// First bytes of every datagram.
 const MAGIC: &[u8; 4] = b"FARM";
 /// Version of this format; another one is refused and counted.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// Most requesters that one heartbeat carries.
 pub const MAX_REQUESTERS: usize = 8;
 
@@ -225,6 +228,25 @@ pub struct Echo {
     pub kept_us: u32,
 }
 
+/// What a node has said of itself, passed on by another one for those that do not hear it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hearsay {
+    /// Who has said it.
+    pub node: NodeId,
+    /// Its start number then.
+    pub incarnation: Incarnation,
+    /// The number of its heartbeat.
+    pub seq: u64,
+    /// Microseconds since the first that passes it on has heard it, the ways between not counted.
+    pub age_us: u32,
+    /// It had just started.
+    pub joining: bool,
+    /// It was about to end.
+    pub leaving: bool,
+    /// Whom it heard.
+    pub hears: NodeSet,
+}
+
 /// A node's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Heartbeat {
@@ -255,6 +277,8 @@ pub struct Heartbeat {
     pub excludes: NodeSet,
     /// To one peer on this lan, in turn.
     pub echo: Option<Echo>,
+    /// What it knows of the others, while some node of which it knows does not hear another.
+    pub hearsay: Vec<Hearsay>,
     /// Its modules.
     pub modules: Vec<ModuleReport>,
     /// Some requesters it knows, in turn.
@@ -308,7 +332,8 @@ impl Heartbeat {
             | u8::from(self.leaving) << 1
             | u8::from(self.joining) << 2
             | u8::from(self.echo.is_some()) << 3
-            | u8::from(self.returning) << 4);
+            | u8::from(!self.hearsay.is_empty()) << 4
+            | u8::from(self.returning) << 5);
         w.u16(self.beat);
         w.u64(self.incarnation.0);
         w.u64(self.seq);
@@ -319,6 +344,9 @@ impl Heartbeat {
             w.u8(echo.node.as_u8());
             w.u24(echo.ack.bits());
             w.u24(echo.kept_us.min(0xff_ffff));
+        }
+        if !self.hearsay.is_empty() {
+            w.list(&self.hearsay, MAX_NODES, Writer::hearsay);
         }
         w.list(&self.modules, MAX_MODULES, Writer::module);
         w.list(&self.requesters, MAX_REQUESTERS, |w, r| {
@@ -349,7 +377,7 @@ impl Heartbeat {
             lan,
             fenced: flags & 1 != 0,
             leaving: flags & 2 != 0,
-            returning: flags & 16 != 0,
+            returning: flags & 32 != 0,
             joining: flags & 4 != 0,
             incarnation: Incarnation(r.u64()?),
             seq: r.u64()?,
@@ -364,6 +392,10 @@ impl Heartbeat {
                     ack: r.ack()?,
                     kept_us: r.u24()?,
                 }),
+            },
+            hearsay: match flags & 16 {
+                0 => Vec::new(),
+                _ => r.list(MAX_NODES, Reader::hearsay)?,
             },
             modules: r.list(MAX_MODULES, Reader::module)?,
             requesters: r.list(MAX_REQUESTERS, |r| {

@@ -32,6 +32,19 @@ fn sample(nodes: usize, with_map: bool) -> Heartbeat {
             ack: Ack::of(7),
             kept_us: 49_000,
         }),
+        hearsay: ids
+            .iter()
+            .filter(|_| with_map)
+            .map(|node| Hearsay {
+                node: *node,
+                incarnation: Incarnation(u64::MAX),
+                seq: 1 << 40,
+                age_us: 249_000,
+                joining: false,
+                leaving: true,
+                hears: NodeSet::from_bits(5),
+            })
+            .collect(),
         modules: vec![ModuleReport {
             name: "web".parse().unwrap(),
             digest: 3,
