@@ -10,7 +10,7 @@ use super::node::Node;
 use super::plane::Bits;
 use super::promises::Breach;
 use super::sim::{Sim, ms};
-use crate::id::BUCKETS;
+use crate::id::{BUCKETS, NodeId};
 
 /// Connections made at a time.
 const AT_A_TIME: usize = 4;
@@ -112,6 +112,31 @@ impl Sim {
         }
     }
 
+    /// True if a request that `from` sends on ends at a node that accepts or keeps it.
+    fn arrives(&self, bucket: usize, mut from: usize) -> bool {
+        for _ in 0..self.nodes.len() {
+            let sender = &self.nodes[from].plane;
+            let Some(to) = sender.owners.owner_at(bucket).map(NodeId::index) else {
+                return false;
+            };
+            let n = &self.nodes[to];
+            let plane = &n.plane;
+            if n.farm.is_none() || self.now >= plane.lease_until {
+                return false;
+            }
+            // What comes from the very node that it would go to is kept.
+            let goes_back = plane.owners.owner_at(bucket).map(NodeId::index) == Some(from);
+            if !plane.sends_on.contains(bucket) || goes_back {
+                return plane.open.contains(bucket)
+                    || plane.keeps.contains(bucket)
+                    || plane.takes.contains(bucket)
+                    || goes_back;
+            }
+            from = to;
+        }
+        false
+    }
+
     /// If all changes are planned, a connection request for any bucket is accepted or kept, and packets of every connection get to their server.
     pub(super) fn check_no_gap(&self) -> Result<(), Breach> {
         if !self.planned {
@@ -123,17 +148,10 @@ impl Sim {
             taken.add(&n.plane.open);
             taken.add(&n.plane.keeps);
         }
-        let at_owner = |bucket: usize, n: &Node| {
-            let owner = n.plane.owners.owner_at(bucket).map(|owner| &self.nodes[owner.index()]);
-            owner
-                .filter(works)
-                .is_some_and(|o| o.plane.open.contains(bucket) || o.plane.takes.contains(bucket))
-        };
-        for n in self.nodes.iter().filter(works) {
-            let arrives = n.plane.sends_on.without(&taken);
-            arrives
-                .iter()
-                .filter(|bucket| at_owner(*bucket, n))
+        for (i, n) in self.nodes.iter().enumerate().filter(|(_, n)| works(n)) {
+            let sent = n.plane.sends_on.without(&taken);
+            sent.iter()
+                .filter(|bucket| self.arrives(*bucket, i))
                 .for_each(|bucket| taken.insert(bucket));
         }
         let missing = BUCKETS - taken.len();
