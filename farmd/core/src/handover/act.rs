@@ -64,7 +64,7 @@ impl Handover {
         self.shut = true;
         self.draining = closed == Closed::Draining;
         self.pending = None;
-        self.behind = None;
+        self.behind = Some(None);
         self.leaving = BucketSet::default();
         outcome.plan_changed = true;
         outcome.send = true;
@@ -129,6 +129,12 @@ impl Handover {
                 to: moved::heirs(&map, lost.iter()),
             });
             self.close(&lost);
+            outcome.plan_changed = true;
+        }
+        // Who gives up a bucket hands on what comes for it. A data plane that does not work with this node's last map may not even know the module.
+        let gains = || (0..BUCKETS).any(|i| map.owns(self.this, i) && !self.open.contains(i));
+        if self.behind.is_some() && gains() {
+            self.closing = Some(None);
             outcome.plan_changed = true;
         }
         // An earlier release that the data plane has not confirmed yet has to be waited for too.

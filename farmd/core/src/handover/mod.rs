@@ -190,7 +190,7 @@ pub struct Handover {
     /// Closed here, and not yet open where they go: what comes for them is kept, and sent on after the commit.
     leaving: BucketSet,
     pending: Option<Pending>,
-    /// The data plane may still have open what is closed here until it works with this plan.
+    /// The data plane may still have open what is closed here, or not know what it is to be handed, until it works with this plan.
     closing: Option<Awaited>,
     /// The data plane works with the committed map once it works with this plan.
     behind: Option<Awaited>,
