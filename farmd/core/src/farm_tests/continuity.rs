@@ -127,10 +127,7 @@ impl Sim {
             // What comes from the very node that it would go to is kept.
             let goes_back = plane.owners.owner_at(bucket).map(NodeId::index) == Some(from);
             if !plane.sends_on.contains(bucket) || goes_back {
-                return plane.open.contains(bucket)
-                    || plane.keeps.contains(bucket)
-                    || plane.takes.contains(bucket)
-                    || goes_back;
+                return plane.takes;
             }
             from = to;
         }

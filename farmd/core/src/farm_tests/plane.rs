@@ -67,8 +67,8 @@ pub struct Plane {
     pub keeps: Bits,
     /// Buckets whose connection requests are sent on to their owner in `owners`.
     pub sends_on: Bits,
-    /// Buckets whose connection requests are kept if a member has sent them on.
-    pub takes: Bits,
+    /// Whatever a member sends on is kept: the module is known.
+    pub takes: bool,
     /// The map of the plan.
     pub owners: BucketMap,
     /// Buckets of connections on this host, and when the last of these ends.
@@ -93,7 +93,7 @@ impl Plane {
             draining: Bits::NONE,
             keeps: Bits::NONE,
             sends_on: Bits::NONE,
-            takes: Bits::NONE,
+            takes: false,
             owners: BucketMap::default(),
             flows: BTreeMap::new(),
             told: BucketSet::default(),
@@ -123,16 +123,13 @@ impl Plane {
             }
             // As `balance::decide` has it for a connection request.
             self.owners.clone_from(&plan.owners);
-            for i in (0..BUCKETS).filter(|i| !self.open.contains(*i)) {
+            for i in plan.leaving.iter().filter(|i| !self.open.contains(*i)) {
                 match plan.owners.owner_at(i).filter(|owner| *owner != this) {
-                    Some(_) if plan.leaving.contains(i) => self.sends_on.insert(i),
-                    None if plan.leaving.contains(i) => self.keeps.insert(i),
-                    _ => {}
-                }
-                if !plan.leaving.contains(i) {
-                    self.takes.insert(i);
+                    Some(_) => self.sends_on.insert(i),
+                    None => self.keeps.insert(i),
                 }
             }
+            self.takes = true;
         }
         before.without(&self.open)
     }
@@ -144,7 +141,7 @@ impl Plane {
         self.draining = Bits::NONE;
         self.keeps = Bits::NONE;
         self.sends_on = Bits::NONE;
-        self.takes = Bits::NONE;
+        self.takes = false;
     }
 
     /// Buckets that are not open here and have connections at `now`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::Epoch;
+use crate::id::{Epoch, NodeId};
 use crate::wire::heartbeat::BucketSet;
 
 use super::{Handover, Outcome, Surroundings};
@@ -13,10 +13,10 @@ impl Handover {
         if self.leaving.is_empty() {
             return;
         }
-        let owners = self.map.owners();
+        let owns = |node: NodeId| self.map.owners().contains(node);
         // Any of them may be an entry node that gives to this node what is no longer its.
         let behind = around.peers.iter().any(|(node, p)| {
-            let counts = p.eligible && !p.fenced && (owners.contains(*node) || p.report.committed > Epoch::default());
+            let counts = p.eligible && !p.fenced && (p.report.committed > Epoch::default() || owns(*node));
             counts && (p.report.committed < self.known || p.report.behind)
         });
         let on_its_way = |i: &usize| match self.map.owner_at(*i) {

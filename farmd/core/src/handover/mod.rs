@@ -248,10 +248,7 @@ impl Handover {
             self.watch_holders(around, &mut outcome);
             self.watch_leaving(around, &mut outcome);
             // Connections that were found where none were known, by a farmd that has been restarted under them.
-            outcome.plan_changed |= self
-                .held
-                .iter()
-                .any(|i| !self.held_planned.contains(i) && !self.open.contains(i));
+            outcome.plan_changed |= !self.held.is_within(&self.held_planned, &self.open);
         }
         outcome
     }

@@ -97,6 +97,12 @@ impl BucketSet {
         self.0.iter().map(|b| b.count_ones() as usize).sum()
     }
 
+    /// True if all of these are in `one` or `other`.
+    pub fn is_within(&self, one: &Self, other: &Self) -> bool {
+        let sets = self.0.iter().zip(one.0.iter().zip(other.0.iter()));
+        sets.fold(0, |outside, (bits, (one, other))| outside | bits & !one & !other) == 0
+    }
+
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|&b| b == 0)
