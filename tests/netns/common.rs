@@ -9,7 +9,7 @@ use std::time::Duration;
 use farm_core::api::history::HistoryEntry;
 use farm_core::api::{ModuleState, ModuleStatus, NodeModuleStatus};
 use farm_lab::process::{Finished, run_limited};
-use farm_lab::{Lab, LabConfig, MODULE, ModuleText, Node, wait_until};
+use farm_lab::{Lab, LabConfig, MODULE, ModuleText, Node, VIP, wait_until};
 
 /// A farm whose daemons run and whose module, changed by `change`, is installed and configured, not started.
 pub fn configured(config: LabConfig, change: impl Fn(&Node, ModuleText) -> ModuleText) -> Lab {
@@ -138,8 +138,8 @@ pub fn program(name: &str) -> PathBuf {
     farm_lab::binaries().expect("they are built").join(name)
 }
 
-/// A counter of a node's daemon.
-pub fn counter(node: &Node, name: &str) -> u64 {
+/// All counters of a node's daemon.
+pub fn metrics(node: &Node) -> BTreeMap<String, u64> {
     let mut socket = UnixStream::connect(node.dirs().run.join("farmd.sock")).expect("farmd answers");
     socket
         .write_all(b"GET /v1/metrics HTTP/1.1\r\nHost: farmd\r\nConnection: close\r\n\r\n")
@@ -147,10 +147,14 @@ pub fn counter(node: &Node, name: &str) -> u64 {
     let mut answer = String::new();
     socket.read_to_string(&mut answer).expect("an answer");
     let (from, to) = (answer.find('{').expect("JSON"), answer.rfind('}').expect("JSON"));
-    let counters: BTreeMap<String, u64> = serde_json::from_str(&answer[from..=to]).expect("JSON");
-    *counters
-        .get(name)
-        .unwrap_or_else(|| panic!("no {name} in {counters:?}"))
+    serde_json::from_str(&answer[from..=to]).expect("JSON")
+}
+
+/// A counter of a node's daemon.
+pub fn counter(node: &Node, name: &str) -> u64 {
+    let counters = metrics(node);
+    let counter = counters.get(name);
+    *counter.unwrap_or_else(|| panic!("no {name} in {counters:?}"))
 }
 
 /// All that `node` remembers.
@@ -159,4 +163,29 @@ pub fn history(node: &Node) -> Vec<HistoryEntry> {
         .farm_ok(&["history", "--json", "-n", "10000"])
         .expect("the node has a history");
     serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}: {json}"))
+}
+
+/// What a node's data plane has counted.
+pub fn frames_of(node: &Node) -> String {
+    let counts = metrics(node).into_iter();
+    let told =
+        counts.filter(|(name, count)| (name.starts_with("frames_") || name.starts_with("dataplane_")) && *count > 0);
+    let told: Vec<String> = told.map(|(name, count)| format!("{name} {count}")).collect();
+    format!("{}: {}", node.name(), told.join(", "))
+}
+
+/// The Ethernet address that the client uses for the VIP now, and whose it is.
+pub fn entry_of(lab: &Lab) -> (String, Option<&str>) {
+    let shown = lab
+        .client
+        .space()
+        .command("ip")
+        .args(["neigh", "show", &VIP.to_string()])
+        .output();
+    let shown = String::from_utf8_lossy(&shown.expect("ip runs").stdout).into_owned();
+    let owner = lab
+        .nodes
+        .iter()
+        .find(|node| shown.contains(&node.mac().expect("an address")));
+    (shown.trim().to_owned(), owner.map(Node::name))
 }

@@ -10,7 +10,7 @@ use farm_lab::probe::{ProbeConfig, Prober};
 use farm_lab::wire::Watcher;
 use farm_lab::{Group, Lab, LabConfig, MODULE, Mode, Node, VIP};
 
-use crate::common::{counter, history};
+use crate::common::{counter, entry_of, frames_of, history};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
@@ -44,29 +44,6 @@ fn probing(lab: &Lab) -> Prober {
 
 fn sent_again(lab: &Lab) -> u64 {
     lab.client.requests_sent_again().expect("the kernel counts")
-}
-
-/// The Ethernet address that the client uses for the VIP now, and whose it is.
-fn entry_of(lab: &Lab) -> (String, Option<&str>) {
-    let shown = lab
-        .client
-        .space()
-        .command("ip")
-        .args(["neigh", "show", &VIP.to_string()])
-        .output();
-    let shown = String::from_utf8_lossy(&shown.expect("ip runs").stdout).into_owned();
-    let owner = lab
-        .nodes
-        .iter()
-        .find(|node| shown.contains(&node.mac().expect("an address")));
-    (shown.trim().to_owned(), owner.map(Node::name))
-}
-
-/// What a node has recorded and done with it.
-fn story(node: &Node) -> String {
-    let one = |what: &str| format!("{what} {}", counter(node, &format!("dataplane_replay_{what}")));
-    let all = ["recorded", "accepted", "sent_on", "expired", "overflow"].map(one);
-    format!("{}: {}", node.name(), all.join(", "))
 }
 
 /// How long the buckets of the node that was cut had nobody, by the longest memory of the others.
@@ -130,7 +107,7 @@ fn crashes(mode: Mode, affinity: &'static str) {
         );
         if unserved <= IN_TIME {
             in_time += 1;
-            let told: Vec<String> = others.iter().map(|node| story(node)).collect();
+            let told: Vec<String> = others.iter().map(|node| frames_of(node)).collect();
             let first: Vec<&&&Record> = wrong.iter().take(3).collect();
             assert!(
                 wrong.is_empty(),

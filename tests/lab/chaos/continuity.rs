@@ -1,6 +1,6 @@
 //! Established connections through everything that can be done to a farm in order, several things at a time, and through a crash.
 //!
-//! A crowd of connections is held from four clients while every node is stopped and started, its daemon restarted, drained and given other weights, two nodes
+//! A crowd of connections is held from four clients while every node is stopped and started, its daemon restarted in place and anew, drained and given other weights, two nodes
 //! at a time. A change that ends the application or its address on a node ends that node's own connections; every other end is a broken
 //! promise, and so is a wrong byte anywhere.
 
@@ -31,6 +31,7 @@ enum Act {
     StopStart,
     Restart,
     KillDaemon,
+    Reload,
     Drain,
     Weight,
     Crash,
@@ -42,6 +43,7 @@ impl Act {
             Self::StopStart => "module stopped and started",
             Self::Restart => "farmd stopped in order and started",
             Self::KillDaemon => "farmd killed (-9) and started",
+            Self::Reload => "farmd restarted in place",
             Self::Drain => "drained and undrained",
             Self::Weight => "weight 3, then as before",
             Self::Crash => "power cut",
@@ -52,7 +54,7 @@ impl Act {
     const fn ends_own(self) -> bool {
         match self {
             Self::StopStart | Self::Restart | Self::KillDaemon | Self::Crash => true,
-            Self::Drain | Self::Weight => false,
+            Self::Reload | Self::Drain | Self::Weight => false,
         }
     }
 
@@ -60,6 +62,7 @@ impl Act {
     const fn verb(self) -> &'static str {
         match self {
             Self::StopStart | Self::Restart | Self::KillDaemon | Self::Crash => "start",
+            Self::Reload => "reload",
             Self::Drain => "drain",
             Self::Weight => "weight",
         }
@@ -85,6 +88,7 @@ impl Act {
                 std::thread::sleep(breath);
                 rig.start_again(node)?;
             }
+            Self::Reload => node.farm_ok(&["reload"]).map(drop)?,
             Self::Drain => {
                 node.farm_ok(&["drain", node.name(), "-m", MODULE, "--no-wait"])?;
                 std::thread::sleep(breath);
@@ -133,7 +137,7 @@ pub fn run(seed: u64, connections: usize, on: usize, say: Progress<'_>) -> Resul
         ..RigConfig::new(3, PROFILES[0])
     })?;
     let known = |acts: &[Act]| -> Vec<Act> { acts.iter().copied().filter(|act| rig.knows(act.verb())).collect() };
-    let gentle = known(&[Act::Drain, Act::Weight]);
+    let gentle = known(&[Act::Reload, Act::Drain, Act::Weight]);
     let numbers: Vec<NodeNumber> = (1..=rig.lab.nodes.len().min(on) as NodeNumber).collect();
     let mut random = Random::new(seed);
     let phases = [
@@ -167,7 +171,7 @@ pub fn run(seed: u64, connections: usize, on: usize, say: Progress<'_>) -> Resul
     outcome.tables.push(kinds);
     acts_table(&mut outcome, &lives, &deeds);
     resets(&mut outcome, &lives, &deeds);
-    let left_out: Vec<&str> = [Act::Drain, Act::Weight]
+    let left_out: Vec<&str> = [Act::Reload, Act::Drain, Act::Weight]
         .into_iter()
         .filter(|act| !gentle.contains(act))
         .map(Act::name)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use farm_core::api::{ModuleState, Quality, Reply};
 use farm_core::config::ModuleConfig;
 use farm_core::farm;
+use farm_core::handover::Handover;
 use farm_core::id::ModuleName;
 use farm_core::module::state::{ModuleAction, ModuleEvent, ModuleMachine, Script};
 use tokio::sync::mpsc::UnboundedSender;
@@ -16,6 +17,9 @@ use super::share::{ShareWaiting, StopDrain};
 use crate::effect::Effect;
 use crate::host::HostVip;
 use crate::script::ScriptRequest;
+
+/// How long a stop leaves the application to requests that were under way when the others took over, if it is given no time by `drain`.
+const LAST_REQUESTS: Duration = Duration::from_millis(200);
 
 /// Who waits for a module to come to rest.
 #[derive(Debug)]
@@ -39,6 +43,8 @@ pub(super) struct LocalModule {
     pub(super) open: bool,
     /// It has closed traffic and waits until no bucket is left here.
     pub(super) leaving: bool,
+    /// Since when no bucket is left here.
+    pub(super) left_at: Option<Duration>,
     pub(super) waiting: Vec<Waiting>,
     /// The application is being stopped although buckets may still be open here.
     pub(super) shut: bool,
@@ -64,6 +70,7 @@ impl LocalModule {
             vips: Vec::new(),
             open: false,
             leaving: false,
+            left_at: None,
             waiting: Vec::new(),
             shut: false,
             busy: false,
@@ -179,6 +186,7 @@ impl Node {
                 ModuleAction::CloseTraffic => {
                     module.open = false;
                     module.leaving = true;
+                    module.left_at = None;
                     continue;
                 }
                 ModuleAction::Log { level, text } => {
@@ -277,15 +285,23 @@ impl Node {
             return;
         }
         // The farm must have heard of the leave before it can have happened.
-        self.report_modules(self.now());
+        let now = self.now();
+        self.report_modules(now);
         for name in names {
-            let ready = self.modules.get(&name).is_some_and(|m| m.machine.ready());
-            if !ready && self.farm.is_handed_over(&name) {
-                if let Some(module) = self.modules.get_mut(&name) {
-                    module.leaving = false;
-                }
-                self.tell(&name, ModuleEvent::HandoverDone);
+            let Some(module) = self.modules.get_mut(&name) else {
+                continue;
+            };
+            if module.machine.ready() || !self.farm.is_handed_over(&name) {
+                continue;
             }
+            let groups = module.config.vip.as_ref().map_or(0, |v| v.groups.len());
+            let held = |group| self.farm.group(&name, group).map_or(0, Handover::held_connections);
+            let left_at = *module.left_at.get_or_insert(now);
+            if now < left_at + LAST_REQUESTS && (0..groups).any(|group| held(group) > 0) {
+                continue;
+            }
+            module.leaving = false;
+            self.tell(&name, ModuleEvent::HandoverDone);
         }
     }
 
