@@ -53,7 +53,7 @@ pub enum Reason {
     NoOwner,
     /// Bucket is changing hands, from or to this node.
     Opening,
-    /// Bucket was this node's until just now: sent on to its new owner.
+    /// Bucket was this node's until just now: sent on to its new owner, or, if that has sent it, kept until that works.
     HandedOver,
 }
 
@@ -317,7 +317,7 @@ fn only_from_outside(vip: &VipPlan, packet: &Packet, decision: Decision) -> Deci
             if !decision.forward.contains(*sender) {
                 return decision;
             }
-            (Verdict::Hold, Reason::Opening, NodeSet::EMPTY)
+            (Verdict::Hold, Reason::HandedOver, NodeSet::EMPTY)
         }
         Some(_) => (decision.verdict, decision.reason, NodeSet::EMPTY),
     };

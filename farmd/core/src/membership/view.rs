@@ -97,7 +97,7 @@ impl Links {
 /// and they count as hearing everybody. What any of them says comes, from one to the other, to all that can be reached by ways that work, if
 /// only in one direction. So nodes that reach each other know the same: they form a *circle*, and [`Links::settle`] leaves the same view of it at
 /// each of them. A circle that only hears another one, and is not heard there, cannot agree with it and cannot be known to it: it steps out
-/// ([`Ways::gives_way`]).
+/// (`Ways::gives_way`).
 pub fn agree(ears: &Ears) -> Agreement {
     // A peer that is joining, or that this joining node has not yet reached, is no candidate until both hear each other; from then on it is one.
     let settled = |row: &Row| row.hears_this || !(row.new_here || ears.joining);

@@ -40,6 +40,14 @@ const HANDSHAKE: Duration = Duration::from_secs(1);
 /// Most handshakes remembered; the oldest goes first.
 const MAX_HALF_OPEN: usize = 1 << 16;
 
+/// A frame that is kept.
+#[derive(Debug)]
+struct Held {
+    since: Instant,
+    why: Reason,
+    bytes: Vec<u8>,
+}
+
 /// What judging a frame needs; apart from the interfaces, so that a ring can be read while it is used.
 #[derive(Debug)]
 pub struct Judge {
@@ -57,7 +65,7 @@ pub struct Judge {
     own_before: Vec<BucketSet>,
     fragments: FragmentTable,
     /// Connection requests, datagrams and echoes that wait for their bucket to open.
-    held: VecDeque<(Instant, Vec<u8>)>,
+    held: VecDeque<Held>,
     /// What was accepted since buckets opened here: those who gave them up send on what this host may have seen itself.
     taken: Taken,
     /// Connections whose request was accepted lately. The kernel may have no entry for one whose handshake is not over: it answers from memory only when
@@ -151,7 +159,7 @@ impl Judge {
             return;
         }
         if decision.verdict == Verdict::Hold {
-            self.hold(now, bytes);
+            self.hold(now, decision.reason, bytes);
         }
         self.counters.judged(decision.reason);
         if !decision.forward.is_empty() {
@@ -232,12 +240,13 @@ impl Judge {
         sort_out(&self.plan, known, &mut HashSet::new())
     }
 
-    fn hold(&mut self, since: Instant, bytes: &[u8]) {
+    fn hold(&mut self, since: Instant, why: Reason, bytes: &[u8]) {
         if self.held.len() >= HOLD {
             self.held.pop_front();
             self.counters.add(Count::HoldFull, 1);
         }
-        self.held.push_back((since, bytes.to_vec()));
+        let bytes = bytes.to_vec();
+        self.held.push_back(Held { since, why, bytes });
         self.counters.add(Count::Held, 1);
     }
 
@@ -245,7 +254,7 @@ impl Judge {
     /// which they are then sent on. Returns the flows of the connection requests that left, one way or the other.
     pub fn judge_held(&mut self, interfaces: &[Interface]) -> BTreeSet<FlowKey> {
         let mut left = BTreeSet::new();
-        for (since, mut bytes) in std::mem::take(&mut self.held) {
+        for Held { since, why, mut bytes } in std::mem::take(&mut self.held) {
             let Some(packet) = Packet::parse(&bytes[VNET..]) else {
                 continue;
             };
@@ -258,7 +267,12 @@ impl Judge {
             let leased = self.lease.holds(now);
             let elsewhere = decision.owner.filter(|owner| *owner != self.plan.this);
             match (decision.verdict, elsewhere) {
-                (Verdict::Hold, _) => self.hold(since, &bytes),
+                // It was kept until the new owner works, which is no longer waited for.
+                (Verdict::Hold, Some(owner)) if leased && why == Reason::HandedOver && decision.reason != why => {
+                    left.extend(replay::flow_of(&packet));
+                    self.send_on(interfaces, &mut bytes, owner);
+                }
+                (Verdict::Hold, _) => self.hold(since, decision.reason, &bytes),
                 (Verdict::Accept, _) if leased => {
                     left.extend(replay::flow_of(&packet));
                     self.accept_first(now, &packet, &decision, &mut bytes);

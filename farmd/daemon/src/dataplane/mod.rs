@@ -5,13 +5,13 @@
 //! [`Lease`] it drops every VIP frame, so that a daemon that hangs takes nothing others have taken over.
 
 pub mod arp;
-mod change;
+pub mod change;
 pub mod connections;
 pub mod judge;
-mod lister;
+pub mod lister;
 pub mod raw;
 pub mod replay;
-mod taken;
+pub mod taken;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
