@@ -141,7 +141,10 @@ pub fn run(seed: u64, connections: usize, on: usize, say: Progress<'_>) -> Resul
     let numbers: Vec<NodeNumber> = (1..=rig.lab.nodes.len().min(on) as NodeNumber).collect();
     let mut random = Random::new(seed);
     let phases = [
-        ("drains and weights", plan(&mut random, &gentle, &numbers)),
+        (
+            "restarts in place, drains, weights",
+            plan(&mut random, &gentle, &numbers),
+        ),
         (
             "stops and restarts",
             plan(&mut random, &[Act::StopStart, Act::Restart, Act::KillDaemon], &numbers),
