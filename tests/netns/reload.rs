@@ -6,9 +6,9 @@ use std::time::Duration;
 use farm_core::api::exit;
 use farm_lab::hold::{HoldConfig, Holder};
 use farm_lab::probe::{ProbeConfig, Prober};
-use farm_lab::{Lab, LabConfig, MODULE, Mode, Node, VIP};
+use farm_lab::{Lab, LabConfig, MODULE, Mode, Node, VIP, wait_until};
 
-use crate::common::{counter, mentions};
+use crate::common::{counter, mentions, own_row};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
@@ -111,4 +111,37 @@ fn reload_is_refused_while_a_module_is_on_its_way_and_a_stopped_one_stays_stoppe
     assert_eq!(told.code, Some(i32::from(exit::REFUSED)), "{told:?}");
     mentions(&told.stderr, &["another farmd would not start", "cluster.xml"]);
     assert_eq!(incarnation(node), before);
+}
+
+/// The deadline of a drain is kept through the restart: what is left then is reset, and nothing before.
+#[test]
+fn reload_during_a_drain_keeps_its_connections_and_its_deadline() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    let holder = Holder::start(&lab.client, HoldConfig::new(WEB, 30)).expect("connections can be held");
+    holder.wait_rounds(2, Duration::from_secs(30)).expect("they go on");
+    let node = &lab.nodes[1];
+    node.farm_ok(&["drain", "node2", "--timeout", "12s", "--no-wait"])
+        .expect("a drain");
+    let held = || {
+        own_row(node, MODULE)
+            .shares
+            .iter()
+            .map(|share| share.draining)
+            .sum::<u32>()
+    };
+    let wait = |what: &str, check: &dyn Fn(u32) -> bool| {
+        wait_until(Duration::from_secs(30), what, || check(held()).then_some(()))
+            .unwrap_or_else(|e| panic!("{e}: {}", held()));
+    };
+    wait("connections that are left", &|held| held > 0);
+    let told = node.farm(&["reload"]).expect("farm runs");
+    assert!(told.ok(), "{told:?}");
+    mentions(&own_row(node, MODULE).why, &["drained by root"]);
+    wait("the connections to be found again", &|held| held > 0);
+    holder.wait_rounds(1, Duration::from_secs(30)).expect("they go on");
+    wait("the deadline", &|held| held == 0);
+    let broken = holder.stop().expect("the holder ends").broken_per_node();
+    assert!(broken.len() == 1 && broken.contains_key("node2"), "{broken:?}");
+    let log = node.farm_ok(&["log", MODULE]).expect("a log");
+    mentions(&log, &["the time is over", "connections were reset"]);
 }

@@ -188,6 +188,9 @@ pub struct Drained {
     pub by: String,
     /// Seconds since 1970.
     pub since: u64,
+    /// When what is left of its connections is reset, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
 }
 
 /// The cluster as seen by one node.

@@ -228,6 +228,7 @@ impl Node {
         for resumed in parts.resumed {
             node.resume(resumed);
         }
+        node.resume_drains();
         node
     }
 

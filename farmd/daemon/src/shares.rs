@@ -91,6 +91,7 @@ mod tests {
             drained: Some(Drained {
                 by: "root on s1".into(),
                 since: 1_795_000_000,
+                until: None,
             }),
         }
     }

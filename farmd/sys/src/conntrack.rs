@@ -4,14 +4,13 @@
 //! does not see them; then the host's conntrack entry stands for the socket. The raw data plane asks at a change of the map.
 //! It never changes an entry and keeps no copy of the table.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::netlink_message::{Batch, Channel, Dump, NLM_F_DUMP, NLM_F_REQUEST, array, attribute};
+use crate::netlink_message::{Batch, Channel, Dump, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, array, attribute};
 use crate::sockopt;
 
 /// `linux/netfilter/nfnetlink.h`
@@ -19,6 +18,8 @@ const SUBSYSTEM: u16 = 1;
 
 // linux/netfilter/nfnetlink_conntrack.h
 const GET: u16 = 1;
+const GET_STATS: u16 = 5;
+const GLOBAL_ENTRIES: u16 = 1;
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const STATUS: u16 = 3;
@@ -103,7 +104,7 @@ impl Conntrack {
         let Some(channel) = &mut self.channel else {
             return Ok(Vec::new());
         };
-        if tracks_nothing() {
+        if tracks_nothing(channel).map_err(|error| sockopt::context(&error, "number of tracked connections"))? {
             return Ok(Vec::new());
         }
         let mut found = Vec::new();
@@ -129,10 +130,20 @@ impl Conntrack {
     }
 }
 
-/// True if the kernel says that the thread's network namespace has no entry: a dump would walk the table of the whole host to find that out.
-fn tracks_nothing() -> bool {
-    let count = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
-    count.is_ok_and(|count| count.trim() == "0")
+/// True if the kernel says that it tracks nothing here: a dump would walk the table of the whole host to find that out.
+fn tracks_nothing(channel: &mut Channel) -> io::Result<bool> {
+    let sequence = channel.next_sequence();
+    let mut batch = Batch::default();
+    let flags = NLM_F_REQUEST | NLM_F_ACK;
+    batch.message(SUBSYSTEM << 8 | GET_STATS, flags, sequence, |body| {
+        body.put(&[0; GENERIC_HEADER]);
+    });
+    let mut entries = None;
+    channel.dump(&batch, sequence, |answer| {
+        let attributes = answer.get(GENERIC_HEADER..).unwrap_or_default();
+        entries = attribute(attributes, GLOBAL_ENTRIES).and_then(|value| array(value, 0));
+    })?;
+    Ok(entries.map(u32::from_be_bytes) == Some(0))
 }
 
 /// Hands every entry of a family whose destination is translated to `f`.

@@ -124,6 +124,7 @@ fn what_was_drained_before_is_neither_drained_nor_undrained() {
                 drained: drained.then(|| Drained {
                     by: "root".into(),
                     since: 0,
+                    until: None,
                 }),
             },
             ..share.clone()

@@ -311,6 +311,11 @@ impl Handover {
         self.leaving.is_empty()
     }
 
+    /// True if the data plane works with the map known here, and has counted connections by it.
+    pub fn is_at_work(&self) -> bool {
+        self.behind.is_none()
+    }
+
     /// Connections in buckets that this node does not own.
     pub fn held_connections(&self) -> u32 {
         self.held_connections

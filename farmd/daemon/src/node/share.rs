@@ -154,15 +154,17 @@ impl Node {
                 format!("no other node serves group {group} of module {module}; with --force nobody does"),
             ));
         }
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let since = seconds_since_1970();
         for target in &targets {
             let mut setting = self.desk.shares.get(&target.module, &target.group);
             match verb {
-                ShareVerb::Drain(_) => {
-                    setting.drained.get_or_insert_with(|| Drained {
+                ShareVerb::Drain(r) => {
+                    let drained = setting.drained.get_or_insert_with(|| Drained {
                         by: by.to_owned(),
                         since,
+                        until: None,
                     });
+                    drained.until = Some(since.saturating_add(r.timeout_ms.div_ceil(1000)));
                 }
                 ShareVerb::Undrain(_) => setting.drained = None,
                 ShareVerb::Weight(r) => setting.weight = r.weight,
@@ -202,6 +204,37 @@ impl Node {
             shares: self.desk.shares.clone(),
         });
         Ok(())
+    }
+
+    /// Goes on with the drains that a farmd before this one has begun: what is left at their deadlines is reset.
+    pub(super) fn resume_drains(&mut self) {
+        let now = self.now();
+        let clock = seconds_since_1970();
+        for target in self.targets(&ShareScope::default()).unwrap_or_default() {
+            let setting = self.desk.shares.get(&target.module, &target.group);
+            let Some(Drained {
+                by, until: Some(until), ..
+            }) = setting.drained
+            else {
+                continue;
+            };
+            self.desk.last_job += 1;
+            self.desk.jobs.push(Job {
+                id: self.desk.last_job,
+                goal: Goal::Drained {
+                    deadline: now + Duration::from_secs(until.saturating_sub(clock)),
+                    reset: Reset::NotYet,
+                },
+                what: format!("drain {} {}", target.module, target.group),
+                targets: vec![target],
+                by,
+                replies: None,
+                wait: false,
+                kept: true,
+                told: String::new(),
+                told_at: now,
+            });
+        }
     }
 
     /// The groups of this node that `scope` means.
@@ -306,4 +339,8 @@ impl Node {
         let left = text::left(connections);
         format!("drained{which} by {} {}; {left}", first.by, text::ago(first.since))
     }
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

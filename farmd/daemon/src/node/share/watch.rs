@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use farm_core::api::{ClientConnections, MAX_CLIENTS, ModuleState, Reply, exit};
+use farm_core::handover::Handover;
 use farm_core::id::ModuleName;
 
 use super::{Goal, Job, MOVE_LIMIT, Reset, Target, text};
@@ -202,7 +203,8 @@ impl Node {
         let Goal::Drained { reset, .. } = &job.goal else {
             return None;
         };
-        if handed && connections == 0 {
+        let counted = targets().all(|t| self.farm.group(&t.module, t.index).is_none_or(Handover::is_at_work));
+        if handed && counted && connections == 0 {
             return Some(Ok(match reset {
                 Reset::Done { result: Ok(count), .. } if *count > 0 => {
                     format!("drained; {count} connections were reset at the end of the time")
