@@ -352,6 +352,8 @@ impl Farm {
         self.leaving = true;
         self.returning = returning;
         self.next_heartbeat = now;
+        // The last word waits for nothing.
+        self.beat_at = now;
         self.turn(now);
     }
 

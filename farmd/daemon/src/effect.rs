@@ -145,10 +145,12 @@ pub enum End {
     Reload,
 }
 
-/// Carries out effects until [`Effect::Exit`].
+/// Carries out effects until [`Effect::Exit`] or [`Effect::LeaveTo`].
 pub struct Executor {
     /// The three folders.
     pub folders: Folders,
+    /// The node's name, if the command line has it.
+    pub named: Option<String>,
     /// The cluster, for checking module files.
     pub cluster: ClusterConfig,
     /// Where answers go.
@@ -271,7 +273,7 @@ impl Executor {
                     self.events.send(Event::HeldReset { job, result });
                 }
                 Effect::CheckReload { by, replies } => {
-                    let result = crate::start::check(&self.folders).map_err(|e| e.to_string());
+                    let result = crate::start::check(&self.folders, self.named.as_deref()).map_err(|e| e.to_string());
                     self.events.send(Event::ReloadChecked { by, replies, result });
                 }
                 Effect::LeaveTo(legacy) => {
@@ -279,8 +281,7 @@ impl Executor {
                         .store(&self.folders.var)
                         .and_then(|()| self.host.leave_to_successor());
                     if let Err(error) = left {
-                        // The successor finds nothing and starts the modules that are to run.
-                        error!("{error}; the modules are started anew");
+                        error!("{error}; the next farmd may find modules that it does not know to be running");
                     }
                     // Whoever asked reads that it is on its way.
                     tokio::time::sleep(ANSWER_TIME).await;

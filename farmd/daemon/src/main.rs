@@ -105,7 +105,7 @@ fn restart(program: std::io::Result<PathBuf>) -> ExitCode {
         }
         Err(error) => format!("own path: {error}"),
     };
-    eprintln!("farmd: cannot restart in place: {error}; start it again, the applications still run");
+    eprintln!("farmd: cannot restart in place: {error}; start it again: its modules start as at a boot");
     ExitCode::from(Exit::Failed as u8)
 }
 

@@ -99,6 +99,8 @@ pub struct Parts {
     pub modules: Vec<(ModuleName, ModuleConfig, bool)>,
     /// Modules whose application runs since before farmd was restarted in place.
     pub resumed: Vec<Resumed>,
+    /// farmd has been restarted in place: no module starts by itself.
+    pub reloaded: bool,
     /// What was set for this node's shares.
     pub shares: Shares,
     /// Things the administrator should know.
@@ -221,7 +223,10 @@ impl Node {
         };
         for (name, config, start) in parts.modules {
             node.adopt(name.clone(), config);
-            if start && let Some(module) = node.modules.get_mut(&name) {
+            if start
+                && !parts.reloaded
+                && let Some(module) = node.modules.get_mut(&name)
+            {
                 module.boot_at = Some(now + module.config.service.boot_delay);
             }
         }

@@ -1,6 +1,6 @@
 //! What a farmd that is restarted in place leaves to its successor: `VAR/reload.json`.
 //!
-//! Owns the file. It is written when nothing is open here any more and read, and removed, by the next start; a boot in between makes it void.
+//! Owns the file. It is written when nothing is open here any more and read, and removed, by the next start; in another process it is void.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,6 +19,8 @@ const FILE: &str = "reload.json";
 pub struct Legacy {
     /// The boot in which it was written; unknown where `/proc` does not tell.
     boot: Option<String>,
+    /// The process that has written it, and that becomes its successor; any other start finds the applications ended.
+    pid: u32,
     /// Modules that are UP, and their resources.
     pub modules: BTreeMap<ModuleName, BTreeMap<String, String>>,
 }
@@ -27,7 +29,8 @@ impl Legacy {
     /// Of these modules, now.
     pub fn new(modules: BTreeMap<ModuleName, BTreeMap<String, String>>) -> Self {
         let boot = boot_id();
-        Self { boot, modules }
+        let pid = std::process::id();
+        Self { boot, pid, modules }
     }
 
     /// Writes it.
@@ -42,7 +45,7 @@ impl Legacy {
         written.map_err(|e| format!("{}: {e}", path.display()))
     }
 
-    /// Reads and removes it; `None` if there is none of this boot.
+    /// Reads and removes it; `None` if there is none for this process.
     ///
     /// # Errors
     /// Which file, and what is wrong with it; it is removed all the same.
@@ -56,8 +59,8 @@ impl Legacy {
         };
         fs::remove_file(&path).map_err(|e| fail(&e))?;
         let legacy: Self = serde_json::from_slice(&bytes).map_err(|e| fail(&e))?;
-        let of_this_boot = legacy.boot == boot_id();
-        Ok(of_this_boot.then_some(legacy))
+        let successor = legacy.boot == boot_id() && legacy.pid == std::process::id();
+        Ok(successor.then_some(legacy))
     }
 }
 
@@ -78,14 +81,14 @@ mod tests {
     }
 
     #[test]
-    fn what_another_boot_has_left_is_void_and_rubbish_is_named() {
+    fn what_another_boot_or_process_has_left_is_void_and_rubbish_is_named() {
         let var = Scratch::new("reload");
-        let legacy = Legacy {
-            boot: Some("another".into()),
-            modules: BTreeMap::new(),
-        };
-        legacy.store(var.path()).unwrap();
-        assert_eq!(Legacy::take(var.path()), Ok(None));
+        let legacy = Legacy::new(BTreeMap::new());
+        let (boot, pid) = (Some("another".into()), std::process::id() + 1);
+        for void in [Legacy { boot, ..legacy.clone() }, Legacy { pid, ..legacy }] {
+            void.store(var.path()).unwrap();
+            assert_eq!(Legacy::take(var.path()), Ok(None));
+        }
         fs::write(var.path().join(FILE), "{").unwrap();
         assert!(Legacy::take(var.path()).unwrap_err().contains(FILE));
         assert_eq!(Legacy::take(var.path()), Ok(None), "it stops no second start");

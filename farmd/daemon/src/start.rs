@@ -135,7 +135,7 @@ pub fn run(options: &Options) -> Result<End, StartError> {
             this,
             key,
             incarnation,
-            legacy,
+            (options.node.clone(), legacy),
             Bound {
                 heartbeats,
                 commands,
@@ -163,10 +163,11 @@ async fn serve(
     this: NodeId,
     key: ClusterKey,
     incarnation: Incarnation,
-    legacy: Option<Legacy>,
+    before: (Option<String>, Option<Legacy>),
     bound: Bound,
 ) -> Result<End, StartError> {
     let failed = |what: &str, e: &dyn fmt::Display| fail(Exit::Failed, format!("{what}: {e}"));
+    let (named, legacy) = before;
     // Before anything is begun that only an orderly end undoes.
     let stop_signals = StopSignals::listen().map_err(|e| failed("signals", &e))?;
     let journal = Journal::start(&folders.var).map_err(|e| failed("module logs", &e))?;
@@ -224,10 +225,12 @@ async fn serve(
     let mut host = Host::new(folders.var.clone(), Arc::clone(&plane))
         .await
         .map_err(|e| failed("netlink", &e))?;
+    let reloaded = legacy.is_some();
     let resumed = resume(legacy, &modules, &mut host).await;
     let (effects, to_do) = tokio::sync::mpsc::unbounded_channel();
     let executor = Executor {
         folders: folders.clone(),
+        named,
         cluster: cluster.clone(),
         events: events.clone(),
         runner: ScriptRunner::new(runtime, folders.clone(), events.clone()),
@@ -261,6 +264,7 @@ async fn serve(
         history,
         modules,
         resumed,
+        reloaded,
         shares,
         warnings,
     });
@@ -292,13 +296,38 @@ async fn serve(
     Ok(end)
 }
 
-/// Whether a farmd could start with these files for the node of this one.
+/// Whether a farmd could start with these files and words as the node of this one, `named` on the command line or not.
 ///
 /// # Errors
 /// What it would end with.
-pub fn check(folders: &Folders) -> Result<(), StartError> {
+pub fn check(folders: &Folders, named: Option<&str>) -> Result<(), StartError> {
     let cluster = read_cluster(&folders.etc)?;
-    find_node(&cluster, Some(&folders.node))?;
+    let this = find_node(&cluster, named)?;
+    let name = cluster.name(this);
+    if name != folders.node {
+        let text = format!(
+            "by its addresses in cluster.xml this host would be {name}, and is {}",
+            folders.node
+        );
+        return Err(fail(Exit::Data, text));
+    }
+    let here: Vec<IpAddr> = interface::interfaces()
+        .into_iter()
+        .flat_map(|i| i.addrs)
+        .map(|(a, _)| a)
+        .collect();
+    let addrs = cluster
+        .lans
+        .iter()
+        .flat_map(|lan| lan.nodes.iter().map(move |(node, addr)| (lan, node, addr)));
+    let mut foreign = addrs.filter(|(_, node, addr)| **node == this && !here.contains(addr));
+    if let Some((lan, _, addr)) = foreign.next() {
+        let text = format!(
+            "{addr} of node {name} (lan {}) is not an address of this host",
+            lan.name
+        );
+        return Err(fail(Exit::Unavailable, text));
+    }
     read_key(&folders.etc).map(drop)
 }
 

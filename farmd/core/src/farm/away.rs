@@ -60,6 +60,11 @@ impl Away {
         self.peers.values().map(|entry| entry.until).min()
     }
 
+    /// Who is away.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.peers.keys().copied()
+    }
+
     /// Buckets of a group in which the absent have connections.
     pub(super) fn held(&self, module: &ModuleName, group: usize) -> BTreeMap<NodeId, &BucketSet> {
         let held = self.peers.iter();

@@ -122,6 +122,11 @@ impl Farm {
             .filter_map(move |(node, macs)| Some((*node, macs[of(macs)?].1.as_slice())))
     }
 
+    /// Nodes that have left to be back at once, and have not yet told anew what they hold.
+    pub fn away(&self) -> impl Iterator<Item = NodeId> {
+        self.away.nodes()
+    }
+
     /// Who is alive.
     pub fn membership(&self) -> &Membership {
         &self.membership

@@ -15,10 +15,11 @@ impl Handover {
         }
         let owns = |node: NodeId| self.map.owners().contains(node);
         // Any of them may be an entry node that gives to this node what is no longer its.
-        let behind = around.peers.iter().any(|(node, p)| {
-            let counts = p.eligible && !p.fenced && (p.report.committed > Epoch::default() || owns(*node));
-            counts && (p.report.committed < self.known || p.report.behind)
-        });
+        let behind = self.behind.is_some()
+            || around.peers.iter().any(|(node, p)| {
+                let counts = p.eligible && !p.fenced && (p.report.committed > Epoch::default() || owns(*node));
+                counts && (p.report.committed < self.known || p.report.behind)
+            });
         let on_its_way = |i: &usize| match self.map.owner_at(*i) {
             None => false,
             Some(owner) if owner == self.this => !self.open.contains(*i),

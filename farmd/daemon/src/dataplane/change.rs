@@ -41,6 +41,17 @@ pub fn of(old: &Plan, new: &Plan) -> Change {
     change
 }
 
+/// True if a bucket is open by `new` that was not by `old`.
+pub fn opens(old: &Plan, new: &Plan) -> bool {
+    let is_open = |state: &BucketState| matches!(state, BucketState::Own | BucketState::Guarded);
+    new.groups.iter().any(|group| {
+        let before = old.groups.iter().find(|g| g.name == group.name);
+        let was_open = |i: usize| before.is_some_and(|g| is_open(&g.states[i]));
+        let mut states = group.states.iter().enumerate();
+        states.any(|(i, state)| is_open(state) && !was_open(i))
+    })
+}
+
 impl Change {
     fn max(self, other: Self) -> Self {
         if self == Self::Nothing { other } else { self }
@@ -133,6 +144,13 @@ mod tests {
         to.groups[0].states[0] = Draining;
         to.groups[0].leaving.insert(0);
         assert_eq!(of(&from, &to), Change::Releases);
+    }
+
+    #[test]
+    fn a_bucket_that_opens_is_seen() {
+        let opens_between = |from: BucketState, to: BucketState| opens(&plan(from, 1, false), &plan(to, 0, false));
+        assert!(opens_between(Foreign, Guarded) && opens_between(Draining, Own));
+        assert!(!opens_between(Guarded, Own) && !opens_between(Own, Draining));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use farm_core::balance::plan::Plan;
 use farm_core::config::L2Mode;
 use farm_core::id::{NodeId, NodeSet};
 use farm_core::wire::heartbeat::BucketSet;
-use farm_core::wire::packet::Packet;
+use farm_core::wire::packet::{L4, Packet};
 use farm_sys::packet_socket::{PacketRing, VNET_HEADER as VNET};
 use tracing::{debug, warn};
 
@@ -99,12 +99,15 @@ impl Judge {
         self.fragments.clear();
         let old = std::mem::replace(&mut self.plan, plan);
         self.own_before = change::own_before(&old, &self.own_before, &self.plan);
-        self.taken.watch(Instant::now());
+        if change::opens(&old, &self.plan) {
+            self.taken.watch(Instant::now());
+        }
         old
     }
 
     /// Forgets what is kept.
     pub fn forget_held(&mut self) {
+        self.counters.add(Count::LeaseEnded, self.held.len() as u64);
         self.held.clear();
     }
 
@@ -113,6 +116,14 @@ impl Judge {
         match interface.ring.stats() {
             Ok((_, drops)) => self.counters.add(Count::RingFull, drops.into()),
             Err(error) => debug!(%error, interface = interface.name, "ring statistics"),
+        }
+    }
+
+    /// Gives up what has been kept for too long; all of it is looked at again with each plan, so that only the oldest need be.
+    pub fn expire_held(&mut self, now: Instant) {
+        while self.held.front().is_some_and(|held| held.since + HOLD_TIME <= now) {
+            self.held.pop_front();
+            self.counters.add(Count::HoldExpired, 1);
         }
     }
 
@@ -172,21 +183,29 @@ impl Judge {
 
     /// To the stack, unless it is the copy of a frame that has been accepted already.
     fn accept_first(&mut self, now: Instant, packet: &Packet, decision: &Decision, bytes: &mut [u8]) {
-        if matches!(decision.reason, Reason::Own | Reason::GuardedNew)
-            && self.taken.is_repeated(now, self.is_handed_on(packet), &bytes[VNET..])
-        {
-            self.counters.add(Count::Repeated, 1);
-            return;
+        if let Some(handed_on) = self.may_come_twice(packet) {
+            let forgotten = self.taken.forgotten();
+            let repeated = self.taken.is_repeated(now, handed_on, &bytes[VNET..]);
+            self.counters.add(Count::TakenFull, self.taken.forgotten() - forgotten);
+            if repeated {
+                self.counters.add(Count::Repeated, 1);
+                return;
+            }
         }
         self.flows.extend(decision.opens);
         self.note_opening(now, packet);
         self.accept(bytes);
     }
 
-    /// Another member has sent it, although every node has had it from the client.
-    fn is_handed_on(&self, packet: &Packet) -> bool {
-        let vip = self.plan.vip(packet.destination);
-        vip.is_some_and(|vip| vip.mode != L2Mode::Directed && packet.destination_mac == vip.own_mac)
+    /// Of a frame that starts something, where every node has it from the client: whether a member has handed it on all the same.
+    fn may_come_twice(&self, packet: &Packet) -> Option<bool> {
+        let starts = match packet.l4 {
+            L4::Tcp { syn, .. } => syn,
+            L4::Udp { .. } | L4::Echo | L4::LaterFragment => true,
+            L4::Error(_) | L4::Other | L4::Malformed => false,
+        };
+        let vip = self.plan.vip(packet.destination)?;
+        (starts && vip.mode != L2Mode::Directed).then_some(packet.destination_mac == vip.own_mac)
     }
 
     fn note_opening(&mut self, now: Instant, packet: &Packet) {
@@ -272,7 +291,11 @@ impl Judge {
                     left.extend(replay::flow_of(&packet));
                     self.send_on(interfaces, &mut bytes, owner);
                 }
-                (Verdict::Hold, _) => self.hold(since, decision.reason, &bytes),
+                (Verdict::Hold, _) => {
+                    let why = decision.reason;
+                    self.held.push_back(Held { since, why, bytes });
+                }
+                _ if !leased => self.counters.add(Count::LeaseEnded, 1),
                 (Verdict::Accept, _) if leased => {
                     left.extend(replay::flow_of(&packet));
                     self.accept_first(now, &packet, &decision, &mut bytes);
@@ -310,14 +333,18 @@ impl Judge {
     /// Sends a client's frame on to another member, by the interface of its VIP.
     fn send_on(&self, interfaces: &[Interface], bytes: &mut [u8], to: NodeId) {
         let vip = Packet::parse(&bytes[VNET..]).and_then(|packet| self.plan.vip(packet.destination));
-        if let Some(interface) = vip.and_then(|vip| interfaces.iter().find(|i| i.index == vip.interface)) {
-            self.forward(&interface.ring, bytes, [to].into_iter().collect());
+        match vip.and_then(|vip| interfaces.iter().find(|i| i.index == vip.interface)) {
+            Some(interface) => self.forward(&interface.ring, bytes, [to].into_iter().collect()),
+            None => self.counters.add(Count::ForwardUnknown, 1),
         }
     }
 
     /// To the stack: as if it had come for the TAP.
     fn accept(&mut self, bytes: &mut [u8]) {
-        let Some(device) = &self.tap else { return };
+        let Some(device) = &self.tap else {
+            self.counters.add(Count::TapFailed, 1);
+            return;
+        };
         bytes[VNET..VNET + 6].copy_from_slice(&device.mac.0);
         match device.tap.write(bytes) {
             Ok(()) => self.counters.add(Count::BytesAccepted, (bytes.len() - VNET) as u64),

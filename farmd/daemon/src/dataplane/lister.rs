@@ -16,6 +16,8 @@ use super::connections::{Connection, Connections};
 pub struct Listed {
     /// When the look-up began.
     pub began: Instant,
+    /// The addresses it was asked for.
+    pub vips: Vec<IpAddr>,
     /// What it has found.
     pub connections: io::Result<Vec<Connection>>,
 }
@@ -44,7 +46,11 @@ impl Lister {
             }
             for (began, vips) in inbox {
                 let connections = connections.list(&vips);
-                answer(Listed { began, connections });
+                answer(Listed {
+                    began,
+                    vips,
+                    connections,
+                });
             }
         };
         let thread = thread::Builder::new().name("connections".into()).spawn(run)?;

@@ -143,14 +143,16 @@ pub enum Count {
     BytesAccepted,
     /// Plans applied.
     PlansApplied,
-    /// Connection requests, datagrams and echoes kept until their bucket opens.
+    /// Connection requests, datagrams and echoes kept while their bucket changes hands.
     Held,
     /// Those given up for newer ones.
     HoldFull,
-    /// Those given up because their bucket opened nowhere in time.
+    /// Those given up after a second, or because nobody answers for their bucket.
     HoldExpired,
     /// Frames sent on by a member that this host has had from the client.
     Repeated,
+    /// Frames that would not be known if a member sent them on, because there were too many.
+    TakenFull,
     /// Look-ups of this host's connections that failed.
     ListFailed,
     /// Socket filters too long for the kernel, replaced by coarser ones.
@@ -170,7 +172,7 @@ pub enum Count {
 }
 
 impl Count {
-    const ALL: [Self; 26] = [
+    const ALL: [Self; 27] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -189,6 +191,7 @@ impl Count {
         Self::HoldFull,
         Self::HoldExpired,
         Self::Repeated,
+        Self::TakenFull,
         Self::ListFailed,
         Self::FilterCoarse,
         Self::FilterFailed,
@@ -219,6 +222,7 @@ impl Count {
             Self::HoldFull => "hold_full",
             Self::HoldExpired => "hold_expired",
             Self::Repeated => "repeated",
+            Self::TakenFull => "taken_full",
             Self::ListFailed => "list_failed",
             Self::FilterCoarse => "filter_coarse",
             Self::FilterFailed => "filter_failed",

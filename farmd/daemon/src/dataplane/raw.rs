@@ -91,6 +91,7 @@ impl RawPlane {
             lister,
             waiting: None,
             owes_report: false,
+            known: true,
             responder: Responder::new(Arc::clone(&counters)),
             recorder: Recorder::new(timing, Arc::clone(&counters)),
             record_at: None,
@@ -164,6 +165,8 @@ struct Worker {
     waiting: Option<Arc<Plan>>,
     /// The plan at work is reported when they are known.
     owes_report: bool,
+    /// They are: the last look-up did not fail.
+    known: bool,
     responder: Responder,
     judge: Judge,
     recorder: Recorder,
@@ -288,7 +291,11 @@ impl Worker {
             self.owes_report = true;
             self.look_up();
         } else if !self.owes_report {
-            self.found = self.judge.held_of_known();
+            if self.known {
+                self.found = self.judge.held_of_known();
+            } else {
+                self.hold_all();
+            }
             self.report();
         }
     }
@@ -359,8 +366,8 @@ impl Worker {
 
     /// Asks for this host's connections; the answer comes as a command.
     fn look_up(&mut self) {
-        let vips = self.judge.plan.vips.iter().map(|v| v.addr);
-        self.lister.ask(vips.collect());
+        let plan = self.waiting.as_ref().unwrap_or(&self.judge.plan);
+        self.lister.ask(plan.vips.iter().map(|v| v.addr).collect());
         self.judge.look_since(Instant::now());
         self.recount_at = None;
     }
@@ -368,25 +375,25 @@ impl Worker {
     /// This host's connections are known: what waited for that is done, and the owner loop is told what it holds.
     fn handle_listed(&mut self, listed: Listed) {
         self.lister.handle_answer();
+        let plan = self.waiting.as_ref().unwrap_or(&self.judge.plan);
+        if !plan.vips.iter().all(|vip| listed.vips.contains(&vip.addr)) {
+            // Asked for a plan before this one.
+            return self.look_up();
+        }
         if let Some(plan) = self.waiting.take() {
             self.apply(plan);
         }
         match listed.connections {
             Ok(connections) => {
                 self.found = self.judge.know(listed.began, connections);
+                self.known = true;
                 let pause = RECOUNT.max(listed.began.elapsed() * RECOUNT_REST);
                 let needed = self.judge.plan.groups.iter().any(GroupPlan::needs_sockets);
                 self.recount_at = needed.then(|| Instant::now() + pause);
             }
             Err(error) => {
-                // What may be held is held, or peers would reset it.
-                let plan = &self.judge.plan;
-                self.found.resize(plan.groups.len(), HeldGroup::default());
-                for (found, group) in self.found.iter_mut().zip(&plan.groups) {
-                    let states = (0u16..).zip(group.states.iter());
-                    let draining = states.filter(|(_, state)| **state == BucketState::Draining);
-                    found.buckets = draining.map(|(index, _)| index).collect();
-                }
+                self.known = false;
+                self.hold_all();
                 self.recount_at = Some(Instant::now() + RECOUNT / 10);
                 self.judge.counters.add(Count::ListFailed, 1);
                 if self.failure_told.is_none_or(|at| at.elapsed() > FAILURE_LOG_INTERVAL) {
@@ -399,6 +406,17 @@ impl Worker {
         self.report();
     }
 
+    /// What may be held is held, or peers would reset it.
+    fn hold_all(&mut self) {
+        let plan = &self.judge.plan;
+        self.found.resize(plan.groups.len(), HeldGroup::default());
+        for (found, group) in self.found.iter_mut().zip(&plan.groups) {
+            let states = (0u16..).zip(group.states.iter());
+            let draining = states.filter(|(_, state)| **state == BucketState::Draining);
+            found.buckets = draining.map(|(index, _)| index).collect();
+        }
+    }
+
     fn report(&self) {
         self.events.send(Event::PlanApplied {
             version: self.judge.plan.version,
@@ -408,6 +426,7 @@ impl Worker {
 
     fn handle_timers(&mut self) {
         let now = Instant::now();
+        self.judge.expire_held(now);
         let due = self.recount_at.is_some_and(|at| at <= now) || self.judge.flows.len() > MAX_FLOWS;
         if due && !self.lister.is_busy() {
             self.look_up();

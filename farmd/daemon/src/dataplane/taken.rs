@@ -20,12 +20,18 @@ const CAPACITY: usize = 8192;
 pub struct Taken {
     until: Option<Instant>,
     frames: VecDeque<(Instant, u64)>,
+    forgotten: u64,
 }
 
 impl Taken {
     /// Buckets have opened here at `now`.
     pub fn watch(&mut self, now: Instant) {
         self.until = Some(now + WATCH);
+    }
+
+    /// Frames forgotten before their time, because there were too many: a copy of one of them would be taken twice.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// True if `frame`, which is about to be accepted, is `handed_on` by a member and has been accepted from the client; each frame
@@ -37,8 +43,12 @@ impl Taken {
             self.frames = VecDeque::new();
             return false;
         }
-        while self.frames.len() >= CAPACITY || self.frames.front().is_some_and(|(at, _)| *at + KEEP < now) {
+        while self.frames.front().is_some_and(|(at, _)| *at + KEEP < now) {
             self.frames.pop_front();
+        }
+        if self.frames.len() >= CAPACITY {
+            self.frames.pop_front();
+            self.forgotten += 1;
         }
         let digest = digest(frame);
         if handed_on {
@@ -120,6 +130,7 @@ mod tests {
             }
         }
         assert_eq!(taken.frames.len(), CAPACITY);
+        assert!(taken.forgotten() > 0);
         assert!(!taken.is_repeated(now + WATCH + KEEP + KEEP, false, &frame(1, 1, 1)));
         assert_eq!(taken.frames.len(), 0);
     }

@@ -55,6 +55,10 @@ impl Node {
         if self.reloading.is_some() {
             return Some("farmd is being restarted already".to_owned());
         }
+        if let Some(node) = self.farm.away().next() {
+            let name = self.cluster.name(node);
+            return Some(format!("{name} restarts its farmd: wait until it is back"));
+        }
         let unsettled = |m: &super::LocalModule| m.busy || (m.machine.active() && !m.machine.ready());
         let (name, module) = self.modules.iter().find(|(_, m)| unsettled(m))?;
         let state = module.machine.state();
@@ -79,7 +83,9 @@ impl Node {
         }
         let Some(reloading) = &self.reloading else { return };
         let mut active = self.modules.iter().filter(|(_, m)| m.machine.active());
-        if active.all(|(name, _)| self.farm.is_handed_over(name)) {
+        let error = if self.is_disturbed() {
+            "a module has begun to stop or to restart, or farmd ends: farmd is not restarted".to_owned()
+        } else if active.all(|(name, _)| self.farm.is_handed_over(name)) {
             let by = reloading.by.clone();
             let _ = reloading.replies.send(Reply::Done {
                 text: "farmd restarts in place".to_owned(),
@@ -87,18 +93,20 @@ impl Node {
             self.journal.audit(&by, "reload", Ok("farmd restarts in place"));
             self.record(None, Happening::Stopped { by });
             info!("the others have the share; farmd restarts in place");
-            self.say_goodbye(now, true);
-        } else if now >= reloading.deadline || self.is_disturbed() {
-            let error = format!(
+            return self.say_goodbye(now, true);
+        } else if now >= reloading.deadline {
+            format!(
                 "the other nodes have not taken the share over within {} s; farmd goes on as before",
                 HANDOVER_LIMIT.as_secs()
-            );
-            warn!("{error}");
-            self.journal.audit(&reloading.by, "reload", Err(&error));
-            let code = exit::FAILED;
-            let _ = reloading.replies.send(Reply::Failed { error, code });
-            self.reloading = None;
-        }
+            )
+        } else {
+            return;
+        };
+        warn!("{error}");
+        self.journal.audit(&reloading.by, "reload", Err(&error));
+        let code = exit::FAILED;
+        let _ = reloading.replies.send(Reply::Failed { error, code });
+        self.reloading = None;
     }
 
     /// A module has begun to stop or to restart meanwhile.
@@ -108,7 +116,7 @@ impl Node {
 
     /// What the next farmd is to know; `None` if there is to be none.
     pub(super) fn legacy(&self) -> Option<Legacy> {
-        self.reloading.as_ref()?;
+        self.reloading.as_ref().filter(|_| !self.ending)?;
         let up = self
             .modules
             .iter()
