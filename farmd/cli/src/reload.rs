@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use farm_core::api::{FarmStatus, Reply, exit};
 use serde_json::json;
 
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::command::{Steps, known};
 use crate::failure::Failure;
 use crate::folders::Context;
@@ -38,9 +38,11 @@ pub fn restart(client: &Client, steps: &Steps) -> Result<String, Failure> {
     let before = client.status()?;
     let serving = serving(&before);
     let begun = Instant::now();
-    // The daemon may be gone before its last word has come.
-    if let Ok(Reply::Failed { error, code }) = client.post("/v1/reload", &json!({}), |text| steps.add(text)) {
-        return Err(Failure::new(known(code), error));
+    match client.post("/v1/reload", &json!({}), |text| steps.add(text)) {
+        Ok(Reply::Failed { error, code }) => return Err(Failure::new(known(code), error)),
+        // The daemon may be gone before its last word has come.
+        Ok(Reply::Done { .. } | Reply::Progress { .. }) | Err(ClientError::NoAnswer { .. }) => {}
+        Err(error) => return Err(error.into()),
     }
     let mut missing = "the new farmd does not answer".to_owned();
     while begun.elapsed() < BACK_LIMIT {

@@ -1,6 +1,6 @@
 //! A TAP device: an Ethernet interface of the host whose wire is this process.
 //!
-//! Owns the device, which lives as long as the handle. The raw data plane writes accepted frames to it, and so gives them to
+//! Owns the device, which lives as long as its handles, or on if [`TapHandle::set_persistent`] says so. The raw data plane writes accepted frames to it, and so gives them to
 //! the host's own stack; what the stack sends on it is thrown away. It never sets addresses or flags: that is
 //! [`crate::netlink`]'s.
 
@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use crate::interface;
 use crate::packet_socket::VNET_HEADER;
 
-/// A TAP device made by this process. It disappears when the handle is dropped.
+/// A TAP device made by this process. It disappears when its last handle is dropped, unless it is persistent.
 #[derive(Debug)]
 pub struct Tap {
     file: File,

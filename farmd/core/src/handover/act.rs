@@ -42,7 +42,7 @@ impl Handover {
         }
     }
 
-    /// The data plane has closed what is closed here.
+    /// The data plane works as this node has waited for: what is closed here is closed, and a proposal is promised.
     pub(super) fn confirm(&mut self) {
         self.closing = None;
         if let Some(pending) = &self.pending {

@@ -15,7 +15,7 @@ pub enum Phase {
     Steady,
     /// Has closed buckets for a map agreed without it; the data plane has not confirmed.
     Yielding,
-    /// Follows a proposal; the data plane has not confirmed what that closes.
+    /// Follows a proposal; the data plane has not confirmed what that closes, or does not work with the map before.
     Releasing,
     /// Has promised the proposal.
     Promised,

@@ -325,6 +325,9 @@ impl Worker {
         let answered = self.judge.judge_held(&self.interfaces);
         self.replay(&answered);
         self.judge.counters.add(Count::PlansApplied, 1);
+        if self.recount_at.is_none() && self.judge.plan.groups.iter().any(GroupPlan::needs_sockets) {
+            self.recount_at = Some(Instant::now() + RECOUNT);
+        }
         let version = self.judge.plan.version;
         debug!(version, ?judged, ?filtered, whole = ?began.elapsed(), "plan applied");
     }
