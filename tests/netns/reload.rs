@@ -140,6 +140,8 @@ fn reload_during_a_drain_keeps_its_connections_and_its_deadline() {
     wait("the connections to be found again", &|held| held > 0);
     holder.wait_rounds(1, Duration::from_secs(30)).expect("they go on");
     wait("the deadline", &|held| held == 0);
+    // Those that were reset see it when they next ask.
+    holder.wait_rounds(2, Duration::from_secs(30)).expect("they go on");
     let broken = holder.stop().expect("the holder ends").broken_per_node();
     assert!(broken.len() == 1 && broken.contains_key("node2"), "{broken:?}");
     let log = node.farm_ok(&["log", MODULE]).expect("a log");
