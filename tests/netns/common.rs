@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
+use std::net::SocketAddrV4;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use farm_core::api::history::HistoryEntry;
 use farm_core::api::{ModuleState, ModuleStatus, NodeModuleStatus};
+use farm_lab::config::Vip;
+use farm_lab::probe::{ProbeConfig, Prober};
 use farm_lab::process::{Finished, run_limited};
-use farm_lab::{Lab, LabConfig, MODULE, ModuleText, Node, VIP, wait_until};
+use farm_lab::{Group, Lab, LabConfig, MODULE, Mode, ModuleText, Node, VIP, wait_until};
 
 /// A farm whose daemons run and whose module, changed by `change`, is installed and configured, not started.
 pub fn configured(config: LabConfig, change: impl Fn(&Node, ModuleText) -> ModuleText) -> Lab {
@@ -188,4 +191,27 @@ pub fn entry_of(lab: &Lab) -> (String, Option<&str>) {
         .iter()
         .find(|node| shown.contains(&node.mac().expect("an address")));
     (shown.trim().to_owned(), owner.map(Node::name))
+}
+
+/// A farm in which each client's frame reaches every node by itself: a cut between nodes is no cut to the clients, and who answers is who serves.
+pub fn flooded_farm(config: LabConfig) -> Lab {
+    let lab = Lab::serve(LabConfig {
+        client_addrs: 40,
+        vips: vec![Vip {
+            addr: VIP,
+            mode: Mode::Invisible,
+        }],
+        groups: vec![Group::tcp("web", 80, "on_port")],
+        ..config
+    });
+    lab.expect("the farm comes up")
+}
+
+/// Clients that ask all the time, each with time for retransmissions.
+pub fn patient_clients(lab: &Lab, to: SocketAddrV4) -> Prober {
+    let config = ProbeConfig {
+        limit: Duration::from_secs(5),
+        ..ProbeConfig::new(to)
+    };
+    Prober::start(&lab.client, config).expect("probing")
 }

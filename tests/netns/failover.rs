@@ -7,7 +7,7 @@ use farm_lab::probe::{ProbeConfig, Prober};
 use farm_lab::yardstick::PlainHost;
 use farm_lab::{Lab, LabConfig, MODULE, Mode, VIP, wait_until};
 
-use crate::common::{entry_of, frames_of};
+use crate::common::{entry_of, frames_of, patient_clients};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
@@ -66,14 +66,7 @@ fn power_cuts_leave_short_gaps_in_invisible_mode() {
 fn a_stop_and_a_start_lose_no_request() {
     for mode in [Mode::Directed, Mode::Invisible] {
         let lab = Lab::serve(LabConfig::with_mode(mode)).expect("the farm comes up");
-        let prober = Prober::start(
-            &lab.client,
-            ProbeConfig {
-                limit: Duration::from_secs(5),
-                ..ProbeConfig::new(WEB)
-            },
-        );
-        let prober = prober.expect("probing");
+        let prober = patient_clients(&lab, WEB);
         std::thread::sleep(Duration::from_millis(500));
         let (entry, stopped) = (entry_of(&lab), Instant::now());
         lab.nodes[1].farm_ok(&["stop", MODULE]).expect("the module stops");

@@ -6,28 +6,14 @@ use std::time::{Duration, Instant};
 use farm_core::api::LinkStatus;
 use farm_core::api::history::{DepartureCause, Happening, HistoryEntry};
 use farm_lab::client::Batch;
-use farm_lab::config::{FIRST_LAN, SECOND_LAN, Vip};
+use farm_lab::config::{FIRST_LAN, SECOND_LAN};
 use farm_lab::probe::{ProbeConfig, Prober};
-use farm_lab::{Group, Lab, LabConfig, MODULE, Mode, Node, VIP, wait_until};
+use farm_lab::{Lab, LabConfig, MODULE, Node, VIP, wait_until};
 
-use crate::common::{counter, history, mentions, own_row};
+use crate::common::{counter, flooded_farm, history, mentions, own_row};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const LIMIT: Duration = Duration::from_secs(20);
-
-/// A farm in which each client's frame reaches every node by itself, so that a cut between nodes is no cut to the clients.
-fn farm(config: LabConfig) -> Lab {
-    let lab = Lab::serve(LabConfig {
-        client_addrs: 40,
-        vips: vec![Vip {
-            addr: VIP,
-            mode: Mode::Invisible,
-        }],
-        groups: vec![Group::tcp("web", 80, "on_port")],
-        ..config
-    });
-    lab.expect("the farm comes up")
-}
 
 /// How `node` hears each of its peers on `lan`.
 fn links(node: &Node, lan: &str) -> Vec<LinkStatus> {
@@ -81,7 +67,7 @@ fn second_cables(lab: &Lab, up: bool) {
 
 #[test]
 fn a_lost_lan_costs_no_node_and_no_share_and_is_shown() {
-    let lab = farm(LabConfig {
+    let lab = flooded_farm(LabConfig {
         second_lan: true,
         ..LabConfig::default()
     });
@@ -134,7 +120,7 @@ fn a_lost_lan_costs_no_node_and_no_share_and_is_shown() {
 
 #[test]
 fn a_node_without_its_service_cable_stays_a_member_by_the_other_lan() {
-    let lab = farm(LabConfig {
+    let lab = flooded_farm(LabConfig {
         second_lan: true,
         ..LabConfig::default()
     });
@@ -181,7 +167,7 @@ fn on_the_wire(lab: &Lab, port: usize) -> (u64, u64) {
 
 #[test]
 fn heartbeats_by_broadcast_make_a_farm_and_find_a_dead_node() {
-    let lab = farm(LabConfig {
+    let lab = flooded_farm(LabConfig {
         nodes: 4,
         lan: "cast=\"broadcast\"",
         ..LabConfig::default()

@@ -7,32 +7,16 @@ use std::time::Duration;
 use farm_core::api::exit;
 use farm_core::api::history::Happening;
 use farm_lab::client::Batch;
-use farm_lab::config::{ROUTER, Vip};
+use farm_lab::config::ROUTER;
 use farm_lab::hold::{HoldConfig, Holder};
 use farm_lab::http::Failure;
 use farm_lab::wire::Watcher;
-use farm_lab::{
-    Client, Group, Lab, LabConfig, MODULE, Mode, Node, ROUTER_PORT, VIP, add_client, client_port, wait_until,
-};
+use farm_lab::{Client, Lab, LabConfig, MODULE, Node, ROUTER_PORT, VIP, add_client, client_port, wait_until};
 
-use crate::common::{history, mentions, own_row};
+use crate::common::{flooded_farm, history, mentions, own_row};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const LIMIT: Duration = Duration::from_secs(20);
-
-/// A farm in which each client's frame reaches every node by itself, so that who answers is who serves.
-fn farm(config: LabConfig) -> Lab {
-    let lab = Lab::serve(LabConfig {
-        client_addrs: 40,
-        vips: vec![Vip {
-            addr: VIP,
-            mode: Mode::Invisible,
-        }],
-        groups: vec![Group::tcp("web", 80, "on_port")],
-        ..config
-    });
-    lab.expect("the farm comes up")
-}
 
 /// Waits until `node` has `buckets` of the 4096 by its own word, and returns what it says of itself.
 fn wait_share(node: &Node, buckets: u32) -> String {
@@ -104,7 +88,7 @@ fn hold(client: &Client) -> Holder {
 /// The first node alone on one side with a client of its own: even the coordinator yields to the majority.
 #[test]
 fn the_smaller_part_takes_nobody_new_and_keeps_its_connections() {
-    let lab = farm(LabConfig {
+    let lab = flooded_farm(LabConfig {
         partition: "majority",
         ..LabConfig::default()
     });
@@ -148,7 +132,7 @@ fn none_broken(holder: Holder, nodes: &[&str]) {
 
 #[test]
 fn of_two_halves_the_one_with_the_first_node_serves() {
-    let lab = farm(LabConfig {
+    let lab = flooded_farm(LabConfig {
         nodes: 4,
         partition: "majority",
         ..LabConfig::default()
@@ -168,7 +152,7 @@ fn of_two_halves_the_one_with_the_first_node_serves() {
 
 #[test]
 fn a_part_serves_while_its_witness_answers() {
-    let lab = farm(LabConfig {
+    let lab = flooded_farm(LabConfig {
         nodes: 2,
         routed: true,
         partition: "witness",
@@ -215,7 +199,7 @@ fn a_part_serves_while_its_witness_answers() {
 /// Nobody is asked for a failure that this part does not have: all 60 tries end by their time, none by a refusal.
 #[test]
 fn a_part_that_does_not_serve_is_silent() {
-    let lab = farm(LabConfig {
+    let lab = flooded_farm(LabConfig {
         nodes: 2,
         partition: "majority",
         ..LabConfig::default()

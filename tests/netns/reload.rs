@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use farm_core::api::exit;
 use farm_lab::hold::{HoldConfig, Holder};
-use farm_lab::probe::{ProbeConfig, Prober};
 use farm_lab::{Lab, LabConfig, MODULE, Mode, Node, VIP, wait_until};
 
-use crate::common::{counter, mentions, own_row};
+use crate::common::{counter, mentions, own_row, patient_clients};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
@@ -21,14 +20,7 @@ fn nobody_notices(mode: Mode) {
     let holder = Holder::start(&lab.client, HoldConfig::new(WEB, 60)).expect("connections can be held");
     holder.wait_rounds(2, Duration::from_secs(30)).expect("they go on");
     let watcher = farm_lab::wire::Watcher::start(&lab).expect("the wire can be watched");
-    let prober = Prober::start(
-        &lab.client,
-        ProbeConfig {
-            limit: Duration::from_secs(5),
-            ..ProbeConfig::new(WEB)
-        },
-    );
-    let prober = prober.expect("probing");
+    let prober = patient_clients(&lab, WEB);
     let before: Vec<u64> = lab.nodes.iter().map(incarnation).collect();
     for node in &lab.nodes {
         let told = node.farm(&["reload"]).expect("farm runs");

@@ -41,9 +41,8 @@ fn farm(mode: Mode, filter: &'static str) -> Lab {
         client_addrs: 40,
         groups: vec![tcp, udp],
         ..LabConfig::with_mode(mode)
-    })
-    .expect("the farm comes up");
-    lab
+    });
+    lab.expect("the farm comes up")
 }
 
 /// `length` bytes that only `seed` gives and that repeat nowhere.
