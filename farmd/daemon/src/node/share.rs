@@ -71,6 +71,8 @@ struct Job {
     kept: bool,
     told: String,
     told_at: Duration,
+    /// What is told to those who wait is about the connections that are left, not about buckets any more.
+    told_of_connections: bool,
 }
 
 /// The settings, and who waits for what.
@@ -198,6 +200,7 @@ impl Node {
             kept: false,
             told: String::new(),
             told_at: now,
+            told_of_connections: false,
         });
         self.queue(Effect::KeepShares {
             job: id,
@@ -233,6 +236,7 @@ impl Node {
                 kept: true,
                 told: String::new(),
                 told_at: now,
+                told_of_connections: false,
             });
         }
     }

@@ -246,12 +246,15 @@ impl Node {
             }
             Reset::NotYet | Reset::AskedAt(_) | Reset::Done { .. } => {}
         }
-        let text = if handed {
-            format!("{}{}", text::left(connections), text::from_whom(&clients, connections))
-        } else {
-            format!("{open} buckets are being handed over")
+        let text = match (handed && counted, open) {
+            (true, _) => format!("{}{}", text::left(connections), text::from_whom(&clients, connections)),
+            (false, 0) => "the buckets are with the others; the connections left are being counted".to_owned(),
+            (false, open) => format!("{open} buckets are being handed over"),
         };
-        if now >= job.told_at + TELL_INTERVAL || job.told.is_empty() {
+        // Who is left is told as soon as it is known, and then in steps.
+        let of_connections = handed && counted && !clients.is_empty();
+        if now >= job.told_at + TELL_INTERVAL || job.told.is_empty() || (of_connections && !job.told_of_connections) {
+            job.told_of_connections = of_connections;
             job.tell(now, text);
         }
         None
