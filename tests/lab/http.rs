@@ -69,8 +69,13 @@ pub struct Connection {
 impl Connection {
     /// Connects from `source` (any port) to `to` within `limit`.
     pub async fn open(source: Ipv4Addr, to: SocketAddrV4, limit: Duration) -> Result<Self, Failure> {
+        Self::open_from(SocketAddrV4::new(source, 0), to, limit).await
+    }
+
+    /// As [`Self::open`], from this very port.
+    pub async fn open_from(source: SocketAddrV4, to: SocketAddrV4, limit: Duration) -> Result<Self, Failure> {
         let socket = TcpSocket::new_v4()?;
-        socket.bind(SocketAddr::from((source, 0)))?;
+        socket.bind(SocketAddr::V4(source))?;
         let stream = timeout(limit, socket.connect(SocketAddr::V4(to)))
             .await
             .map_err(|_| Failure::ConnectTimeout)??;
@@ -84,6 +89,12 @@ impl Connection {
     /// The client's address and port.
     pub fn local(&self) -> Option<SocketAddr> {
         self.stream.local_addr().ok()
+    }
+
+    /// Ends the connection with a reset, as a client does that is killed.
+    pub fn reset(self) -> Result<(), Failure> {
+        self.stream.set_zero_linger()?;
+        Ok(())
     }
 
     /// Asks for `path` and returns the body of the answer; the connection stays open for the next request.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use farm_core::api::{ModuleState, exit};
 use farm_lab::client::Batch;
 use farm_lab::hold::{HoldConfig, HoldReport, Holder};
+use farm_lab::http::{Connection, Failure};
 use farm_lab::probe::{ProbeConfig, Prober};
 use farm_lab::process::{Finished, run_limited};
-use farm_lab::{Group, Lab, LabConfig, MODULE, Node, VIP, wait_until};
+use farm_lab::{Group, Lab, LabConfig, MODULE, Mode, Node, VIP, wait_until};
 
-use crate::common::{changed, configured, counter, farm_of, mentions, own_row, start};
+use crate::common::{changed, configured, counter, farm_of, frames_of, mentions, own_row, start};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const ALT: SocketAddrV4 = SocketAddrV4::new(VIP, 8080);
@@ -190,6 +191,69 @@ fn drain_resets_at_its_deadline_what_is_left_of_the_group_and_nothing_else() {
     );
     let all = farm(&lab.nodes[1], &["undrain"]);
     assert!(all.ok(), "{all:?}");
+}
+
+/// Clients of a drained node end their connections with a reset and open new ones at once from the same ports: those are another node's alone.
+fn reopen_at_once(mode: Mode) {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let config = LabConfig {
+        client_addrs: 40,
+        ..LabConfig::with_mode(mode)
+    };
+    let lab = serving(config, str::to_owned);
+    let node2 = &lab.nodes[1];
+    let holder = hold(&lab, WEB, 40);
+    let addrs = lab.client.addrs().to_vec();
+    let (drained, wait) = tokio::sync::oneshot::channel::<()>();
+    let (ready, opened) = std::sync::mpsc::channel();
+    let clients = lab.client.start(async move || {
+        let mut on_node2 = Vec::new();
+        for source in addrs.iter().cycle().take(4 * addrs.len()) {
+            let mut connection = Connection::open(*source, WEB, LIMIT).await?;
+            if connection.get("/echo/1", LIMIT).await?.starts_with("node2 ") {
+                on_node2.push(connection);
+            }
+        }
+        let _ = ready.send(on_node2.len());
+        let _ = wait.await;
+        let mut answers = Vec::new();
+        for connection in on_node2 {
+            let Some(SocketAddr::V4(source)) = connection.local() else {
+                continue;
+            };
+            connection.reset()?;
+            let mut again = Connection::open_from(source, WEB, LIMIT).await?;
+            for _ in 0..3 {
+                answers.push(again.get("/echo/2", LIMIT).await?);
+            }
+        }
+        Ok::<_, Failure>(answers)
+    });
+    let clients = clients.expect("a client");
+    let count = opened.recv_timeout(Duration::from_secs(60)).expect("connections");
+    assert!(count > 10, "{count} connections are node2's");
+    assert!(farm(&lab.nodes[0], &["drain", "node2", "--no-wait"]).ok());
+    wait_drained(node2);
+    let _ = drained.send(());
+    let answers = clients.wait().expect("a client");
+    let answers = answers.unwrap_or_else(|failure| panic!("{failure}\n{}", frames_of(node2)));
+    assert_eq!(answers.len(), 3 * count);
+    assert!(
+        answers.iter().all(|answer| !answer.starts_with("node2 ")),
+        "{answers:?}"
+    );
+    let report = holder.stop().expect("the holder ends");
+    assert!(broken(&report).is_empty(), "{:?}", broken(&report));
+}
+
+#[test]
+fn drain_leaves_ports_that_are_used_again_at_once_to_the_new_owner_in_directed_mode() {
+    reopen_at_once(Mode::Directed);
+}
+
+#[test]
+fn drain_leaves_ports_that_are_used_again_at_once_to_the_new_owner_in_invisible_mode() {
+    reopen_at_once(Mode::Invisible);
 }
 
 #[test]

@@ -128,6 +128,32 @@ impl Conntrack {
         found.dedup();
         Ok(found)
     }
+
+    /// Whether [`tcp_flows`](Self::tcp_flows) would list this very connection. Costs some microseconds, however many there are.
+    ///
+    /// # Errors
+    /// What the kernel reports; that there is none is `false`.
+    pub fn has_tcp(&mut self, vip: SocketAddr, client: SocketAddr) -> io::Result<bool> {
+        let Some(channel) = &mut self.channel else {
+            return Ok(false);
+        };
+        let wanted = CtFlow { client, vip };
+        let sequence = channel.next_sequence();
+        let mut batch = Batch::default();
+        batch.message(SUBSYSTEM << 8 | GET, NLM_F_REQUEST | NLM_F_ACK, sequence, |body| {
+            wanted.question(body);
+        });
+        let mut found = false;
+        let end = channel.dump(&batch, sequence, |entry| found |= CtFlow::parse(entry) == Some(wanted));
+        match end {
+            Ok(_) => Ok(found),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(sockopt::context(
+                &error,
+                format_args!("tracked connection {client} to {vip}"),
+            )),
+        }
+    }
 }
 
 /// True if the kernel says that it tracks nothing here: a dump would walk the table of the whole host to find that out.
@@ -181,6 +207,34 @@ impl CtFlow {
         let (server, _) = tcp_tuple(attribute(entry, REPLY)?)?;
         let state = attribute(attribute(attribute(entry, PROTOCOL_STATE)?, TCP)?, TCP_STATE)?;
         (server != vip && LIVE.contains(state.first()?)).then_some(Self { client, vip })
+    }
+
+    /// The tuple of the original direction, as [`Self::parse`] reads it.
+    fn question(&self, body: &mut Batch) {
+        let family = if self.vip.is_ipv4() {
+            libc::AF_INET
+        } else {
+            libc::AF_INET6
+        };
+        body.put(&[family as u8, 0, 0, 0]).nested(ORIGINAL, |tuple| {
+            tuple.nested(TUPLE_ADDRESSES, |addresses| {
+                for (end, v4, v6) in [
+                    (self.client, SOURCE_V4, SOURCE_V6),
+                    (self.vip, DESTINATION_V4, DESTINATION_V6),
+                ] {
+                    match end.ip() {
+                        IpAddr::V4(address) => addresses.attribute(v4, &address.octets()),
+                        IpAddr::V6(address) => addresses.attribute(v6, &address.octets()),
+                    };
+                }
+            });
+            tuple.nested(TUPLE_PROTOCOL, |protocol| {
+                protocol
+                    .attribute(PROTOCOL_NUMBER, &[libc::IPPROTO_TCP as u8])
+                    .attribute(SOURCE_PORT, &self.client.port().to_be_bytes())
+                    .attribute(DESTINATION_PORT, &self.vip.port().to_be_bytes());
+            });
+        });
     }
 }
 

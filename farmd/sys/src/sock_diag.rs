@@ -48,6 +48,9 @@ const CONNECTED: u32 = 1 << state::ESTABLISHED
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 
+/// Stands for whichever socket there is (`INET_DIAG_NOCOOKIE`).
+const ANY_COOKIE: u64 = u64::MAX;
+
 /// A dump that the kernel keeps interrupting is taken as it is after this many tries.
 const TRIES: u32 = 5;
 
@@ -95,6 +98,35 @@ impl SockDiag {
         self.tcp_sockets_in(locals, CONNECTED | 1 << state::TIME_WAIT)
     }
 
+    /// Whether this host has a connection (handshakes and closing ones included, TIME_WAIT not) between exactly these two
+    /// ends. Costs some microseconds, however many there are. A socket that is bound to an interface is not found.
+    ///
+    /// # Errors
+    /// What the kernel reports; that there is none is `false`.
+    pub fn has_tcp(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        let sequence = self.channel.next_sequence();
+        let mut batch = Batch::default();
+        batch.message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_ACK, sequence, |body| {
+            request(
+                body,
+                family_of(local),
+                u32::MAX,
+                &identity(local, remote, 0, ANY_COOKIE),
+            );
+        });
+        let mut found = false;
+        let end = self.channel.dump(&batch, sequence, |entry| {
+            // Where nothing fits better the kernel answers with the listener.
+            found |= TcpSocket::parse(entry)
+                .is_some_and(|s| s.remote == remote && 1_u32.checked_shl(s.state.into()).unwrap_or(0) & CONNECTED != 0);
+        });
+        match end {
+            Ok(_) => Ok(found),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(sockopt::context(&error, format_args!("TCP socket {local} to {remote}"))),
+        }
+    }
+
     fn tcp_sockets_in(&mut self, locals: &[IpAddr], states: u32) -> io::Result<Vec<TcpSocket>> {
         let mut found = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
@@ -133,14 +165,9 @@ impl SockDiag {
     /// `PermissionDenied` without CAP_NET_ADMIN; `Unsupported` on a kernel built without socket destruction.
     pub fn destroy(&mut self, socket: &TcpSocket) -> io::Result<()> {
         let sequence = self.channel.next_sequence();
-        let family = if socket.local.is_ipv4() {
-            libc::AF_INET
-        } else {
-            libc::AF_INET6
-        };
         let mut batch = Batch::default();
         batch.message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, sequence, |body| {
-            request(body, family as u8, u32::MAX, &socket.identity());
+            request(body, family_of(socket.local), u32::MAX, &socket.identity());
         });
         match self.channel.acknowledged(&batch, sequence) {
             // ESTALE: another socket has the addresses by now. It, too, is not the one that was meant.
@@ -190,20 +217,32 @@ impl TcpSocket {
     }
 
     fn identity(&self) -> [u8; 48] {
-        let mut bytes = [0; 48];
-        bytes[0..2].copy_from_slice(&self.local.port().to_be_bytes());
-        bytes[2..4].copy_from_slice(&self.remote.port().to_be_bytes());
-        for (offset, address) in [(4, self.local.ip()), (20, self.remote.ip())] {
-            match address {
-                IpAddr::V4(address) => bytes[offset..offset + 4].copy_from_slice(&address.octets()),
-                IpAddr::V6(address) => bytes[offset..offset + 16].copy_from_slice(&address.octets()),
-            }
-        }
-        bytes[36..40].copy_from_slice(&self.interface.to_ne_bytes());
-        bytes[40..44].copy_from_slice(&(self.cookie as u32).to_ne_bytes());
-        bytes[44..48].copy_from_slice(&((self.cookie >> 32) as u32).to_ne_bytes());
-        bytes
+        identity(self.local, self.remote, self.interface, self.cookie)
     }
+}
+
+const fn family_of(addr: SocketAddr) -> u8 {
+    match addr {
+        SocketAddr::V4(_) => libc::AF_INET as u8,
+        SocketAddr::V6(_) => libc::AF_INET6 as u8,
+    }
+}
+
+/// `inet_diag_sockid`, as in [`TcpSocket::parse`].
+fn identity(local: SocketAddr, remote: SocketAddr, interface: u32, cookie: u64) -> [u8; 48] {
+    let mut bytes = [0; 48];
+    bytes[0..2].copy_from_slice(&local.port().to_be_bytes());
+    bytes[2..4].copy_from_slice(&remote.port().to_be_bytes());
+    for (offset, address) in [(4, local.ip()), (20, remote.ip())] {
+        match address {
+            IpAddr::V4(address) => bytes[offset..offset + 4].copy_from_slice(&address.octets()),
+            IpAddr::V6(address) => bytes[offset..offset + 16].copy_from_slice(&address.octets()),
+        }
+    }
+    bytes[36..40].copy_from_slice(&interface.to_ne_bytes());
+    bytes[40..44].copy_from_slice(&(cookie as u32).to_ne_bytes());
+    bytes[44..48].copy_from_slice(&((cookie >> 32) as u32).to_ne_bytes());
+    bytes
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ const CLIENTS: usize = 4;
 /// Exchanges and pieces of uploads a second over all connections.
 const EXCHANGES: f64 = 1000.0;
 
-/// Time between a crash and the judgement of what became of the dead node's connections.
-const AFTERMATH: Duration = Duration::from_secs(4);
+/// How long a node stays dead after every client of its connections that sends has sent.
+const AFTERMATH: Duration = Duration::from_secs(2);
 
 /// Something done to one node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -68,7 +68,7 @@ impl Act {
         }
     }
 
-    fn perform(self, rig: &Rig, number: NodeNumber) -> Result<()> {
+    fn perform(self, rig: &Rig, number: NodeNumber, aftermath: Duration) -> Result<()> {
         let node = rig.node(number)?;
         let breath = Duration::from_millis(500);
         match self {
@@ -101,7 +101,7 @@ impl Act {
             }
             Self::Crash => {
                 node.crash()?;
-                std::thread::sleep(AFTERMATH);
+                std::thread::sleep(aftermath);
                 rig.bring_back(&[node])?;
             }
         }
@@ -187,6 +187,11 @@ pub fn run(seed: u64, connections: usize, on: usize, say: Progress<'_>) -> Resul
     Ok(outcome)
 }
 
+/// Between two exchanges, or pieces of an upload, of one connection.
+fn pause(connections: usize) -> Duration {
+    Duration::from_secs_f64((connections as f64 / 2.0 / EXCHANGES).max(0.2))
+}
+
 /// Acts that are done together, each with its delay.
 type Step = Vec<(Act, NodeNumber, Duration)>;
 
@@ -199,7 +204,7 @@ fn go_through(rig: &Rig, connections: usize, steps: &[Step], say: Progress<'_>) 
             let config = CrowdConfig {
                 to: Rig::tcp().to_vec(),
                 count: connections.div_ceil(CLIENTS),
-                pause: Duration::from_secs_f64((connections as f64 / 2.0 / EXCHANGES).max(0.2)),
+                pause: pause(connections),
                 replace: true,
             };
             Crowd::start(client, config)
@@ -222,7 +227,7 @@ fn go_through(rig: &Rig, connections: usize, steps: &[Step], say: Progress<'_>) 
             .map(|(act, node, _)| format!("node{node} {}", act.name()))
             .collect();
         say(&names.join(", "))?;
-        deeds.extend(perform(rig, step)?);
+        deeds.extend(perform(rig, step, pause(connections) + AFTERMATH)?);
         rig.wait_all()?;
         full()?;
     }
@@ -264,7 +269,7 @@ fn crashes(random: &mut Random, numbers: &[NodeNumber], count: usize) -> Vec<Ste
     steps
 }
 
-fn perform(rig: &Rig, step: &[(Act, NodeNumber, Duration)]) -> Result<Vec<Deed>> {
+fn perform(rig: &Rig, step: &[(Act, NodeNumber, Duration)], aftermath: Duration) -> Result<Vec<Deed>> {
     let deeds = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         let running: Vec<_> = step
@@ -274,7 +279,7 @@ fn perform(rig: &Rig, step: &[(Act, NodeNumber, Duration)]) -> Result<Vec<Deed>>
                 scope.spawn(move || {
                     std::thread::sleep(*delay);
                     let begun = Instant::now();
-                    act.perform(rig, *node)?;
+                    act.perform(rig, *node, aftermath)?;
                     deeds.lock().unwrap_or_else(PoisonError::into_inner).push(Deed {
                         act: *act,
                         node: *node,
@@ -329,8 +334,9 @@ fn judge(outcome: &mut Outcome, table: &mut Table, phase: &str, lives: &[Life], 
             .collect();
         let age = life.ended.saturating_duration_since(life.opened);
         outcome.violations.push(format!(
-            "continuity, {phase}: {} connections broke that nothing may break: {how:?}; the first at the age of {} ms while {near:?}",
+            "continuity, {phase}: {} connections broke that nothing may break: {how:?}; the first from {} at the age of {} ms while {near:?}",
             broken.len(),
+            life.source,
             age.as_millis()
         ));
     }
@@ -391,7 +397,7 @@ fn resets(outcome: &mut Outcome, lives: &[Life], deeds: &[Deed]) {
         let lost = lives
             .iter()
             .filter(|life| life.broken.is_some())
-            .filter(|life| deed.may_end(life) && life.opened < deed.begun && life.ended < deed.begun + AFTERMATH * 2);
+            .filter(|life| deed.may_end(life) && life.opened < deed.begun && life.ended <= deed.done);
         for life in lost.filter(|life| matches!(life.kind, Kind::Talk | Kind::Upload)) {
             by_reset += usize::from(life.broken == Some(Failure::Reset));
             since_crash.push(ms(life.ended.saturating_duration_since(deed.begun)));

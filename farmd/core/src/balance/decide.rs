@@ -167,6 +167,7 @@ pub fn decide(
             source,
             destination,
             syn,
+            ..
         } => {
             let flow = flow(packet, TCP, source, destination);
             let kind = if syn {

@@ -42,6 +42,8 @@ pub enum L4 {
         destination: u16,
         /// SYN without ACK: the start of a connection.
         syn: bool,
+        /// Sequence number: of the first byte, or of the SYN.
+        sequence: u32,
     },
     /// UDP, RFC 768.
     Udp {
@@ -131,6 +133,7 @@ impl Packet {
                 source: tcp.source_port(),
                 destination: tcp.destination_port(),
                 syn: tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin(),
+                sequence: tcp.sequence_number(),
             },
             (Some(TransportSlice::Udp(udp)), _) => L4::Udp {
                 source: udp.source_port(),
@@ -162,13 +165,14 @@ fn first_fragment(protocol: u8, bytes: &[u8]) -> L4 {
             source: u16::from_be_bytes([*a, *b]),
             destination: u16::from_be_bytes([*c, *d]),
         },
-        (6, [a, b, c, d, _, _, _, _, _, _, _, _, _, flags, ..]) => {
+        (6, [a, b, c, d, s0, s1, s2, s3, _, _, _, _, _, flags, ..]) => {
             const FIN_SYN_RST_ACK: u8 = 0x17;
             let (source, destination) = (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]));
             L4::Tcp {
                 source,
                 destination,
                 syn: flags & FIN_SYN_RST_ACK == 0x02,
+                sequence: u32::from_be_bytes([*s0, *s1, *s2, *s3]),
             }
         }
         (1, [8, ..]) | (58, [128, ..]) => L4::Echo,
@@ -279,15 +283,19 @@ mod tests {
         Packet::parse(frame).unwrap().l4
     }
 
+    /// Of every segment that [`Way`] makes.
+    const SEQUENCE: u32 = 1000;
     const SYN: L4 = L4::Tcp {
         source: 4000,
         destination: 80,
         syn: true,
+        sequence: SEQUENCE,
     };
     const NOT_SYN: L4 = L4::Tcp {
         source: 4000,
         destination: 80,
         syn: false,
+        sequence: SEQUENCE,
     };
     const ASKED: L4 = L4::Udp {
         source: 4000,

@@ -1,12 +1,9 @@
 //! What becomes of each captured frame: judged by the plan, then given to the stack, kept, sent on to its owner, or dropped.
 //!
-//! Owns the plan in force, the known flows of guarded and draining buckets, the fragments seen, and what is kept
+//! Owns the plan in force, what is known of this host's connections, the fragments seen, and what is kept
 //! for buckets that are changing hands. It reads no ring by itself and never waits; the data plane's thread drives it.
 
-// Looked up by key only; never iterated.
-#![allow(clippy::disallowed_types)]
-
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,17 +14,15 @@ use farm_core::balance::fragment::FragmentTable;
 use farm_core::balance::plan::Plan;
 use farm_core::config::L2Mode;
 use farm_core::id::{NodeId, NodeSet};
-use farm_core::wire::heartbeat::BucketSet;
 use farm_core::wire::packet::{L4, Packet};
 use farm_sys::packet_socket::{PacketRing, VNET_HEADER as VNET};
 use tracing::{debug, warn};
 
 use super::change;
-use super::connections::{Connection, place, sort_out, with_half_open};
+use super::known::Known;
 use super::replay;
 use super::taken::Taken;
 use super::{Count, Counters, Interface, Lease, LocalDevice};
-use crate::event::HeldGroup;
 
 /// Frames taken from one ring before the others have their turn.
 const BUDGET: usize = 256;
@@ -35,10 +30,6 @@ const BUDGET: usize = 256;
 const HOLD: usize = 4096;
 /// How long: past a second the client has asked again by itself (RFC 6298 section 2.1).
 const HOLD_TIME: Duration = Duration::from_secs(1);
-/// How long a handshake may take before the kernel's own tables are believed.
-const HANDSHAKE: Duration = Duration::from_secs(1);
-/// Most handshakes remembered; the oldest goes first.
-const MAX_HALF_OPEN: usize = 1 << 16;
 
 /// A frame that is kept.
 #[derive(Debug)]
@@ -59,37 +50,28 @@ pub struct Judge {
     pub counters: Arc<Counters>,
     /// The way to the stack, while there is one.
     pub tap: Option<LocalDevice>,
-    /// Connections of this host in guarded, draining and foreign buckets.
-    pub flows: HashSet<FlowKey>,
-    /// Buckets of each group whose connections were this host's alone when they were last looked up: all of them, because nobody else can have had any.
-    own_before: Vec<BucketSet>,
+    /// Connections of this host.
+    pub known: Known,
     fragments: FragmentTable,
     /// Connection requests, datagrams and echoes that wait for their bucket to open.
     held: VecDeque<Held>,
     /// What was accepted since buckets opened here: those who gave them up send on what this host may have seen itself.
     taken: Taken,
-    /// Connections whose request was accepted lately. The kernel may have no entry for one whose handshake is not over: it answers from memory only when
-    /// requests come in faster than the application takes them (SYN cookies, RFC 4987 section 3.6).
-    half_open: VecDeque<(Instant, FlowKey)>,
-    looked_since: Option<Instant>,
     start: Instant,
 }
 
 impl Judge {
     /// Works by `plan`, with nothing known yet.
-    pub fn new(plan: Arc<Plan>, lease: Arc<Lease>, counters: Arc<Counters>) -> Self {
+    pub fn new(plan: Arc<Plan>, lease: Arc<Lease>, counters: Arc<Counters>, known: Known) -> Self {
         Self {
             plan,
             lease,
             counters,
             tap: None,
-            flows: HashSet::new(),
-            own_before: Vec::new(),
+            known,
             fragments: FragmentTable::default(),
             held: VecDeque::new(),
             taken: Taken::default(),
-            half_open: VecDeque::new(),
-            looked_since: None,
             start: Instant::now(),
         }
     }
@@ -98,7 +80,7 @@ impl Judge {
     pub fn swap(&mut self, plan: Arc<Plan>) -> Arc<Plan> {
         self.fragments.clear();
         let old = std::mem::replace(&mut self.plan, plan);
-        self.own_before = change::own_before(&old, &self.own_before, &self.plan);
+        self.known.handle_plan(&old, &self.plan);
         if change::opens(&old, &self.plan) {
             self.taken.watch(Instant::now());
         }
@@ -192,8 +174,7 @@ impl Judge {
                 return;
             }
         }
-        self.flows.extend(decision.opens);
-        self.note_opening(now, packet);
+        self.note_opening(now, packet, decision.opens.is_some());
         self.accept(bytes);
     }
 
@@ -208,55 +189,21 @@ impl Judge {
         (starts && vip.mode != L2Mode::Directed).then_some(packet.destination_mac == vip.own_mac)
     }
 
-    fn note_opening(&mut self, now: Instant, packet: &Packet) {
-        let Some(flow) = replay::flow_of(packet) else { return };
-        let since = self.looked_since.map_or(now, |looked| looked.min(now));
-        while self.half_open.len() >= MAX_HALF_OPEN
-            || self.half_open.front().is_some_and(|(at, _)| *at + HANDSHAKE < since)
-        {
-            self.half_open.pop_front();
+    fn note_opening(&mut self, now: Instant, packet: &Packet, guarded: bool) {
+        if let (Some(flow), L4::Tcp { sequence, .. }) = (replay::flow_of(packet), packet.l4) {
+            self.known.open(now, flow, sequence, guarded);
         }
-        self.half_open.push_back((now, flow));
-    }
-
-    /// This host's connections are looked up from `now` on, until [`Self::know`]: younger ones are remembered by their requests.
-    pub fn look_since(&mut self, now: Instant) {
-        self.looked_since.get_or_insert(now);
-    }
-
-    /// Connections whose handshake may not have been over at `since`.
-    fn half_open(&self, since: Instant) -> impl Iterator<Item = Connection> {
-        let young = self.half_open.iter().filter(move |(at, _)| *at + HANDSHAKE >= since);
-        young.map(|(_, flow)| Connection {
-            vip: (flow.vip, flow.vip_port).into(),
-            client: (flow.client, flow.client_port).into(),
-        })
     }
 
     fn decide(&mut self, packet: &Packet) -> Decision {
-        let (plan, flows, own_before) = (&self.plan, &self.flows, &self.own_before);
-        let now = self.start.elapsed();
-        decide(plan, packet, &mut self.fragments, now, &mut |flow| {
-            flows.contains(flow) || was_own(plan, own_before, flow)
+        let (plan, known) = (&self.plan, &mut self.known);
+        let sequence = match packet.l4 {
+            L4::Tcp { sequence, .. } => Some(sequence),
+            _ => None,
+        };
+        decide(plan, packet, &mut self.fragments, self.start.elapsed(), &mut |flow| {
+            known.has(plan, Instant::now(), flow, sequence)
         })
-    }
-
-    /// Knows from here on which connections this host had at `began`, and returns what of them is in buckets it does not own.
-    pub fn know(&mut self, began: Instant, connections: Vec<Connection>) -> Vec<HeldGroup> {
-        let connections = with_half_open(connections, self.half_open(began));
-        self.looked_since = None;
-        self.own_before = vec![BucketSet::default(); self.plan.groups.len()];
-        self.flows.clear();
-        sort_out(&self.plan, connections, &mut self.flows)
-    }
-
-    /// What this host has, of what it knows, in buckets it does not own.
-    pub fn held_of_known(&self) -> Vec<HeldGroup> {
-        let known = self.flows.iter().map(|flow| Connection {
-            vip: (flow.vip, flow.vip_port).into(),
-            client: (flow.client, flow.client_port).into(),
-        });
-        sort_out(&self.plan, known, &mut HashSet::new())
     }
 
     fn hold(&mut self, since: Instant, why: Reason, bytes: &[u8]) {
@@ -319,9 +266,8 @@ impl Judge {
             }
             match due.to {
                 replay::To::Stack { opens } => {
-                    self.flows.extend(opens);
                     if let Some(packet) = Packet::parse(&due.frame[VNET..]) {
-                        self.note_opening(Instant::now(), &packet);
+                        self.note_opening(Instant::now(), &packet, opens.is_some());
                     }
                     self.accept(&mut due.frame);
                 }
@@ -379,20 +325,4 @@ impl Judge {
             }
         }
     }
-}
-
-/// True if `flow` lies in one of the buckets `own_before`, by group.
-fn was_own(plan: &Plan, own_before: &[BucketSet], flow: &FlowKey) -> bool {
-    if own_before.iter().all(BucketSet::is_empty) {
-        return false;
-    }
-    let connection = Connection {
-        vip: (flow.vip, flow.vip_port).into(),
-        client: (flow.client, flow.client_port).into(),
-    };
-    place(plan, connection).is_some_and(|(group, bucket, _)| {
-        own_before
-            .get(group)
-            .is_some_and(|before| before.contains(bucket.index()))
-    })
 }

@@ -7,7 +7,9 @@
 pub mod arp;
 pub mod change;
 pub mod connections;
+pub mod half_open;
 pub mod judge;
+pub mod known;
 pub mod lister;
 pub mod raw;
 pub mod replay;
@@ -151,6 +153,8 @@ pub enum Count {
     HoldExpired,
     /// Frames sent on by a member that this host has had from the client.
     Repeated,
+    /// Connections counted as this host's that had ended when the next frame from their client's addresses came.
+    FlowEnded,
     /// Frames that would not be known if a member sent them on, because there were too many.
     TakenFull,
     /// Look-ups of this host's connections that failed.
@@ -172,7 +176,7 @@ pub enum Count {
 }
 
 impl Count {
-    const ALL: [Self; 27] = [
+    const ALL: [Self; 28] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -191,6 +195,7 @@ impl Count {
         Self::HoldFull,
         Self::HoldExpired,
         Self::Repeated,
+        Self::FlowEnded,
         Self::TakenFull,
         Self::ListFailed,
         Self::FilterCoarse,
@@ -222,6 +227,7 @@ impl Count {
             Self::HoldFull => "hold_full",
             Self::HoldExpired => "hold_expired",
             Self::Repeated => "repeated",
+            Self::FlowEnded => "flow_ended",
             Self::TakenFull => "taken_full",
             Self::ListFailed => "list_failed",
             Self::FilterCoarse => "filter_coarse",

@@ -29,7 +29,9 @@ use tracing::{debug, warn};
 
 use super::arp::Responder;
 use super::change::{self, Change};
+use super::connections::Connections;
 use super::judge::Judge;
+use super::known::Known;
 use super::lister::{Listed, Lister};
 use super::replay::{Recorder, Timing};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
@@ -84,6 +86,7 @@ impl RawPlane {
                 woken.notify();
             }
         })?;
+        let known = Known::new(Connections::open()?, Arc::clone(&counters));
         let mut worker = Worker {
             inbox,
             wake: Arc::clone(&wake),
@@ -95,7 +98,7 @@ impl RawPlane {
             responder: Responder::new(Arc::clone(&counters)),
             recorder: Recorder::new(timing, Arc::clone(&counters)),
             record_at: None,
-            judge: Judge::new(plan, lease, counters),
+            judge: Judge::new(plan, lease, counters, known),
             interfaces: Vec::new(),
             recount_at: None,
             found: Vec::new(),
@@ -292,7 +295,7 @@ impl Worker {
             self.look_up();
         } else if !self.owes_report {
             if self.known {
-                self.found = self.judge.held_of_known();
+                self.found = self.judge.known.held(&self.judge.plan);
             } else {
                 self.hold_all();
             }
@@ -348,9 +351,11 @@ impl Worker {
         if !self.judge.lease.holds(Instant::now()) {
             return;
         }
-        let flows = &self.judge.flows;
-        let known = |flow: &FlowKey| flows.contains(flow) || answered.contains(flow);
-        let due = self.recorder.take_due(&self.judge.plan, &known);
+        let (plan, known) = (&self.judge.plan, &mut self.judge.known);
+        let now = Instant::now();
+        let due = self.recorder.take_due(plan, &mut |flow| {
+            answered.contains(flow) || known.has(plan, now, flow, None)
+        });
         self.judge.replay(due, &self.interfaces);
     }
 
@@ -371,7 +376,7 @@ impl Worker {
     fn look_up(&mut self) {
         let plan = self.waiting.as_ref().unwrap_or(&self.judge.plan);
         self.lister.ask(plan.vips.iter().map(|v| v.addr).collect());
-        self.judge.look_since(Instant::now());
+        self.judge.known.look_since(Instant::now());
         self.recount_at = None;
     }
 
@@ -388,7 +393,7 @@ impl Worker {
         }
         match listed.connections {
             Ok(connections) => {
-                self.found = self.judge.know(listed.began, connections);
+                self.found = self.judge.known.replace(&self.judge.plan, listed.began, connections);
                 self.known = true;
                 let pause = RECOUNT.max(listed.began.elapsed() * RECOUNT_REST);
                 let needed = self.judge.plan.groups.iter().any(GroupPlan::needs_sockets);
@@ -430,7 +435,7 @@ impl Worker {
     fn handle_timers(&mut self) {
         let now = Instant::now();
         self.judge.expire_held(now);
-        let due = self.recount_at.is_some_and(|at| at <= now) || self.judge.flows.len() > MAX_FLOWS;
+        let due = self.recount_at.is_some_and(|at| at <= now) || self.judge.known.count() > MAX_FLOWS;
         if due && !self.lister.is_busy() {
             self.look_up();
         }

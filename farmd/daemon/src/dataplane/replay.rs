@@ -198,7 +198,7 @@ impl Recorder {
 
     /// What becomes of the requests whose node is gone, oldest first; each is returned at most once. Those it has answered while it
     /// lived are forgotten, and so are those that another member answers and those of `known` flows.
-    pub fn take_due(&mut self, plan: &Plan, known: &dyn Fn(&FlowKey) -> bool) -> Vec<Due> {
+    pub fn take_due(&mut self, plan: &Plan, known: &mut dyn FnMut(&FlowKey) -> bool) -> Vec<Due> {
         if !self.concerns(plan) {
             return Vec::new();
         }
@@ -362,6 +362,7 @@ pub fn flow_of(packet: &Packet) -> Option<FlowKey> {
         source,
         destination,
         syn: true,
+        ..
     } = packet.l4
     else {
         return None;

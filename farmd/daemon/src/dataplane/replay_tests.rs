@@ -103,7 +103,7 @@ impl Recorder {
     }
 
     fn due(&mut self, plan: &Plan) -> Vec<Due> {
-        self.take_due(plan, &|_| false)
+        self.take_due(plan, &mut |_| false)
     }
 
     fn count(&self, count: Count) -> u64 {
@@ -274,7 +274,7 @@ fn known_flows_are_left_alone_and_of_repeated_requests_the_newest_counts() {
         recorder.note(&before, ms(at), segment(CLIENT_MAC, VIRTUAL, port, SYN));
     }
     let opened = without_1(plan(INVISIBLE, 0), ms(1000));
-    let due = recorder.take_due(&opened, &|flow| flow.client_port == 4002);
+    let due = recorder.take_due(&opened, &mut |flow| flow.client_port == 4002);
     let ports: Vec<u16> = due.iter().map(|d| port_of(&d.frame)).collect();
     assert_eq!(ports, [4001, 4000]);
     assert!(recorder.records.is_empty());

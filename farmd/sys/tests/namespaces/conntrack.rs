@@ -146,6 +146,11 @@ impl Translated {
         self.conntrack.tcp_flows(&[self.vip]).unwrap()
     }
 
+    /// The question for one connection.
+    fn has(&mut self, flow: CtFlow) -> bool {
+        self.conntrack.has_tcp(flow.vip, flow.client).unwrap()
+    }
+
     /// Waits until nothing is listed any more.
     fn wait_empty(&mut self) {
         let begin = Instant::now();
@@ -188,6 +193,10 @@ fn lists_a_connection_while_it_lives(family: &Family) {
     server.read_exact(&mut [0; 3]).unwrap();
     let flow = flow_of(&client);
     assert_eq!(host.flows(), [flow]);
+    assert!(host.has(flow));
+    let mut other = flow;
+    other.client.set_port(1);
+    assert!(!host.has(other));
     let others = [
         "198.18.0.98".parse().unwrap(),
         "fd00:198:18::98".parse().unwrap(),
@@ -202,9 +211,11 @@ fn lists_a_connection_while_it_lives(family: &Family) {
     client.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(server.read(&mut [0]).unwrap(), 0);
     assert_eq!(host.flows(), [flow]);
+    assert!(host.has(flow));
     drop(server);
     assert_eq!(client.read(&mut [0]).unwrap(), 0);
     host.wait_empty();
+    assert!(!host.has(flow));
     assert_ne!(host.tracked(), 0, "the entry is there yet, in TIME_WAIT");
 }
 
@@ -225,10 +236,11 @@ fn a_tracked_connection_to_the_vip_itself_is_not_listed() {
     }
     let mut host = Translated::new(&V4);
     let listener = host.lab.a.run(|| TcpListener::bind((host.vip, INNER)).unwrap());
-    let _client = host.connect(INNER, LIMIT).unwrap();
+    let direct = host.connect(INNER, LIMIT).unwrap();
     let _server = listener.accept().unwrap();
     assert_eq!(host.tracked(), 1);
     assert_eq!(host.flows(), []);
+    assert!(!host.has(flow_of(&direct)));
 
     // The same socket under another port of the VIP is one that the socket table shows under a port no client asked for.
     let translated = host.connect(82, LIMIT).unwrap();

@@ -1,5 +1,5 @@
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use farm_sys::sock_diag::{SockDiag, TcpSocket, state};
@@ -35,7 +35,16 @@ fn destroys_on(bind: IpAddr) {
         "{found:?}"
     );
     let target = found.iter().find(|socket| is_between(socket, &client)).unwrap();
+    let mut has = |ends: (SocketAddr, SocketAddr)| diag.has_tcp(ends.0, ends.1).unwrap();
+    let ends = |client: &TcpStream| (client.peer_addr().unwrap(), client.local_addr().unwrap());
+    assert!(has(ends(&client)) && has(ends(&spared)));
+    let (vip, mut nobody) = ends(&client);
+    nobody.set_port(1);
+    assert!(!has((vip, nobody)), "the listener is no connection");
+    nobody.set_ip(Ipv6Addr::LOCALHOST.into());
+    assert!(!has(("[::1]:8080".parse().unwrap(), nobody)));
     diag.destroy(target).unwrap();
+    assert!(!diag.has_tcp(target.local, target.remote).unwrap());
 
     assert_eq!(
         client.read(&mut [0]).unwrap_err().kind(),
