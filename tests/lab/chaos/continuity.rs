@@ -14,6 +14,7 @@ use super::{MODULE, Outcome, PROFILES, Progress, Rig, RigConfig, Series, Table, 
 use crate::crowd::{Crowd, CrowdConfig, Kind, Life};
 use crate::http::Failure;
 use crate::pinger::NodeNumber;
+use crate::process::wait_until;
 use crate::random::Random;
 
 /// Clients that hold connections, each with two addresses.
@@ -88,7 +89,10 @@ impl Act {
                 std::thread::sleep(breath);
                 rig.start_again(node)?;
             }
-            Self::Reload => node.farm_ok(&["reload"]).map(drop)?,
+            // Two nodes never do it at the same time: the second is refused until the first is back.
+            Self::Reload => {
+                wait_until(Duration::from_secs(20), "the reload", || node.farm_ok(&["reload"]).ok()).map(drop)?
+            }
             Self::Drain => {
                 node.farm_ok(&["drain", node.name(), "-m", MODULE, "--no-wait"])?;
                 std::thread::sleep(breath);
