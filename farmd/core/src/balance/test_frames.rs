@@ -8,7 +8,7 @@ use etherparse::{PacketBuilder, PacketBuilderStep, TcpHeader};
 use crate::balance::assign::BucketMap;
 use crate::balance::hash::Seed;
 use crate::balance::plan::{BucketState, GroupPlan, Plan, RulePlan, VipPlan};
-use crate::config::{Affinity, L2Mode, Protocol};
+use crate::config::{Affinity, L2Mode, PlaneChoice, Protocol};
 use crate::id::{BUCKETS, MacAddr, NodeId};
 
 pub const CLIENT_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x99]);
@@ -177,6 +177,7 @@ pub fn vip_plan(addr: IpAddr, mode: L2Mode, rules: Vec<RulePlan>) -> VipPlan {
         entry_group: 0,
         rules,
         peers: BTreeMap::from([(id(1), mac(1)), (id(2), mac(2))]),
+        choice: PlaneChoice::Auto,
         arp_reroute: None,
     }
 }
