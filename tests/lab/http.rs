@@ -75,6 +75,7 @@ impl Connection {
     /// As [`Self::open`], from this very port.
     pub async fn open_from(source: SocketAddrV4, to: SocketAddrV4, limit: Duration) -> Result<Self, Failure> {
         let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
         socket.bind(SocketAddr::V4(source))?;
         let stream = timeout(limit, socket.connect(SocketAddr::V4(to)))
             .await

@@ -95,8 +95,11 @@ pub struct ModuleStatus {
     pub name: String,
     /// Virtual addresses, as this node knows them.
     pub vips: Vec<String>,
-    /// Data plane in use here and why, e.g. `raw`.
+    /// Where frames are judged here: `bpf`, `raw`, both, or nothing while the module serves nobody.
     pub dataplane: String,
+    /// Why it is that one.
+    #[serde(default)]
+    pub dataplane_why: String,
     /// One row per node of the cluster.
     pub nodes: Vec<NodeModuleStatus>,
     /// Resources of this node, name to value.
