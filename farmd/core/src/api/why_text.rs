@@ -156,7 +156,7 @@ mod tests {
                 vip: vip(),
                 vip_port: 80,
             };
-            let judged = inquiry.judge(&plan, here).unwrap();
+            let judged = inquiry.judge(&plan, here);
             let opening = scene.verdict(Subject::Opening, &judged.opening);
             let belonging = scene.verdict(Subject::Belonging { here }, &judged.belonging.unwrap());
             (opening, belonging)

@@ -74,26 +74,26 @@ impl Inquiry {
             Affinity::ClientPort | Affinity::ClientIp | Affinity::ClientNet => {}
         }
         let port = self.client_port.unwrap_or(0);
-        let bucket = plan.bucket(rule.affinity, &self.packet(vip, true), self.client, port);
+        let bucket = plan.bucket(rule.affinity, &self.packet(vip.service_mac(), true), self.client, port);
         Ok(Place { rule, bucket })
     }
 
-    /// The verdicts by `plan`, on a host that has the connection or not. `None` if the address is no VIP of this plan.
-    pub fn judge(&self, plan: &Plan, has_connection: bool) -> Option<Judgement> {
-        let vip = plan.vip(self.vip)?;
+    /// The verdicts by `plan`, on a host that has the connection or not.
+    pub fn judge(&self, plan: &Plan, has_connection: bool) -> Judgement {
+        let mac = plan.vip(self.vip).map(VipPlan::service_mac).unwrap_or_default();
         let verdict = |syn: bool| {
-            let packet = self.packet(vip, syn);
+            let packet = self.packet(mac, syn);
             let mut fragments = FragmentTable::default();
             decide(plan, &packet, &mut fragments, Duration::ZERO, &mut |_| has_connection)
         };
-        Some(Judgement {
+        Judgement {
             opening: verdict(true),
             belonging: (self.protocol == Protocol::Tcp).then(|| verdict(false)),
-        })
+        }
     }
 
-    /// A whole packet of the connection, in a frame from outside.
-    fn packet(&self, vip: &VipPlan, syn: bool) -> Packet {
+    /// A whole packet of the connection, in a frame from outside to `destination_mac`.
+    fn packet(&self, destination_mac: MacAddr, syn: bool) -> Packet {
         let (source, destination) = (self.client_port.unwrap_or(0), self.vip_port);
         let (protocol, l4) = match self.protocol {
             Protocol::Tcp => (
@@ -110,7 +110,7 @@ impl Inquiry {
         Packet {
             // No member has this one: `VipPlan::peers` leaves it out.
             source_mac: MacAddr::default(),
-            destination_mac: vip.service_mac(),
+            destination_mac,
             source: self.client,
             destination: self.vip,
             protocol,
@@ -165,7 +165,7 @@ mod tests {
                 let set: NodeSet = holders.map(id).into_iter().collect();
                 plan.groups[0].holders = (0..4096).filter(|_| holders.is_some()).map(|i| (i, set)).collect();
                 for has in [true, false] {
-                    let judged = inquiry(Protocol::Tcp, Some(4000), 80).judge(&plan, has).unwrap();
+                    let judged = inquiry(Protocol::Tcp, Some(4000), 80).judge(&plan, has);
                     let way = Way::new(client(7), vip(), frames::OWN_MAC);
                     for (flags, told) in [(Flags::Syn, judged.opening), (Flags::Ack, judged.belonging.unwrap())] {
                         let packet = Packet::parse(&way.tcp(4000, 80, flags)).unwrap();
@@ -173,7 +173,7 @@ mod tests {
                         let got = decide(&plan, &packet, &mut table, Duration::ZERO, &mut |_| has);
                         assert_eq!(told, got, "{state:?}, {flags:?}, connection here: {has}");
                     }
-                    let judged = inquiry(Protocol::Udp, Some(4000), 5005).judge(&plan, has).unwrap();
+                    let judged = inquiry(Protocol::Udp, Some(4000), 5005).judge(&plan, has);
                     let packet = Packet::parse(&way.udp(4000, 5005, b"?")).unwrap();
                     let mut table = FragmentTable::default();
                     let got = decide(&plan, &packet, &mut table, Duration::ZERO, &mut |_| has);
@@ -207,13 +207,14 @@ mod tests {
             ..inquiry(Protocol::Tcp, Some(9), 80)
         };
         assert_eq!(elsewhere.place(&plan), Err(Placeless::NoVip));
-        assert_eq!(elsewhere.judge(&plan, true), None);
+        let passed = elsewhere.judge(&plan, true).opening;
+        assert_eq!((passed.verdict, passed.reason), (Verdict::Pass, Reason::NotVip));
     }
 
     #[test]
     fn what_no_rule_covers_is_judged_as_such() {
         let judged = inquiry(Protocol::Tcp, Some(9), 81).judge(&plan(BucketState::Own, Some(0)), true);
-        let opening = judged.unwrap().opening;
+        let opening = judged.opening;
         assert_eq!((opening.verdict, opening.reason), (Verdict::Drop, Reason::NoRule));
     }
 }
