@@ -439,11 +439,13 @@ impl Node {
             && let Some(local) = self.modules.get(module)
             && local.machine.active()
         {
-            let own = self.cluster.name(self.this);
             let groups = local.config.vip.as_ref().map_or(&[][..], |v| &v.groups);
             let ready = local.open && local.machine.ready() && local.link_problem.is_none();
-            let weight = groups.get(*group).filter(|_| ready).map_or(0, |g| g.weight(own));
-            let why = local.link_problem.clone().unwrap_or_else(|| local.machine.why());
+            let weight = groups
+                .get(*group)
+                .filter(|_| ready)
+                .map_or(0, |g| self.share_weight(module, local, g));
+            let why = self.why_of(module, local);
             weights.insert(self.this, (weight, why));
         }
         weights
