@@ -18,7 +18,7 @@ Exit codes:
    2  status: not every node is UP Ready
    3  status: the module is stopped on every node
    4  the daemon is not running or does not answer
-   5  no such module, node or file
+   5  no such module, group, node, virtual IP or file
    6  refused in the present state
   64  wrong words on the command line
   65  a configuration or module file is wrong

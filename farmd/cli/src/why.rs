@@ -116,7 +116,7 @@ fn module(why: &Why) -> String {
     };
     let serving = match why.serving.is_empty() {
         true => "no node serves it".to_owned(),
-        false => format!("UP Ready on {}", why.serving.join(", ")),
+        false => format!("served by {}", why.serving.join(", ")),
     };
     format!(
         "{} is {} {} on {}{because}; {serving}",
@@ -170,9 +170,10 @@ impl Page {
             let text = format!("{entry} answers the client's ARP requests, if both are on one network");
             self.row("entry", Paint::Plain, &text);
         }
-        let since = match &bucket.since {
-            Some(entry) => since(entry, now_us),
-            None => "before what this node's history still has".to_owned(),
+        let since = match (&bucket.since, bucket.map) {
+            (Some(entry), _) => since(entry, now_us),
+            (None, 0) => return,
+            (None, _) => "before the oldest entry that this node's history has".to_owned(),
         };
         self.row("since", Paint::Plain, &since);
     }
@@ -285,10 +286,7 @@ mod tests {
         };
         let shown = page(&idle, Style::PLAIN, 0);
         assert!(shown.contains("web is STOP NotReady on s1 (stop called by"), "{shown}");
-        assert!(
-            shown.contains("UP Ready on s1, s2") && !shown.contains('\x1b'),
-            "{shown}"
-        );
+        assert!(shown.contains("served by s1, s2") && !shown.contains('\x1b'), "{shown}");
         let uncovered = Why {
             rule: None,
             bucket: None,

@@ -403,7 +403,7 @@ pub mod exit {
     pub const STOPPED: u8 = 3;
     /// The daemon is not running or does not answer.
     pub const NO_DAEMON: u8 = 4;
-    /// No such module or node.
+    /// No such module, group, node, virtual IP or file.
     pub const NOT_FOUND: u8 = 5;
     /// Refused in the present state.
     pub const REFUSED: u8 = 6;

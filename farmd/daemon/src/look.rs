@@ -102,10 +102,12 @@ impl ModuleSight {
         self.nodes.get(node.index())
     }
 
-    /// Nodes on which it is UP Ready.
+    /// Nodes that serve their share of it.
     pub fn serving(&self) -> Vec<String> {
-        let ready = |n: &&NodeModuleStatus| (n.state, n.quality) == (Some(ModuleState::Up), Some(Quality::Ready));
-        self.nodes.iter().filter(ready).map(|n| n.node.clone()).collect()
+        let serves = |n: &&NodeModuleStatus| {
+            (n.state, n.quality) == (Some(ModuleState::Up), Some(Quality::Ready)) && n.why.is_empty()
+        };
+        self.nodes.iter().filter(serves).map(|n| n.node.clone()).collect()
     }
 
     /// What to do on a node that knows nothing of it, in words; `command` is what to ask elsewhere.

@@ -32,7 +32,7 @@ pub struct Why {
     pub quality: Quality,
     /// Why that node does not serve its share; empty if it does.
     pub no_share: String,
-    /// Nodes on which the module is UP Ready, as far as this node knows.
+    /// Nodes that serve their share of the module, as far as this node knows.
     pub serving: Vec<String>,
     /// The rule that fits; absent if none does.
     pub rule: Option<WhyRule>,

@@ -48,7 +48,11 @@ impl Scene<'_> {
     fn text(&self, subject: Subject, decision: &Decision) -> String {
         let mut text = self.reason(subject, decision);
         if !decision.forward.is_empty() && decision.reason != Reason::HandedOver {
-            text.push_str(&format!("; the frame is sent on to {}", self.list(decision.forward)));
+            let what = match decision.verdict {
+                Verdict::Accept => "a copy goes to",
+                Verdict::Drop | Verdict::Hold | Verdict::Pass => "the frame is sent on to",
+            };
+            text.push_str(&format!("; {what} {}", self.list(decision.forward)));
         }
         text
     }
@@ -72,7 +76,7 @@ impl Scene<'_> {
                 }
             },
             Reason::GuardedNew => format!(
-                "the bucket is this node's; what {} still has in it does not matter for something new",
+                "the bucket is this node's; what is new is taken although {} still has connections in it",
                 holders()
             ),
             Reason::GuardedKnown => "the bucket is this node's, and this host has the connection".to_owned(),
@@ -166,7 +170,7 @@ mod tests {
         assert!(belonging.text.contains("resets what it does not know"), "{belonging:?}");
         assert_eq!(belonging.sent_on, ["s3"]);
         let (opening, belonging) = told(BucketState::Guarded, Some(0), false);
-        assert!(opening.text.contains("s3 still has"), "{opening:?}");
+        assert!(opening.text.contains("although s3 still has"), "{opening:?}");
         assert_eq!(
             (belonging.verdict.as_str(), belonging.reason.as_str()),
             ("drop", "guarded_unknown")

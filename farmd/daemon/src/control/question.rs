@@ -52,13 +52,20 @@ pub(super) fn why(words: &str) -> Result<Inquiry, Refusal> {
         }
     }
     let missing = |name: &str| Refusal::bad(format!("`{name}` is missing"));
-    Ok(Inquiry {
+    let inquiry = Inquiry {
         protocol,
         client: client.ok_or_else(|| missing("client"))?,
         client_port,
         vip: vip.ok_or_else(|| missing("vip"))?,
         vip_port: vip_port.ok_or_else(|| missing("vip_port"))?,
-    })
+    };
+    if inquiry.client.is_ipv4() != inquiry.vip.is_ipv4() {
+        let (client, vip) = (inquiry.client, inquiry.vip);
+        return Err(Refusal::bad(format!(
+            "{client} cannot speak to {vip}: one is IPv4, the other IPv6"
+        )));
+    }
+    Ok(inquiry)
 }
 
 /// What `/v1/map?` asks for: `module` and `group`.
@@ -160,6 +167,7 @@ mod tests {
             ("client=198.18.0.2&port=70000", "a whole number"),
             ("protocol=icmp", "tcp or udp"),
             ("colour=red", "vip_port is expected"),
+            ("client=2001:db8::2&vip=198.18.0.20&vip_port=80", "cannot speak to"),
         ] {
             assert!(error(why(words)).contains(expected), "{words}: {}", error(why(words)));
         }
