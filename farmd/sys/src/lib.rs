@@ -5,6 +5,7 @@
 //! daemon's business. It knows nothing of our other crates.
 
 pub mod arp_socket;
+pub mod bpf;
 pub mod caps;
 pub mod conntrack;
 pub mod event_fd;

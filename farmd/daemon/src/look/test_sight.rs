@@ -68,6 +68,7 @@ pub fn sight(runs: bool) -> Sight {
                 entry_group: VipPlan::entry_group_of(&vip, VIP),
                 rules: VipPlan::rules_of(&vip, VIP, 0),
                 peers: [(node(1), MacAddr([2, 0, 0, 0, 0, 2]))].into(),
+                choice: config::PlaneChoice::default(),
                 arp_reroute: None,
             })
             .collect(),

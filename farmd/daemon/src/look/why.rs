@@ -12,7 +12,7 @@ use farm_core::api::why_text::{Scene, Subject, dealt_by, filter_word};
 use farm_core::api::{ModuleState, Quality};
 use farm_core::balance::explain::{Inquiry, Place, Placeless};
 use farm_core::balance::plan::{GroupPlan, Plan, RulePlan, VipPlan};
-use farm_core::config::{L2Mode, Protocol};
+use farm_core::config::{L2Mode, PlaneChoice, Protocol};
 use farm_core::id::{MacAddr, NodeSet};
 
 use super::{ModuleSight, Sight};
@@ -177,6 +177,7 @@ fn rules_only(sight: &Sight, module: &ModuleSight, vip: IpAddr) -> Plan {
                 entry_group: VipPlan::entry_group_of(config, vip),
                 rules: VipPlan::rules_of(config, vip, 0),
                 peers: BTreeMap::new(),
+                choice: PlaneChoice::default(),
                 arp_reroute: None,
             })
             .collect(),
