@@ -81,7 +81,7 @@ impl Scene<'_> {
             ),
             Reason::GuardedKnown => "the bucket is this node's, and this host has the connection".to_owned(),
             Reason::GuardedUnknown => format!(
-                "the bucket is this node's, but this host does not have the connection: it may be one of {}, so this host keeps silent",
+                "the bucket is this node's, but this host does not have the connection: it may be {}'s, so this host keeps silent",
                 holders()
             ),
             Reason::DrainingKnown => format!(
