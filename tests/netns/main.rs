@@ -13,6 +13,7 @@ mod host;
 mod instruments;
 mod lans;
 mod life;
+mod look;
 mod modules;
 mod policy;
 mod refusals;

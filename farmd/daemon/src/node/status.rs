@@ -65,7 +65,7 @@ impl Node {
         }
     }
 
-    fn node_status(&self, name: &ModuleName, node: NodeId, groups: &[GroupConfig]) -> NodeModuleStatus {
+    pub(super) fn node_status(&self, name: &ModuleName, node: NodeId, groups: &[GroupConfig]) -> NodeModuleStatus {
         // Buckets open and connections in closed ones, by group: what each node says of itself.
         let shares = |of: &dyn Fn(usize) -> Option<(u32, u32)>| -> Vec<Share> {
             let share = |(i, group): (usize, &GroupConfig)| {
