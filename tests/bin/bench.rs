@@ -61,16 +61,7 @@ struct Row {
 /// Measures and prints; always true when it could measure.
 pub fn run(rounds: usize, seconds: u64, json: Option<&Path>) -> Result<bool> {
     let config = LabConfig {
-        vips: vec![
-            Vip {
-                addr: VIP,
-                mode: Mode::Directed,
-            },
-            Vip {
-                addr: VIP2,
-                mode: Mode::Invisible,
-            },
-        ],
+        vips: vec![Vip::new(VIP, Mode::Directed), Vip::new(VIP2, Mode::Invisible)],
         // By port: wrk has one address, and all nodes are to share its load.
         groups: vec![Group::tcp("web", 80, "on_port")],
         ..LabConfig::default()

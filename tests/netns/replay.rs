@@ -79,7 +79,7 @@ fn crashes(mode: Mode, affinity: &'static str) {
             .collect();
         let given = |nodes: &[&Node]| sum(nodes, "dataplane_replay_accepted") + sum(nodes, "dataplane_replay_sent_on");
         let before = (given(&others), sent_again(&lab));
-        let entry = entry_of(&lab);
+        let entry = entry_of(&lab, VIP);
         let watcher = Watcher::start(&lab).expect("the wire can be watched");
         let prober = probing(&lab);
         // Another phase of the heartbeats in each round.
