@@ -4,6 +4,7 @@
 //! descriptors are owned and closed on drop. It holds no policy: what to open, when, and what to do about an error is the
 //! daemon's business. It knows nothing of our other crates.
 
+pub mod bpf;
 pub mod caps;
 pub mod conntrack;
 pub mod event_fd;

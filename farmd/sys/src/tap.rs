@@ -96,6 +96,25 @@ impl Tap {
         (&self.file).write(vnet_and_frame).map(drop)
     }
 
+    /// Hands frames that were sent on the device to `f`, at most `budget`: a 10-byte `virtio_net_hdr`, then the Ethernet frame. `buffer` is
+    /// room for one. Returns how many there were. Never blocks.
+    pub fn recv(&self, budget: usize, buffer: &mut [u8], mut f: impl FnMut(&mut [u8])) -> io::Result<usize> {
+        let mut frames = 0;
+        while frames < budget {
+            match (&self.file).read(buffer) {
+                Ok(0) => break,
+                Ok(length) => {
+                    frames += 1;
+                    f(&mut buffer[..length]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(frames)
+    }
+
     /// Reads and throws away what the stack has sent on the device, and returns the number of frames. Never blocks.
     pub fn drain(&self) -> io::Result<usize> {
         let mut frames = 0;

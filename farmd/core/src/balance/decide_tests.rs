@@ -7,7 +7,7 @@ use super::*;
 use crate::balance::assign::{BucketMap, assign};
 use crate::balance::plan::{GroupPlan, RulePlan};
 use crate::balance::test_frames::*;
-use crate::config::{GroupConfig, PortRule, VipConfig};
+use crate::config::{GroupConfig, PlaneChoice, PortRule, VipConfig};
 use crate::id::NodeId;
 
 const INVISIBLE: L2Mode = L2Mode::Invisible(VIRTUAL_MAC);
@@ -204,6 +204,7 @@ fn the_most_specific_rule_counts() {
     let other: IpAddr = [198, 18, 0, 21].into();
     let config = VipConfig {
         tcp_reset: true,
+        plane: PlaneChoice::Auto,
         drain: Duration::ZERO,
         interfaces: Vec::new(),
         groups: vec![

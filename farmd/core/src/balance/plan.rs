@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::balance::assign::BucketMap;
 use crate::balance::hash::{self, Seed};
-use crate::config::{Affinity, L2Mode, PortRule, Protocol, VipConfig};
+use crate::config::{Affinity, L2Mode, PlaneChoice, PortRule, Protocol, VipConfig};
 use crate::id::{BUCKETS, Bucket, MacAddr, NodeId, NodeSet};
 use crate::wire::heartbeat::BucketSet;
 use crate::wire::packet::Packet;
@@ -93,6 +93,8 @@ pub struct VipPlan {
     pub rules: Vec<RulePlan>,
     /// Ethernet addresses of the other members on this interface.
     pub peers: BTreeMap<NodeId, MacAddr>,
+    /// Where its frames are to be judged.
+    pub choice: PlaneChoice,
     /// Periodic announcements, if wanted.
     pub arp_reroute: Option<crate::config::ArpReroute>,
 }

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 
 use etherparse::{PacketBuilder, PacketBuilderStep, TcpHeader};
 
-use crate::balance::assign::BucketMap;
-use crate::balance::hash::Seed;
-use crate::balance::plan::{BucketState, GroupPlan, Plan, RulePlan, VipPlan};
-use crate::config::{Affinity, L2Mode, Protocol};
-use crate::id::{BUCKETS, MacAddr, NodeId};
+use farm_core::balance::assign::BucketMap;
+use farm_core::balance::hash::Seed;
+use farm_core::balance::plan::{BucketState, GroupPlan, Plan, RulePlan, VipPlan};
+use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol};
+use farm_core::id::{BUCKETS, MacAddr, NodeId};
 
 pub const CLIENT_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x99]);
 pub const OWN_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0]);
@@ -199,6 +199,7 @@ pub fn vip_plan(addr: IpAddr, mode: L2Mode, rules: Vec<RulePlan>) -> VipPlan {
         entry_group: 0,
         rules,
         peers: BTreeMap::from([(id(1), mac(1)), (id(2), mac(2))]),
+        choice: PlaneChoice::Auto,
         arp_reroute: None,
     }
 }

@@ -167,10 +167,24 @@ pub struct VipConfig {
     pub tcp_reset: bool,
     /// `drain`, default 0 s: how long `stop` waits for the connections to end, after new ones go elsewhere. Up to a day.
     pub drain: Duration,
+    /// `dataplane`, default `auto`: where frames are judged on this node.
+    pub plane: PlaneChoice,
     /// Interfaces and what they carry.
     pub interfaces: Vec<InterfaceConfig>,
     /// Load-balancing groups; each has its own bucket map. At least one.
     pub groups: Vec<GroupConfig>,
+}
+
+/// Where frames for a virtual address are judged.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum PlaneChoice {
+    /// In the kernel where it lets farmd, else in user space.
+    #[default]
+    Auto,
+    /// Captured by a raw socket and judged in user space.
+    Raw,
+    /// By an eBPF program in the kernel; the module does not start where that cannot be.
+    Bpf,
 }
 
 impl VipConfig {

@@ -11,13 +11,20 @@ use super::report::{Report, Span, Wrong, quote};
 use super::rule;
 use super::value::{self, Unit};
 use super::{
-    Affinity, ArpReroute, ClusterConfig, InterfaceConfig, L2Mode, Protocol, VipConfig, VirtualAddr,
+    Affinity, ArpReroute, ClusterConfig, InterfaceConfig, L2Mode, PlaneChoice, Protocol, VipConfig, VirtualAddr,
     VirtualInterfaceConfig,
 };
 use crate::id::MacAddr;
 
 /// First two bytes of a virtual MAC that is made of a VIP: locally administered, unicast.
 const MAC_PREFIX: [u8; 2] = [0x5a, 0xfe];
+
+/// What `dataplane` may say.
+const PLANES: [(&str, PlaneChoice); 3] = [
+    ("auto", PlaneChoice::Auto),
+    ("raw", PlaneChoice::Raw),
+    ("bpf", PlaneChoice::Bpf),
+];
 
 /// The virtual addresses of a module while it is read, for the rules to be checked against.
 pub(super) struct Placed {
@@ -36,7 +43,7 @@ pub(super) struct PlacedVip {
 
 /// The `<vip>` that `child` is.
 pub(super) fn decode(report: &mut Report<'_>, child: &Child<'_>, cluster: Option<&ClusterConfig>) -> Option<VipConfig> {
-    let node = child.open(report, &["tcpreset", "scriptcontrol", "drain"]);
+    let node = child.open(report, &["tcpreset", "scriptcontrol", "drain", "dataplane"]);
     let tcp_reset = node.read(report, "tcpreset", value::flag).unwrap_or(true);
     if node.read(report, "scriptcontrol", value::flag) == Some(true) {
         let wrong = Wrong::new("`scriptcontrol` has no effect: traffic opens when `start_both` has succeeded");
@@ -45,6 +52,7 @@ pub(super) fn decode(report: &mut Report<'_>, child: &Child<'_>, cluster: Option
     let drain = node
         .duration(report, "drain", Unit::Second, 0..=86_400)
         .unwrap_or_default();
+    let plane = node.read(report, "dataplane", value::word(&PLANES)).unwrap_or_default();
     let parts = node.children(report, &["interface_list", "loadbalancing_list"]);
     parts.need(report, "interface_list");
     parts.need(report, "loadbalancing_list");
@@ -82,6 +90,7 @@ pub(super) fn decode(report: &mut Report<'_>, child: &Child<'_>, cluster: Option
     Some(VipConfig {
         tcp_reset,
         drain,
+        plane,
         interfaces,
         groups,
     })

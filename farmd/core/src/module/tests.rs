@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::state::{HANDOVER_LIMIT, MAX_RESOURCES, ModuleAction, ModuleEvent, ModuleMachine, Script, ScriptOutcome};
 use crate::api::{ModuleState, Quality};
-use crate::config::{Boot, CheckerAction, ModuleConfig, ServiceConfig, TcpCheckerConfig, UserConfig, VipConfig};
+use crate::config::{
+    Boot, CheckerAction, ModuleConfig, PlaneChoice, ServiceConfig, TcpCheckerConfig, UserConfig, VipConfig,
+};
 
 pub(super) fn config(actions: &[CheckerAction]) -> ModuleConfig {
     let tcp_checkers = actions.iter().enumerate().map(|(i, action)| TcpCheckerConfig {
@@ -32,6 +34,7 @@ pub(super) fn config(actions: &[CheckerAction]) -> ModuleConfig {
         witness: None,
         vip: Some(VipConfig {
             tcp_reset: true,
+            plane: PlaneChoice::Auto,
             drain: Duration::ZERO,
             interfaces: Vec::new(),
             groups: Vec::new(),

@@ -5,7 +5,9 @@
 
 use std::net::IpAddr;
 
-use etherparse::{EtherType, LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use etherparse::{
+    EtherType, Ethernet2Header, Ipv6Header, LaxNetSlice, LaxSlicedPacket, SingleVlanHeader, TransportSlice,
+};
 
 use crate::balance::flow::FlowKey;
 use crate::id::MacAddr;
@@ -112,6 +114,8 @@ impl Packet {
         };
         let l4 = if fragment.later {
             L4::LaterFragment
+        } else if lies_about_length(&sliced, frame) {
+            L4::Malformed
         } else {
             Self::l4(&sliced, protocol, fragment.more)
         };
@@ -185,6 +189,24 @@ struct Fragment {
     later: bool,
     more: bool,
     identification: u32,
+}
+
+/// True if an IP packet says that it is shorter than its header, or longer than what came. A packet merged by the kernel to more than 64 kB says 0.
+fn lies_about_length(sliced: &LaxSlicedPacket<'_>, frame: &[u8]) -> bool {
+    let link = Ethernet2Header::LEN + sliced.link_exts.len() * SingleVlanHeader::LEN;
+    let came = frame.len().saturating_sub(link);
+    let (header, says) = match &sliced.net {
+        Some(LaxNetSlice::Ipv4(ip)) => {
+            let header = ip.header();
+            (header.slice().len(), usize::from(header.total_len()))
+        }
+        Some(LaxNetSlice::Ipv6(ip)) => match ip.header().payload_length() {
+            0 => (Ipv6Header::LEN, 0),
+            payload => (Ipv6Header::LEN, Ipv6Header::LEN + usize::from(payload)),
+        },
+        Some(LaxNetSlice::Arp(_)) | None => return false,
+    };
+    says != 0 && (says < header || says > came)
 }
 
 /// The last fragment header (RFC 8200 section 4.5) among IPv6 extension headers of which the first has number `next`.

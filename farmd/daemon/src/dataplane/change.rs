@@ -1,6 +1,6 @@
 //! What a new plan changes for this host, and so what has to be known before it may be at work.
 
-use farm_core::balance::plan::{BucketState, Plan};
+use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_core::wire::heartbeat::BucketSet;
 
 /// See [`of`].
@@ -41,15 +41,22 @@ pub fn of(old: &Plan, new: &Plan) -> Change {
     change
 }
 
-/// True if a bucket is open by `new` that was not by `old`.
-pub fn opens(old: &Plan, new: &Plan) -> bool {
+/// Buckets of each group of `new` that are open by it and were not by `old`.
+pub fn opened(old: &Plan, new: &Plan) -> Vec<BucketSet> {
     let is_open = |state: &BucketState| matches!(state, BucketState::Own | BucketState::Guarded);
-    new.groups.iter().any(|group| {
+    let of = |group: &GroupPlan| {
         let before = old.groups.iter().find(|g| g.name == group.name);
         let was_open = |i: usize| before.is_some_and(|g| is_open(&g.states[i]));
-        let mut states = group.states.iter().enumerate();
-        states.any(|(i, state)| is_open(state) && !was_open(i))
-    })
+        let states = group.states.iter().enumerate();
+        let opened = states.filter(|(i, state)| is_open(state) && !was_open(*i));
+        opened.map(|(i, _)| i).collect()
+    };
+    new.groups.iter().map(of).collect()
+}
+
+/// True if a bucket is open by `new` that was not by `old`.
+pub fn opens(old: &Plan, new: &Plan) -> bool {
+    opened(old, new).iter().any(|set| !set.is_empty())
 }
 
 impl Change {
@@ -79,7 +86,6 @@ mod tests {
 
     use farm_core::balance::assign::BucketMap;
     use farm_core::balance::hash::Seed;
-    use farm_core::balance::plan::GroupPlan;
     use farm_core::id::{BUCKETS, NodeId};
 
     use super::*;

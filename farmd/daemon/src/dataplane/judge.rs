@@ -19,6 +19,7 @@ use farm_sys::packet_socket::{PacketRing, VNET_HEADER as VNET};
 use tracing::{debug, warn};
 
 use super::change;
+use super::kernel::Kernel;
 use super::known::Known;
 use super::replay;
 use super::taken::Taken;
@@ -30,6 +31,9 @@ const BUDGET: usize = 256;
 const HOLD: usize = 4096;
 /// How long: past a second the client has asked again by itself (RFC 6298 section 2.1).
 const HOLD_TIME: Duration = Duration::from_secs(1);
+
+/// Longest frame that comes out of the TAP, with its header.
+const MAX_FRAME: usize = VNET + (1 << 16) + 64;
 
 /// A frame that is kept.
 #[derive(Debug)]
@@ -52,6 +56,9 @@ pub struct Judge {
     pub tap: Option<LocalDevice>,
     /// Connections of this host.
     pub known: Known,
+    /// Judges most frames before they get here, where there is one.
+    pub kernel: Option<Kernel>,
+    buffer: Box<[u8]>,
     fragments: FragmentTable,
     /// Connection requests, datagrams and echoes that wait for their bucket to open.
     held: VecDeque<Held>,
@@ -69,6 +76,8 @@ impl Judge {
             counters,
             tap: None,
             known,
+            kernel: None,
+            buffer: vec![0; MAX_FRAME].into_boxed_slice(),
             fragments: FragmentTable::default(),
             held: VecDeque::new(),
             taken: Taken::default(),
@@ -122,7 +131,9 @@ impl Judge {
     pub fn work(&mut self, interface: &mut Interface) -> usize {
         let mut forwards: Vec<(Vec<u8>, NodeSet)> = Vec::new();
         let truncated = interface.ring.truncated();
-        let result = interface.ring.recv(BUDGET, |bytes| self.judge(bytes, &mut forwards));
+        let result = interface
+            .ring
+            .recv(BUDGET, |bytes| self.judge_captured(bytes, &mut forwards));
         let frames = result.unwrap_or_else(|error| {
             // Said once each time; capture goes on by itself when the interface is up again.
             if error.kind() == io::ErrorKind::NetworkDown {
@@ -138,6 +149,41 @@ impl Judge {
             self.forward(&interface.ring, &mut bytes, to);
         }
         frames
+    }
+
+    /// What the kernel judges itself is not judged again.
+    fn judge_captured(&mut self, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
+        let taken = |kernel: &Kernel| Packet::parse(&bytes[VNET..]).is_some_and(|p| kernel.takes(p.destination));
+        if !self
+            .kernel
+            .as_ref()
+            .is_some_and(|kernel| kernel.is_at_work() && taken(kernel))
+        {
+            self.judge(bytes, forwards);
+        }
+    }
+
+    /// Judges what the program in the kernel has left to this thread, a part of it if it is much; returns how many frames.
+    pub fn work_punted(&mut self, interfaces: &[Interface]) -> usize {
+        let Some(device) = self.tap.take() else { return 0 };
+        let mut punted: Vec<Vec<u8>> = Vec::new();
+        let result = device
+            .tap
+            .recv(BUDGET, &mut self.buffer, |bytes| punted.push(bytes.to_vec()));
+        self.tap = Some(device);
+        if let Err(error) = result {
+            debug!(%error, "reading the TAP failed");
+        }
+        let mut forwards: Vec<(Vec<u8>, NodeSet)> = Vec::new();
+        for bytes in &mut punted {
+            self.judge(bytes, &mut forwards);
+        }
+        for (mut bytes, to) in forwards {
+            for node in to.iter() {
+                self.send_on(interfaces, &mut bytes, node);
+            }
+        }
+        punted.len()
     }
 
     fn judge(&mut self, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {

@@ -9,6 +9,7 @@ pub mod change;
 pub mod connections;
 pub mod half_open;
 pub mod judge;
+pub mod kernel;
 pub mod known;
 pub mod lister;
 pub mod neighbour;
@@ -17,13 +18,14 @@ pub mod replay;
 pub mod taken;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use farm_core::balance::decide::Reason;
 use farm_core::balance::plan::Plan;
 use farm_core::wire::heartbeat::Requester;
+use farm_sys::bpf::{self, KernelCounters, KernelLease};
 
 /// A service interface that is ready to be worked with.
 #[derive(Debug)]
@@ -80,27 +82,53 @@ pub struct LocalDevice {
     pub mac: farm_core::id::MacAddr,
 }
 
-/// Until when VIP frames may be accepted, shared by the owner loop, which renews it, and the data plane, which obeys it.
+/// Until when VIP frames may be accepted, shared by the owner loop, which renews it, and the data plane, which obeys it, in user space and in the kernel.
 #[derive(Debug)]
 pub struct Lease {
     start: Instant,
+    /// The kernel's name for `start`.
+    start_nanos: u64,
     until_nanos: AtomicU64,
+    kernel: OnceLock<KernelLease>,
 }
 
 impl Lease {
     /// A lease that has already ended.
     pub fn new() -> Self {
+        // Read first: in the kernel the lease ends at the same time, or a little earlier.
+        let start_nanos = bpf::monotonic_nanos();
         Self {
             start: Instant::now(),
+            start_nanos,
             until_nanos: AtomicU64::new(0),
+            kernel: OnceLock::new(),
         }
     }
 
     /// Extends the lease to `until`.
     pub fn renew(&self, until: Instant) {
         let nanos = until.saturating_duration_since(self.start).as_nanos();
-        self.until_nanos
-            .store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Release);
+        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+        self.until_nanos.store(nanos, Ordering::Release);
+        if let Some(kernel) = self.kernel.get() {
+            kernel.renew(if nanos == 0 {
+                0
+            } else {
+                self.start_nanos.saturating_add(nanos)
+            });
+        }
+    }
+
+    /// `kernel` is renewed along with this one from here on.
+    pub fn extend_to(&self, kernel: KernelLease) {
+        let nanos = self.until_nanos.load(Ordering::Acquire);
+        kernel.renew(if nanos == 0 {
+            0
+        } else {
+            self.start_nanos.saturating_add(nanos)
+        });
+        // One program at most in the life of a data plane.
+        let _ = self.kernel.set(kernel);
     }
 
     /// True if frames may be accepted at `now`.
@@ -184,10 +212,14 @@ pub enum Count {
     ReplayExpired,
     /// Requests not recorded, or given up for newer ones, because there were too many or they were too long.
     ReplayOverflow,
+    /// Frames that the program in the kernel left to the daemon.
+    Punted,
+    /// Frames that the program in the kernel dropped because plans changed too fast under it.
+    PlanChanged,
 }
 
 impl Count {
-    const ALL: [Self; 33] = [
+    const ALL: [Self; 35] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -221,6 +253,8 @@ impl Count {
         Self::ReplaySentOn,
         Self::ReplayExpired,
         Self::ReplayOverflow,
+        Self::Punted,
+        Self::PlanChanged,
     ];
 
     const fn name(self) -> &'static str {
@@ -258,6 +292,21 @@ impl Count {
             Self::ReplaySentOn => "replay_sent_on",
             Self::ReplayExpired => "replay_expired",
             Self::ReplayOverflow => "replay_overflow",
+            Self::Punted => "punted",
+            Self::PlanChanged => "plan_changed",
+        }
+    }
+
+    /// The counter of the kernel's program that is part of this one.
+    const fn in_kernel(self) -> Option<bpf::Count> {
+        match self {
+            Self::LeaseEnded => Some(bpf::Count::LeaseEnded),
+            Self::Forwarded => Some(bpf::Count::Forwarded),
+            Self::ForwardUnknown => Some(bpf::Count::ForwardUnknown),
+            Self::ForwardFailed => Some(bpf::Count::ForwardFailed),
+            Self::Punted => Some(bpf::Count::Punted),
+            Self::PlanChanged => Some(bpf::Count::PlanChanged),
+            _ => None,
         }
     }
 }
@@ -267,6 +316,8 @@ impl Count {
 pub struct Counters {
     reasons: [AtomicU64; Reason::ALL.len()],
     counts: [AtomicU64; Count::ALL.len()],
+    /// What the program in the kernel counts; the reasons come first, in their order.
+    kernel: OnceLock<KernelCounters>,
 }
 
 impl Default for Counters {
@@ -274,6 +325,7 @@ impl Default for Counters {
         Self {
             reasons: std::array::from_fn(|_| AtomicU64::new(0)),
             counts: std::array::from_fn(|_| AtomicU64::new(0)),
+            kernel: OnceLock::new(),
         }
     }
 }
@@ -289,17 +341,30 @@ impl Counters {
         self.counts[count as usize].fetch_add(n, Ordering::Relaxed);
     }
 
+    /// What the program in the kernel counts is part of the whole from here on.
+    pub fn include(&self, kernel: KernelCounters) {
+        // One program at most in the life of a data plane.
+        let _ = self.kernel.set(kernel);
+    }
+
     /// All of them, by name.
     pub fn read(&self) -> BTreeMap<String, u64> {
-        let reasons = Reason::ALL
-            .iter()
-            .map(|r| (format!("frames_{}", r.name()), &self.reasons[*r as usize]));
-        let counts = Count::ALL
-            .iter()
-            .map(|c| (format!("dataplane_{}", c.name()), &self.counts[*c as usize]));
-        reasons
-            .chain(counts)
-            .map(|(name, value)| (name, value.load(Ordering::Relaxed)))
-            .collect()
+        let in_kernel = self.kernel.get().and_then(|kernel| {
+            kernel
+                .read()
+                .inspect_err(|error| tracing::debug!(%error, "the counters in the kernel"))
+                .ok()
+        });
+        let in_kernel = in_kernel.unwrap_or([0; bpf::COUNTS]);
+        let reasons = Reason::ALL.iter().zip(&in_kernel).map(|(r, kernel)| {
+            let here = self.reasons[*r as usize].load(Ordering::Relaxed);
+            (format!("frames_{}", r.name()), here + kernel)
+        });
+        let counts = Count::ALL.iter().map(|c| {
+            let here = self.counts[*c as usize].load(Ordering::Relaxed);
+            let kernel = c.in_kernel().map_or(0, |count| in_kernel[count as usize]);
+            (format!("dataplane_{}", c.name()), here + kernel)
+        });
+        reasons.chain(counts).collect()
     }
 }

@@ -24,17 +24,20 @@ use farm_core::balance::filter;
 use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_core::config::L2Mode;
-use farm_core::wire::heartbeat::Requester;
+use farm_core::wire::heartbeat::{BucketSet, Requester};
+use farm_sys::bpf::Filter;
 use farm_sys::event_fd::EventFd;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::arp::Responder;
 use super::change::{self, Change};
 use super::connections::Connections;
 use super::judge::Judge;
+use super::kernel::Kernel;
 use super::known::Known;
 use super::lister::{Listed, Lister};
 use super::replay::{Recorder, Timing};
+use super::taken::WATCH;
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
 use crate::event::{Event, EventSender, HeldGroup};
 
@@ -88,6 +91,7 @@ impl RawPlane {
             }
         })?;
         let known = Known::new(Connections::open()?, Arc::clone(&counters));
+        let kernel = kernel(&plan, &lease, &counters);
         let mut worker = Worker {
             inbox,
             wake: Arc::clone(&wake),
@@ -105,7 +109,10 @@ impl RawPlane {
             found: Vec::new(),
             statistics_at: Instant::now(),
             failure_told: None,
+            young: Vec::new(),
+            young_until: None,
         };
+        worker.judge.kernel = kernel;
         let thread = thread::Builder::new()
             .name("dataplane".into())
             .spawn(move || worker.run())?;
@@ -183,6 +190,9 @@ struct Worker {
     statistics_at: Instant,
     /// When a failing look-up was last in the log.
     failure_told: Option<Instant>,
+    /// Buckets of each group that have opened lately, and until when that counts.
+    young: Vec<BucketSet>,
+    young_until: Option<Instant>,
 }
 
 impl Worker {
@@ -203,6 +213,7 @@ impl Worker {
             let wakes = [
                 self.recount_at,
                 self.record_at,
+                self.young_until,
                 self.responder.next_at(),
                 Some(self.statistics_at),
             ];
@@ -237,12 +248,19 @@ impl Worker {
                     self.events.send(Event::Requester(requester));
                 }
             }
-            if let Some(tap) = &self.judge.tap
-                && let Err(error) = tap.tap.drain()
-            {
-                debug!(%error, "reading the TAP failed");
-            }
+            self.work_tap();
             self.handle_timers();
+        }
+    }
+
+    /// What the stack sends on the TAP is thrown away, unless a program in the kernel leaves frames to this thread that way.
+    fn work_tap(&mut self) {
+        if self.judge.kernel.as_ref().is_some_and(Kernel::is_at_work) {
+            self.judge.work_punted(&self.interfaces);
+        } else if let Some(tap) = &self.judge.tap
+            && let Err(error) = tap.tap.drain()
+        {
+            debug!(%error, "reading the TAP failed");
         }
     }
 
@@ -259,7 +277,15 @@ impl Worker {
                     }
                 }
                 Command::Attach(mut interface) => {
-                    set_filter(&self.judge.plan, &self.judge.counters, &mut interface);
+                    if let Some(kernel) = &mut self.judge.kernel {
+                        kernel.attach(interface.index, &interface.name);
+                    }
+                    set_filter(
+                        &self.judge.plan,
+                        self.judge.kernel.as_ref(),
+                        &self.judge.counters,
+                        &mut interface,
+                    );
                     self.interfaces.push(*interface);
                     self.record_at.get_or_insert(Instant::now());
                 }
@@ -268,8 +294,16 @@ impl Worker {
                         self.judge.read_statistics(interface);
                     }
                     self.interfaces.retain(|i| i.index != index);
+                    if let Some(kernel) = &mut self.judge.kernel {
+                        kernel.detach(index);
+                    }
                 }
-                Command::Tap(tap) => self.judge.tap = tap,
+                Command::Tap(tap) => {
+                    if let Some(kernel) = &mut self.judge.kernel {
+                        kernel.set_tap(tap.as_ref().map(|tap| (tap.tap.ifindex(), tap.mac)));
+                    }
+                    self.judge.tap = tap;
+                }
                 Command::Learn(requester) => self.responder.learn(requester),
                 Command::Listed(listed) => self.handle_listed(listed),
                 Command::Stop => return false,
@@ -315,11 +349,20 @@ impl Worker {
         for interface in &mut self.interfaces {
             self.judge.work_off(interface);
         }
+        self.work_tap();
         let judged = began.elapsed();
+        for interface in &mut self.interfaces {
+            join_groups(&plan, interface);
+        }
+        self.install(&plan);
         let old = self.judge.swap(plan);
         for interface in &mut self.interfaces {
-            join_groups(&self.judge.plan, interface);
-            set_filter(&self.judge.plan, &self.judge.counters, interface);
+            set_filter(
+                &self.judge.plan,
+                self.judge.kernel.as_ref(),
+                &self.judge.counters,
+                interface,
+            );
         }
         let filtered = began.elapsed();
         // Only from here on the new owner's filter passes what comes for it; all that came before was for the old one.
@@ -334,6 +377,35 @@ impl Worker {
         }
         let version = self.judge.plan.version;
         debug!(version, ?judged, ?filtered, whole = ?began.elapsed(), "plan applied");
+    }
+
+    /// Has the kernel judge by `plan`, which takes the place of the one at work. Buckets that have opened lately are told, so that what starts something in them
+    /// comes to this thread, which knows what it has taken.
+    fn install(&mut self, plan: &Plan) {
+        let Some(kernel) = &mut self.judge.kernel else { return };
+        let opened = change::opened(&self.judge.plan, plan);
+        let now = Instant::now();
+        if opened.iter().any(|set| !set.is_empty()) {
+            self.young_until = Some(now + WATCH);
+        }
+        let before = self.judge.plan.groups.iter().zip(std::mem::take(&mut self.young));
+        let before: Vec<(&str, BucketSet)> = before.map(|(group, set)| (group.name.as_str(), set)).collect();
+        let still = |name: &str| before.iter().find(|(known, _)| *known == name).map(|(_, set)| set);
+        let young = plan.groups.iter().zip(&opened).map(|(group, opened)| {
+            let still = still(&group.name).into_iter().flat_map(BucketSet::iter);
+            still.chain(opened.iter()).collect()
+        });
+        self.young = young.collect();
+        kernel.install(plan, &self.young);
+    }
+
+    /// No bucket has opened lately.
+    fn grow_up(&mut self) {
+        self.young_until = None;
+        self.young = vec![BucketSet::default(); self.judge.plan.groups.len()];
+        if let Some(kernel) = &mut self.judge.kernel {
+            kernel.install(&self.judge.plan, &self.young);
+        }
     }
 
     /// Takes the recorded connection requests out of their rings; `plan` says who was to answer them.
@@ -362,6 +434,11 @@ impl Worker {
 
     fn discard_backlog(&mut self) {
         self.judge.forget_held();
+        if let Some(tap) = &self.judge.tap
+            && let Err(error) = tap.tap.drain()
+        {
+            debug!(%error, "reading the TAP failed");
+        }
         for interface in &mut self.interfaces {
             match interface.ring.recv(2 * RING_SLOTS as usize, |_| {}) {
                 Ok(frames) => self.judge.counters.add(Count::LeaseEnded, frames as u64),
@@ -440,6 +517,9 @@ impl Worker {
         if due && !self.lister.is_busy() {
             self.look_up();
         }
+        if self.young_until.is_some_and(|at| at <= now) {
+            self.grow_up();
+        }
         if self.statistics_at <= now {
             self.statistics_at = now + RECOUNT;
             for interface in &self.interfaces {
@@ -457,19 +537,40 @@ impl Worker {
     }
 }
 
+/// The program in the kernel, or `None` where there is none: then all frames are captured.
+fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Option<Kernel> {
+    match Filter::load() {
+        Ok(filter) => {
+            counters.include(filter.counters());
+            let kernel = Kernel::new(filter, plan);
+            lease.extend_to(kernel.lease());
+            Some(kernel)
+        }
+        Err(error) => {
+            info!(%error, "data plane raw: frames are captured and judged in user space");
+            None
+        }
+    }
+}
+
 fn set_program(interface: &Interface, program: &[filter::Insn]) -> io::Result<()> {
     interface.ring.set_filter(&super::kernel_program(program))
 }
 
 /// The kernel may refuse a long program (`optmem_max`); a coarser one passes more, never less.
-fn set_filter(plan: &Plan, counters: &Counters, interface: &mut Interface) {
+fn set_filter(plan: &Plan, kernel: Option<&Kernel>, counters: &Counters, interface: &mut Interface) {
     if let Some(syns) = &mut interface.syns
         && let Err(error) = syns.set_plan(plan)
     {
         counters.add(Count::FilterFailed, 1);
         debug!(%error, interface = interface.name, "the filter of the recorded connection requests could not be set");
     }
-    let fine = filter::build(plan, interface.index, filter::Detail::Buckets);
+    let mut vips = plan.vips.iter().filter(|vip| vip.interface == interface.index);
+    let fine = if vips.all(|vip| kernel.is_some_and(|kernel| kernel.takes(vip.addr))) {
+        filter::closed()
+    } else {
+        filter::build(plan, interface.index, filter::Detail::Buckets)
+    };
     let coarse = || filter::build(plan, interface.index, filter::Detail::Vips);
     let Err(error) = set_program(interface, &fine).or_else(|_| {
         counters.add(Count::FilterCoarse, 1);

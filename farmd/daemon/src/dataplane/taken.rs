@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::time::{Duration, Instant};
 
 /// How long after a bucket has opened here others may still send on what came for it: their end of a move, and a busy machine.
-const WATCH: Duration = Duration::from_millis(500);
+pub const WATCH: Duration = Duration::from_millis(500);
 /// How long a frame may be on its way by a member that gives its bucket up.
 const KEEP: Duration = Duration::from_millis(250);
 /// Most frames remembered, the oldest goes first.

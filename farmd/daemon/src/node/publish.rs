@@ -186,6 +186,7 @@ impl Node {
                             entry_group: base + VipPlan::entry_group_of(config, addr.addr),
                             rules: VipPlan::rules_of(config, addr.addr, base),
                             peers: peers.collect(),
+                            choice: config.plane,
                             arp_reroute: interface.arp_reroute,
                         });
                     }

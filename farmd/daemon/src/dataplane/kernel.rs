@@ -1,0 +1,298 @@
+//! The decision in the kernel: puts each plan into the tables of the program at tc ingress.
+//!
+//! Owns the program and knows what lies in its tables. What it accepts reaches the stack through the TAP and what it leaves to the daemon comes
+//! out of the TAP, so that nothing else differs from the raw data plane: the nf_tables rule, the addresses and the responder are the same, and a
+//! service interface or a virtual address that the program cannot take is simply captured instead. The data plane's thread calls it; it never
+//! judges a frame.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use farm_core::balance::plan::{BucketState, GroupPlan, Plan, RulePlan, VipPlan};
+use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol};
+use farm_core::id::{BUCKETS, MacAddr};
+use farm_core::wire::heartbeat::BucketSet;
+use farm_sys::bpf::{
+    BpfError, Control, Filter, KernelLease, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip, bucket, rule,
+};
+use tracing::{info, warn};
+
+/// See the module doc.
+#[derive(Debug)]
+pub struct Kernel {
+    filter: Filter,
+    control: Control,
+    /// Service interfaces that have the program.
+    attached: BTreeMap<u32, String>,
+    /// Places of the virtual addresses in the tables.
+    numbers: BTreeMap<(u32, IpAddr), u32>,
+    /// Virtual addresses that are judged in the kernel.
+    taken: BTreeSet<IpAddr>,
+    /// Pages of rules that lie in each slot: rules hardly ever change.
+    pages: Vec<Vec<Page>>,
+}
+
+impl Kernel {
+    /// Takes the program as it was loaded.
+    pub fn new(filter: Filter, plan: &Plan) -> Self {
+        Self {
+            filter,
+            control: Control {
+                seed: (plan.seed.s0, plan.seed.s1),
+                ..Control::default()
+            },
+            attached: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            taken: BTreeSet::new(),
+            pages: vec![Vec::new(); SLOTS as usize],
+        }
+    }
+
+    /// The program's lease.
+    pub fn lease(&self) -> KernelLease {
+        self.filter.lease()
+    }
+
+    /// True if frames for `addr` are judged in the kernel, and so none of what is captured of them counts.
+    pub fn takes(&self, addr: IpAddr) -> bool {
+        self.taken.contains(&addr)
+    }
+
+    /// True if some are.
+    pub fn is_at_work(&self) -> bool {
+        !self.taken.is_empty()
+    }
+
+    /// Puts the program in the way of an interface; where that fails, frames are captured.
+    pub fn attach(&mut self, index: u32, name: &str) {
+        match self.filter.attach(index, name) {
+            Ok(()) => {
+                let how = match self.filter.attached_as_tcx(index) {
+                    Some(true) => "tcx",
+                    Some(false) | None => "clsact",
+                };
+                info!(
+                    interface = name,
+                    "frames are judged in the kernel (eBPF at tc ingress, {how})"
+                );
+                self.attached.insert(index, name.to_owned());
+            }
+            Err(error) => warn!(interface = name, %error, "frames are captured and judged in user space"),
+        }
+    }
+
+    /// Takes the program off an interface.
+    pub fn detach(&mut self, index: u32) {
+        self.filter.detach(index);
+        self.attached.remove(&index);
+        let left: Vec<(u32, IpAddr)> = self.numbers.keys().filter(|(i, _)| *i == index).copied().collect();
+        for (interface, addr) in left {
+            self.forget(interface, addr);
+        }
+    }
+
+    /// What is accepted reaches the stack through this device; `None` if there is none.
+    pub fn set_tap(&mut self, device: Option<(u32, MacAddr)>) {
+        let (tap, mac) = device.unwrap_or_default();
+        self.control.tap = tap;
+        self.control.tap_mac = mac.0;
+        self.filter.set_control(&self.control);
+        if tap == 0 {
+            for (interface, addr) in self.numbers.keys().copied().collect::<Vec<_>>() {
+                self.forget(interface, addr);
+            }
+        }
+    }
+
+    /// Whether connections may end in containers, which only the daemon knows of.
+    pub fn set_tracked(&mut self, tracked: bool) {
+        if self.control.tracked != tracked {
+            self.control.tracked = tracked;
+            self.filter.set_control(&self.control);
+        }
+    }
+
+    fn forget(&mut self, interface: u32, addr: IpAddr) {
+        if let Err(error) = self.filter.set_vip_number(interface, addr, None) {
+            warn!(%error, %addr, "the kernel program");
+        }
+        self.numbers.remove(&(interface, addr));
+        self.taken.remove(&addr);
+    }
+
+    /// Judges by `plan` from now on, with `young` buckets of each group treated as such. Where the tables have no room for an address, or
+    /// the kernel refuses it, its frames are captured.
+    pub fn install(&mut self, plan: &Plan, young: &[BucketSet]) {
+        let epoch = self.filter.epoch() + 1;
+        let slot = (epoch % u64::from(SLOTS)) as u32;
+        let numbers = self.write(plan, young, slot).unwrap_or_else(|error| {
+            warn!(%error, "the kernel program cannot have the plan; frames are captured and judged in user space");
+            BTreeMap::new()
+        });
+        self.filter.set_epoch(epoch);
+        // Only now: the slot in force says what becomes of their frames.
+        for (interface, addr) in self.numbers.keys().copied().collect::<Vec<_>>() {
+            if !numbers.contains_key(&(interface, addr)) {
+                self.forget(interface, addr);
+            }
+        }
+        for ((interface, addr), number) in numbers {
+            if !self.numbers.contains_key(&(interface, addr)) {
+                self.note(interface, addr, number);
+            }
+        }
+    }
+
+    fn note(&mut self, interface: u32, addr: IpAddr, number: u32) {
+        match self.filter.set_vip_number(interface, addr, Some(number)) {
+            Ok(()) => {
+                self.numbers.insert((interface, addr), number);
+                self.taken.insert(addr);
+            }
+            Err(error) => warn!(%error, %addr, "frames are captured and judged in user space"),
+        }
+    }
+
+    /// Fills `slot`; the addresses it has, with their places. An address keeps its place as long as it is there.
+    fn write(&mut self, plan: &Plan, young: &[BucketSet], slot: u32) -> Result<BTreeMap<(u32, IpAddr), u32>, BpfError> {
+        let mut pages: Vec<Page> = vec![[rule::NONE; 256]];
+        let mut numbers = BTreeMap::new();
+        let mut groups: BTreeSet<usize> = BTreeSet::new();
+        for vip in &plan.vips {
+            if vip.choice == PlaneChoice::Raw || !self.attached.contains_key(&vip.interface) || self.control.tap == 0 {
+                continue;
+            }
+            let concerned = || vip.rules.iter().map(|r| r.group).chain([vip.entry_group]);
+            let key = (vip.interface, vip.addr);
+            let free = || {
+                let used: BTreeSet<u32> = self.numbers.values().chain(numbers.values()).copied().collect();
+                (0..MAX_VIPS).find(|n| !used.contains(n))
+            };
+            let Some(number) = self.numbers.get(&key).copied().or_else(free) else {
+                continue;
+            };
+            if concerned().any(|group| group >= MAX_GROUPS as usize) {
+                continue;
+            }
+            let Some((tcp, udp)) = directories(vip, &mut pages) else {
+                continue;
+            };
+            numbers.insert(key, number);
+            self.filter.set_directories(slot, number, &tcp, &udp)?;
+            let peers = Peers(vip.peers.iter().map(|(node, mac)| (node.as_u8(), mac.0)).collect());
+            self.filter
+                .set_vip(slot, number, Some((&kernel_vip(plan, vip), &peers)))?;
+            groups.extend(concerned());
+        }
+        // Places of addresses that this plan does not have.
+        for (key, number) in &self.numbers {
+            if !numbers.contains_key(key) {
+                self.filter.set_vip(slot, *number, None)?;
+            }
+        }
+        let before = self.pages.get(slot as usize).cloned().unwrap_or_default();
+        for (number, page) in (0..).zip(&pages) {
+            if before.get(number as usize) != Some(page) {
+                self.filter.set_page(slot, number, page)?;
+            }
+        }
+        if let Some(known) = self.pages.get_mut(slot as usize) {
+            *known = pages;
+        }
+        let none = BucketSet::default();
+        for group in groups {
+            if let Some(of) = plan.groups.get(group) {
+                let table = buckets(of, young.get(group).unwrap_or(&none));
+                self.filter.set_buckets(slot, group as u32, &table)?;
+            }
+        }
+        Ok(numbers)
+    }
+
+    /// The program, for tests that run it on single frames.
+    #[cfg(test)]
+    pub fn filter(&mut self) -> &mut Filter {
+        &mut self.filter
+    }
+}
+
+fn kernel_vip(plan: &Plan, vip: &VipPlan) -> Vip {
+    Vip {
+        service_mac: vip.service_mac().0,
+        own_mac: vip.own_mac.0,
+        directed: vip.mode == L2Mode::Directed,
+        entry_group: vip.entry_group as u16,
+        this: plan.this.as_u8(),
+    }
+}
+
+/// The table of one group.
+fn buckets(group: &GroupPlan, young: &BucketSet) -> Box<[u16; BUCKETS]> {
+    let mut table = Box::new([bucket::FOREIGN; BUCKETS]);
+    for (i, entry) in table.iter_mut().enumerate() {
+        let mut bits = match group.states[i] {
+            BucketState::Own => bucket::OWN,
+            BucketState::Guarded => bucket::GUARDED,
+            BucketState::Draining => bucket::DRAINING,
+            BucketState::Foreign => bucket::FOREIGN,
+        };
+        if group.leaving.contains(i) && matches!(group.states[i], BucketState::Draining | BucketState::Foreign) {
+            bits |= bucket::LEAVING;
+        }
+        if young.contains(i) {
+            bits |= bucket::YOUNG;
+        }
+        let owner = group.owners.owner_at(i).map(|node| node.as_u8());
+        *entry = bucket::owned_by(bits, owner);
+    }
+    for held in group.holders.keys() {
+        if let Some(entry) = table.get_mut(*held) {
+            *entry |= bucket::HELD;
+        }
+    }
+    table
+}
+
+/// For TCP and UDP, the pages that hold the rule of each port, added to `pages` where they are not there yet; `None` if there is no room.
+fn directories(vip: &VipPlan, pages: &mut Vec<Page>) -> Option<(Page, Page)> {
+    let mut of = |protocol| -> Option<Page> {
+        let mut directory = [0; 256];
+        for (high, entry) in (0u16..).zip(&mut directory) {
+            let page = page_of(&vip.rules, protocol, high << 8);
+            let number = match pages.iter().position(|known| *known == page) {
+                Some(number) => number,
+                None if pages.len() < MAX_PAGES as usize => {
+                    pages.push(page);
+                    pages.len() - 1
+                }
+                None => return None,
+            };
+            *entry = number as u16;
+        }
+        Some(directory)
+    };
+    Some((of(Protocol::Tcp)?, of(Protocol::Udp)?))
+}
+
+/// The rules of 256 ports from `first` on; rules come the most specific first.
+fn page_of(rules: &[RulePlan], protocol: Protocol, first: u16) -> Page {
+    let mut page = [rule::NONE; 256];
+    for of in rules.iter().rev().filter(|r| r.protocol == protocol) {
+        let from = of.first_port.max(first);
+        let to = of.last_port.min(first | 0xff);
+        let key = match of.affinity {
+            Affinity::ClientIp => rule::Key::Addr,
+            Affinity::ClientPort => rule::Key::Port,
+            Affinity::ClientNet => rule::Key::Net,
+            Affinity::IpId => rule::Key::IpId,
+        };
+        if from <= to {
+            page[usize::from(from & 0xff)..=usize::from(to & 0xff)].fill(rule::to(of.group as u16, key));
+        }
+    }
+    page
+}
+
+#[cfg(test)]
+#[path = "kernel_tests.rs"]
+mod tests;

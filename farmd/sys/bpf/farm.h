@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
+/*
+ * What the program and farmd share: the maps' layout and the numbers in them. The Rust side is src/bpf/layout.rs; a test
+ * compares every verdict of the two.
+ */
+#ifndef FARM_H
+#define FARM_H
+
+#include <linux/types.h>
+
+#define BUCKETS 4096
+#define BUCKET_SHIFT 20 /* the highest 12 bits of the hash */
+
+/* A plan lies in slot `epoch % SLOTS`; the next one is written while the present one is read. */
+#define SLOTS 4
+#define MAX_VIPS 64
+#define MAX_GROUPS 32
+#define MAX_NODES 64
+#define MAX_PAGES 512 /* of port rules, in each slot */
+
+/* A bucket: state, flags, and the owner in the high byte. */
+#define STATE_MASK 0x0003
+#define STATE_OWN 0
+#define STATE_GUARDED 1
+#define STATE_DRAINING 2
+#define STATE_FOREIGN 3
+#define BUCKET_LEAVING 0x0004 /* changes hands: what starts something is for farmd */
+#define BUCKET_YOUNG 0x0008   /* has just opened: the same */
+#define BUCKET_HELD 0x0010    /* other members have connections in it */
+#define OWNER_SHIFT 8
+#define OWNER_NONE 0xff
+
+/* A rule: 0 is none, else 1 + (group << 2 | affinity). */
+#define AFFINITY_ADDR 0
+#define AFFINITY_PORT 1
+#define AFFINITY_NET 2
+#define AFFINITY_IPID 3
+
+/* Counters: one for each reason of the core's decision, in its order, and then the program's own. */
+enum count {
+    NOT_VIP,
+    OTHER_MAC,
+    NO_RULE,
+    MALFORMED,
+    UNKNOWN_FRAGMENT,
+    OWN,
+    GUARDED_NEW,
+    GUARDED_KNOWN,
+    GUARDED_UNKNOWN,
+    DRAINING_KNOWN,
+    DRAINING_OTHER,
+    FOREIGN,
+    NO_OWNER,
+    OPENING,
+    HANDED_OVER,
+    LEASE_ENDED,
+    FORWARDED,
+    FORWARD_UNKNOWN,
+    FORWARD_FAILED,
+    PUNTED,
+    PLAN_CHANGED,
+    COUNTS,
+};
+
+struct control {
+    __u64 epoch;       /* of the plan in force; 0: none yet, nothing is judged */
+    __u64 lease_until; /* CLOCK_MONOTONIC, ns: past it nothing is accepted */
+    __u32 seed0;
+    __u32 seed1;
+    __u32 tap;     /* interface through which the stack gets what is accepted, and farmd what it judges itself */
+    __u32 tracked; /* connections may end in containers, of which only farmd knows */
+    __u8 tap_mac[8];
+};
+
+struct vip_key {
+    __u32 ifindex;
+    __u32 addr[4]; /* network byte order; IPv4 in the last word, after 0, 0, 0xffff */
+};
+
+struct vip {
+    __u64 service_mac; /* six bytes as a number, the first the lowest, as they lie in memory */
+    __u64 own_mac;
+    __u32 valid;
+    __u16 directed;
+    __u16 entry_group;
+    __u32 this_node;
+    __u32 pad;
+};
+
+struct peers {
+    __u64 count;
+    __u64 list[MAX_NODES];
+    __u64 by_node[MAX_NODES]; /* 0: not known */
+};
+
+#endif

@@ -1,0 +1,44 @@
+//! Builds the kernel program with clang. Without clang the crate builds all the same, and says at run time that it has no kernel program.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+
+fn main() {
+    println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-env-changed=FARM_CLANG");
+    println!("cargo::rustc-check-cfg=cfg(farm_bpf)");
+    let clang = env::var("FARM_CLANG").unwrap_or_else(|_| "clang".to_owned());
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    let Some(out) = env::var_os("OUT_DIR").map(PathBuf::from) else {
+        return;
+    };
+    // Where Debian has the headers that differ by architecture; harmless elsewhere.
+    let headers = format!("-I/usr/include/{arch}-linux-gnu");
+    let endian = env::var("CARGO_CFG_TARGET_ENDIAN").unwrap_or_default();
+    let target = if endian == "big" { "bpfeb" } else { "bpfel" };
+    let built = Command::new(&clang)
+        .args([
+            "-target", target, "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Werror",
+        ])
+        // The same bytes from every folder.
+        .args(["-ffile-prefix-map=bpf=.", &headers, "-c", "bpf/farm.bpf.c", "-o"])
+        .arg(out.join("farm.bpf.o"))
+        .output();
+    match built {
+        Ok(output) if output.status.success() => println!("cargo::rustc-cfg=farm_bpf"),
+        Ok(output) => {
+            for line in String::from_utf8_lossy(&output.stderr).lines() {
+                println!("cargo::warning={line}");
+            }
+            println!(
+                "cargo::error={clang} cannot build the kernel program farmd/sys/bpf/farm.bpf.c (apt-get install clang linux-libc-dev)"
+            );
+        }
+        Err(error) => {
+            println!(
+                "cargo::warning={clang}: {error}; farmd is built without its kernel program (apt-get install clang), its raw data plane does all"
+            );
+        }
+    }
+}

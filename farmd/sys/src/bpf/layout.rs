@@ -1,0 +1,190 @@
+//! The tables of the kernel program as `bpf/farm.h` lays them out. Whoever changes one changes the other.
+
+use std::net::IpAddr;
+
+/// Buckets of a group.
+pub const BUCKETS: usize = 4096;
+/// Plans that have a place at the same time.
+pub const SLOTS: u32 = 4;
+/// Most virtual addresses of a plan.
+pub const MAX_VIPS: u32 = 64;
+/// Most groups of a plan.
+pub const MAX_GROUPS: u32 = 32;
+/// Most pages of rules of a plan; the first is the empty one.
+pub const MAX_PAGES: u32 = 512;
+/// Most nodes.
+const MAX_NODES: usize = 64;
+
+pub(super) const CONTROL_LEN: usize = 40;
+pub(super) const EPOCH_AT: usize = 0;
+pub(super) const LEASE_AT: usize = 8;
+pub(super) const KEY_LEN: usize = 20;
+pub(super) const VIP_LEN: usize = 32;
+pub(super) const PEERS_LEN: usize = 1 + 2 * MAX_NODES;
+
+/// For each of 256 ports a [`rule`], or for each 256 ports the number of a page.
+pub type Page = [u16; 256];
+
+/// A counter of the program: its place in [`super::KernelCounters::read`]. The reasons of the core's decision come first, in the core's order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Count {
+    /// Dropped, because the lease had ended.
+    LeaseEnded = 15,
+    /// Sent on to another member.
+    Forwarded,
+    /// Not sent on: the owner's Ethernet address is not known.
+    ForwardUnknown,
+    /// Not sent on: the kernel could not.
+    ForwardFailed,
+    /// Put to farmd.
+    Punted,
+    /// Dropped, because plans changed too fast under it.
+    PlanChanged,
+}
+
+/// Number of counters.
+pub const COUNTS: usize = 21;
+
+/// Bits of a bucket.
+pub mod bucket {
+    /// Owned, nobody else has connections in it.
+    pub const OWN: u16 = 0;
+    /// Owned, others have connections in it.
+    pub const GUARDED: u16 = 1;
+    /// Not owned, this host has connections in it.
+    pub const DRAINING: u16 = 2;
+    /// Not owned.
+    pub const FOREIGN: u16 = 3;
+    /// Changes hands: what starts something in it is put to farmd.
+    pub const LEAVING: u16 = 4;
+    /// Has just opened: the same.
+    pub const YOUNG: u16 = 8;
+    /// Other members have connections in it.
+    pub const HELD: u16 = 16;
+
+    /// `bits` with the owner's number.
+    pub const fn owned_by(bits: u16, owner: Option<u8>) -> u16 {
+        let owner = match owner {
+            Some(owner) => owner,
+            None => 0xff,
+        };
+        bits | (owner as u16) << 8
+    }
+}
+
+/// Rules of ports.
+pub mod rule {
+    /// What the key is made of: the client's address, address and port, network, or the identification of the packet.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub enum Key {
+        /// Address.
+        Addr = 0,
+        /// Address and port.
+        Port = 1,
+        /// Network.
+        Net = 2,
+        /// Identification.
+        IpId = 3,
+    }
+
+    /// No rule.
+    pub const NONE: u16 = 0;
+
+    /// The rule that leads to `group` by `key`.
+    pub const fn to(group: u16, key: Key) -> u16 {
+        1 + (group << 2 | key as u16)
+    }
+}
+
+/// What is the same in all plans.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Control {
+    /// Seed of the flow hash.
+    pub seed: (u32, u32),
+    /// Index of the TAP.
+    pub tap: u32,
+    /// Its Ethernet address.
+    pub tap_mac: [u8; 6],
+    /// Connections may end in containers.
+    pub tracked: bool,
+}
+
+impl Control {
+    /// Offsets and values.
+    pub(super) fn words(&self) -> [(usize, u64); 3] {
+        let pair = |low: u32, high: u32| {
+            let ([a, b, c, d], [e, f, g, h]) = (low.to_ne_bytes(), high.to_ne_bytes());
+            u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+        };
+        let [a, b, c, d, e, f] = self.tap_mac;
+        [
+            (16, pair(self.seed.0, self.seed.1)),
+            (24, pair(self.tap, self.tracked.into())),
+            (32, u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])),
+        ]
+    }
+}
+
+/// One virtual address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Vip {
+    /// Ethernet address to which its frames come.
+    pub service_mac: [u8; 6],
+    /// This host's own Ethernet address there.
+    pub own_mac: [u8; 6],
+    /// Frames go on to their owners from here.
+    pub directed: bool,
+    /// Group whose map places echoes.
+    pub entry_group: u16,
+    /// This node.
+    pub this: u8,
+}
+
+impl Vip {
+    pub(super) fn to_bytes(&self) -> [u8; VIP_LEN] {
+        let mut bytes = [0; VIP_LEN];
+        bytes[0..8].copy_from_slice(&mac_word(self.service_mac).to_ne_bytes());
+        bytes[8..16].copy_from_slice(&mac_word(self.own_mac).to_ne_bytes());
+        bytes[16..20].copy_from_slice(&1u32.to_ne_bytes());
+        bytes[20..22].copy_from_slice(&u16::from(self.directed).to_ne_bytes());
+        bytes[22..24].copy_from_slice(&self.entry_group.to_ne_bytes());
+        bytes[24..28].copy_from_slice(&u32::from(self.this).to_ne_bytes());
+        bytes
+    }
+}
+
+/// The other members on an interface: node number and Ethernet address.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Peers(pub Vec<(u8, [u8; 6])>);
+
+impl Peers {
+    pub(super) fn to_words(&self) -> [u64; PEERS_LEN] {
+        let mut words = [0; PEERS_LEN];
+        let known = || self.0.iter().take(MAX_NODES);
+        words[0] = known().count() as u64;
+        for (i, (node, mac)) in known().enumerate() {
+            words[1 + i] = mac_word(*mac);
+            if let Some(word) = words.get_mut(1 + MAX_NODES + usize::from(*node)) {
+                *word = mac_word(*mac);
+            }
+        }
+        words
+    }
+}
+
+/// Six bytes as a number, the first the lowest.
+fn mac_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+}
+
+/// IPv4 as mapped into IPv6.
+pub(super) fn vip_key(ifindex: u32, addr: IpAddr) -> [u8; KEY_LEN] {
+    let addr = match addr {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let mut key = [0; KEY_LEN];
+    key[..4].copy_from_slice(&ifindex.to_ne_bytes());
+    key[4..].copy_from_slice(&addr);
+    key
+}
