@@ -105,6 +105,8 @@ pub struct LabConfig {
     pub partition: &'static str,
     /// `<witness>` of `<farm>`.
     pub witness: Option<Ipv4Addr>,
+    /// `dataplane` of `<vip>`; empty for the default.
+    pub plane: &'static str,
 }
 
 impl Default for LabConfig {
@@ -122,6 +124,7 @@ impl Default for LabConfig {
             second_lan: false,
             partition: "",
             witness: None,
+            plane: "",
         }
     }
 }
@@ -178,7 +181,11 @@ impl LabConfig {
         if let Some(addr) = self.witness {
             let _ = writeln!(text, "      <witness addr=\"{addr}\"/>");
         }
-        text.push_str("    </farm>\n    <vip>\n      <interface_list>\n        <interface>\n");
+        text.push_str("    </farm>\n    <vip");
+        if !self.plane.is_empty() {
+            let _ = write!(text, " dataplane=\"{}\"", self.plane);
+        }
+        text.push_str(">\n      <interface_list>\n        <interface>\n");
         for vip in &self.vips {
             let _ = writeln!(text, "          <virtual_interface type=\"{}\">", vip.mode.as_str());
             let _ = writeln!(

@@ -17,8 +17,10 @@ const WEB: SocketAddr = SocketAddr::V6(SocketAddrV6::new(VIP6, 80, 0, 0));
 const BULK: SocketAddr = SocketAddr::V6(SocketAddrV6::new(VIP6, 8080, 0, 0));
 const MIB: usize = 1024 * 1024;
 const MODES: [Mode; 2] = [Mode::Directed, Mode::Invisible];
+/// Where frames are judged: always in user space, or where the machine lets farmd.
+const PLANES: [&str; 2] = ["raw", "auto"];
 
-fn config(mode: Mode) -> LabConfig {
+fn config(mode: Mode, plane: &'static str) -> LabConfig {
     let web = Group {
         rules: vec![
             ("tcp", "80".to_owned(), "on_addr"),
@@ -30,12 +32,17 @@ fn config(mode: Mode) -> LabConfig {
         client_addrs: 60,
         vips: vec![Vip::new(VIP6, mode)],
         groups: vec![web],
+        plane,
         ..LabConfig::default()
     }
 }
 
-fn farm(mode: Mode) -> Lab {
-    Lab::serve(config(mode)).expect("the farm comes up")
+fn farm(mode: Mode, plane: &'static str) -> Lab {
+    Lab::serve(config(mode, plane)).expect("the farm comes up")
+}
+
+fn both_modes() -> impl Iterator<Item = (Mode, &'static str)> {
+    MODES.into_iter().flat_map(|mode| PLANES.map(|plane| (mode, plane)))
 }
 
 /// Each connection and each echo once, by all nodes, and nothing with the virtual MAC as source.
@@ -73,21 +80,25 @@ fn serves(config: LabConfig) {
 
 #[test]
 fn all_nodes_serve_an_ipv6_vip_and_one_answers_in_directed_mode() {
-    serves(config(Mode::Directed));
+    for plane in PLANES {
+        serves(config(Mode::Directed, plane));
+    }
 }
 
 #[test]
 fn all_nodes_serve_an_ipv6_vip_and_one_answers_in_invisible_mode() {
-    serves(config(Mode::Invisible));
+    for plane in PLANES {
+        serves(config(Mode::Invisible, plane));
+    }
 }
 
 #[test]
 fn all_nodes_serve_an_ipv6_vip_by_client_port() {
     let web = Group::tcp("web", 80, "on_port");
-    for mode in MODES {
+    for (mode, plane) in both_modes() {
         serves(LabConfig {
             groups: vec![web.clone()],
-            ..config(mode)
+            ..config(mode, plane)
         });
     }
 }
@@ -95,7 +106,7 @@ fn all_nodes_serve_an_ipv6_vip_by_client_port() {
 #[test]
 fn each_requester_of_an_ipv6_vip_hears_one_answer() {
     for mode in MODES {
-        let lab = farm(mode);
+        let lab = farm(mode, "raw");
         let sources = &lab.client.addrs6()[..20];
         let watcher = Watcher::start(&lab).expect("the wire can be watched");
         for source in sources {
@@ -130,7 +141,7 @@ fn each_requester_of_an_ipv6_vip_hears_one_answer() {
 #[test]
 fn a_host_that_is_about_to_take_an_ipv6_vip_is_refused_and_moves_nobody() {
     for mode in MODES {
-        let lab = farm(mode);
+        let lab = farm(mode, "raw");
         assert!(lab.client.batch(Batch::new(WEB, 1)).expect("a batch").lost() == 0);
         let entry = entry_of(&lab, VIP6).1.map(str::to_owned);
         let intruder = add_host(&lab, "intruder", "px", Ipv4Addr::new(198, 18, 0, 99)).expect("a host");
@@ -167,8 +178,8 @@ fn a_host_that_is_about_to_take_an_ipv6_vip_is_refused_and_moves_nobody() {
 }
 
 /// The node that the client's frames go to, or one of those that serve, loses its power; the others' connections go on and all clients are served.
-fn survives_a_power_cut(mode: Mode) {
-    let lab = farm(mode);
+fn survives_a_power_cut(mode: Mode, plane: &'static str) {
+    let lab = farm(mode, plane);
     let holder = Holder::start(&lab.client, HoldConfig::new(WEB, 60)).expect("connections can be held");
     let watcher = Watcher::start(&lab).expect("the wire can be watched");
     let entry = entry_of(&lab, VIP6).1;
@@ -212,18 +223,22 @@ fn survives_a_power_cut(mode: Mode) {
 
 #[test]
 fn a_power_cut_moves_the_clients_of_one_node_only_in_directed_mode() {
-    survives_a_power_cut(Mode::Directed);
+    for plane in PLANES {
+        survives_a_power_cut(Mode::Directed, plane);
+    }
 }
 
 #[test]
 fn a_power_cut_moves_the_clients_of_one_node_only_in_invisible_mode() {
-    survives_a_power_cut(Mode::Invisible);
+    for plane in PLANES {
+        survives_a_power_cut(Mode::Invisible, plane);
+    }
 }
 
 #[test]
 fn drain_and_reload_keep_ipv6_connections() {
-    for mode in MODES {
-        let lab = farm(mode);
+    for (mode, plane) in both_modes() {
+        let lab = farm(mode, plane);
         let holder = Holder::start(&lab.client, HoldConfig::new(WEB, 60)).expect("connections can be held");
         lab.nodes[0]
             .farm_ok(&["-m", MODULE, "drain", "node2", "--no-wait"])
@@ -252,7 +267,7 @@ fn drain_and_reload_keep_ipv6_connections() {
 /// The clients' entry is put right by what goes to all, and then by what goes to each, though nothing in the farm has changed.
 #[test]
 fn periodic_advertisements_put_wrong_entries_right() {
-    let lab = configured(config(Mode::Directed), |_, mut module| {
+    let lab = configured(config(Mode::Directed, "raw"), |_, mut module| {
         let wanted = "<interface arpreroute=\"on\" arpinterval=\"1s\" arpelapse=\"60s\">";
         module.userconfig = changed(&module.userconfig, "<interface>", wanted);
         module
@@ -273,10 +288,10 @@ fn periodic_advertisements_put_wrong_entries_right() {
 
 #[test]
 fn every_byte_of_large_transfers_over_ipv6_arrives() {
-    for mode in MODES {
+    for (mode, plane) in both_modes() {
         let lab = Lab::serve(LabConfig {
             routed: true,
-            ..config(mode)
+            ..config(mode, plane)
         });
         let lab = lab.expect("the farm comes up");
         let services: Vec<Service> = lab.nodes.iter().map(|node| bulk(node, BULK)).collect();

@@ -281,6 +281,15 @@ impl Host {
             let mac = found
                 .mac
                 .ok_or_else(|| format!("interface {} has no Ethernet address", found.name))?;
+            if let Some(addr) = addrs()
+                .find(IpAddr::is_ipv6)
+                .filter(|_| !found.addrs.iter().any(|(own, _)| own.is_ipv6()))
+            {
+                return Err(format!(
+                    "interface {} has no IPv6 address, so that {addr} cannot be served there: switch IPv6 on (sysctl net.ipv6.conf.{}.disable_ipv6)",
+                    found.name, found.name
+                ));
+            }
             for addr in addrs() {
                 if let Some(owner) = all
                     .iter()
@@ -343,7 +352,7 @@ impl Host {
             }
             for addr in &one.addrs {
                 self.netlink
-                    .addr_add(device, *addr, prefix_of(*addr))
+                    .addr_add_passive(device, *addr, prefix_of(*addr))
                     .await
                     .map_err(|e| e.to_string())?;
             }

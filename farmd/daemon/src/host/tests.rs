@@ -196,6 +196,11 @@ fn the_device_has_ipv6_only_while_it_carries_an_ipv6_vip_and_sends_nothing() {
         let there = ipv6_of_device();
         assert_eq!(there.iter().map(|(addr, _)| addr).collect::<Vec<_>>(), [&vip]);
         assert_eq!(there[0].1 & 0x40, 0, "it works at once, without a probe");
+        assert_eq!(
+            there[0].1 & 0x20,
+            0x20,
+            "the host does not choose it as its own (deprecated)"
+        );
         let both = ["198.18.0.101", "2001:db8::20"].map(|addr| addr.parse().unwrap());
         assert!(nft::is_installed(TABLE, SERVICE, &both, true).unwrap());
         // Autoconfiguration and group reports would come within a second.
@@ -213,6 +218,28 @@ fn the_device_has_ipv6_only_while_it_carries_an_ipv6_vip_and_sends_nothing() {
         assert_eq!(host.tear_down(&web).await, Vec::<String>::new());
         assert_eq!((disabled(), ipv6_of_device()), ("1".to_owned(), Vec::new()));
         assert_eq!(host.tear_down(&mail).await, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn an_interface_without_ipv6_is_refused_for_an_ipv6_vip() {
+    on_bench(async |bench| {
+        sysctl::write(&sysctl::interface("ipv6", SERVICE, "disable_ipv6"), "1").unwrap();
+        let web = module("web");
+        let error = bench.host.set_up(&web, &config(&[SERVICE], "2001:db8::20", true)).await;
+        assert!(
+            error.as_ref().is_err_and(|e| e.contains("svc0 has no IPv6 address")),
+            "{error:?}"
+        );
+        assert_eq!(
+            bench
+                .host
+                .set_up(&web, &config(&[SERVICE], "198.18.0.100", true))
+                .await
+                .map(|v| v.len()),
+            Ok(1)
+        );
+        bench.host.tear_down(&web).await;
     });
 }
 
