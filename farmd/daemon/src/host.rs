@@ -344,7 +344,9 @@ impl Host {
             if !attached {
                 self.open_interface(&one.interface)?;
             }
-            self.quiet_arp(&one.interface.name)?;
+            if one.addrs.iter().any(IpAddr::is_ipv4) {
+                self.quiet_arp(&one.interface.name)?;
+            }
             // The drop must stand before the address does, or the host's own stack answers for a moment.
             self.refresh_interface(&one.interface)?;
             if let Some(addr) = one.addrs.iter().find(|addr| addr.is_ipv6()) {

@@ -249,3 +249,90 @@ fn mac_of(plan: &Plan, vip: &VipPlan, node: farm_core::id::NodeId) -> Option<Mac
         L2Mode::Directed => vip.peers.get(&node).copied(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use farm_core::balance::assign::BucketMap;
+    use farm_core::balance::plan::GroupPlan;
+    use farm_core::id::{BUCKETS, NodeId};
+    use farm_core::wire::nd::{Message, Nd, multicast_mac, solicited_node};
+
+    use super::*;
+
+    const OWN: MacAddr = MacAddr([2, 0, 0, 0, 0, 0]);
+    const PEER: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    const CLIENT: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
+    const VIRTUAL: MacAddr = MacAddr([0x5a, 0xfe, 0, 0, 0, 0x20]);
+    const VIP: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x20);
+
+    fn id(i: usize) -> NodeId {
+        NodeId::new(i).unwrap()
+    }
+
+    /// Node 0's plan with one VIP, all of whose buckets are those of the node `owner`.
+    fn plan(mode: L2Mode, owner: usize) -> Plan {
+        let owners = BucketMap::from_bytes(Box::new([id(owner).as_u8(); BUCKETS])).unwrap();
+        let vip = VipPlan {
+            addr: VIP.into(),
+            interface: 3,
+            own_mac: OWN,
+            mode,
+            entry_group: 0,
+            rules: Vec::new(),
+            peers: BTreeMap::from([(id(1), PEER)]),
+            choice: farm_core::config::PlaneChoice::default(),
+            arp_reroute: None,
+        };
+        Plan {
+            version: 1,
+            this: id(0),
+            seed: farm_core::balance::hash::Seed::default(),
+            vips: vec![vip],
+            groups: vec![GroupPlan {
+                owners,
+                ..GroupPlan::closed("web/g".to_owned())
+            }],
+            gone: BTreeMap::new(),
+        }
+    }
+
+    fn question(destination_mac: MacAddr, source: Ipv6Addr) -> Heard {
+        Heard::Nd(Nd {
+            destination_mac,
+            source_mac: CLIENT,
+            source,
+            destination: solicited_node(VIP),
+            message: Message::Solicitation,
+            target: VIP,
+            link_layer: None,
+        })
+    }
+
+    #[test]
+    fn a_solicitation_is_answered_by_the_entry_node_and_a_neighbours_probe_by_who_gets_it() {
+        let client = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x100);
+        let group = multicast_mac(solicited_node(VIP));
+        let invisible = L2Mode::Invisible(VIRTUAL);
+        for (mode, owner, destination, expected) in [
+            (L2Mode::Directed, 0, group, Some(OWN)),
+            (L2Mode::Directed, 1, group, None),
+            (L2Mode::Directed, 0, OWN, Some(OWN)),
+            (L2Mode::Directed, 1, OWN, Some(PEER)),
+            (invisible, 0, group, Some(VIRTUAL)),
+            (invisible, 1, group, None),
+            (invisible, 1, VIRTUAL, None),
+        ] {
+            let plan = plan(mode, owner);
+            // Also what asks for the address to take it has one node that answers.
+            for source in [client, Ipv6Addr::UNSPECIFIED] {
+                let answered = answer(&plan, &plan.vips[0], &question(destination, source));
+                assert_eq!(
+                    answered, expected,
+                    "{mode:?}, node {owner} is the entry, to {destination}"
+                );
+            }
+        }
+    }
+}
