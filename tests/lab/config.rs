@@ -105,7 +105,7 @@ pub struct LabConfig {
     pub partition: &'static str,
     /// `<witness>` of `<farm>`.
     pub witness: Option<Ipv4Addr>,
-    /// `dataplane` of `<vip>`; empty for the default.
+    /// `dataplane` of `<vip>`; by default what the variable `FARM_PLANE` says, or `auto`.
     pub plane: &'static str,
 }
 
@@ -124,9 +124,18 @@ impl Default for LabConfig {
             second_lan: false,
             partition: "",
             witness: None,
-            plane: "",
+            plane: plane_by_environment(),
         }
     }
+}
+
+/// The same tests run with each data plane.
+fn plane_by_environment() -> &'static str {
+    let wanted = std::env::var("FARM_PLANE").unwrap_or_default();
+    ["raw", "bpf"]
+        .into_iter()
+        .find(|plane| *plane == wanted)
+        .unwrap_or("auto")
 }
 
 impl LabConfig {
@@ -181,11 +190,14 @@ impl LabConfig {
         if let Some(addr) = self.witness {
             let _ = writeln!(text, "      <witness addr=\"{addr}\"/>");
         }
-        text.push_str("    </farm>\n    <vip");
-        if !self.plane.is_empty() {
-            let _ = write!(text, " dataplane=\"{}\"", self.plane);
+        text.push_str("    </farm>\n");
+        match self.plane {
+            "auto" => text.push_str("    <vip>\n"),
+            plane => {
+                let _ = writeln!(text, "    <vip dataplane=\"{plane}\">");
+            }
         }
-        text.push_str(">\n      <interface_list>\n        <interface>\n");
+        text.push_str("      <interface_list>\n        <interface>\n");
         for vip in &self.vips {
             let _ = writeln!(text, "          <virtual_interface type=\"{}\">", vip.mode.as_str());
             let _ = writeln!(

@@ -83,6 +83,7 @@ impl Connection {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
+        socket.set_reuseaddr(true)?;
         socket.bind(source)?;
         let stream = timeout(limit, socket.connect(to))
             .await

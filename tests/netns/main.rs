@@ -15,6 +15,7 @@ mod instruments;
 mod ipv6;
 mod lans;
 mod life;
+mod look;
 mod modules;
 mod policy;
 mod refusals;

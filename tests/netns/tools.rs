@@ -93,6 +93,7 @@ fn a_snapshot_holds_what_support_needs_and_no_secret() {
         &running,
         &[
             "daemon/cluster.json",
+            "daemon/map.json",
             "daemon/metrics.json",
             "daemon/plan.json",
             "daemon/status.json",

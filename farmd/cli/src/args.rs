@@ -1,10 +1,14 @@
 //! The words of the command line, as clap reads them. Nothing here acts.
 
+pub mod look;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+
+use look::{FlowsArgs, MapArgs, WhyArgs};
 
 /// Shown under every help text of the program.
 const EXIT_CODES: &str = "\
@@ -14,7 +18,7 @@ Exit codes:
    2  status: not every node is UP Ready
    3  status: the module is stopped on every node
    4  the daemon is not running or does not answer
-   5  no such module, node or file
+   5  no such module, group, node, virtual IP or file
    6  refused in the present state
   64  wrong words on the command line
   65  a configuration or module file is wrong
@@ -111,6 +115,12 @@ pub enum Verb {
     Log(LogArgs),
     /// Show what happened to the farm: who went, who said so, what moved, how long it took
     History(HistoryArgs),
+    /// Show who answers a client, and why: rule, bucket, owner, since when, and what a frame gets
+    Why(WhyArgs),
+    /// Show whose each of the 4096 buckets is
+    Map(MapArgs),
+    /// Show which connections this node has, and whose buckets they are in
+    Flows(FlowsArgs),
     /// List, install, uninstall and package modules
     #[command(subcommand)]
     Module(ModuleVerb),

@@ -12,9 +12,11 @@ mod command;
 mod confcheck;
 mod demo_server;
 mod failure;
+mod flows;
 mod folders;
 mod history;
 mod log;
+mod map;
 mod module;
 mod reload;
 mod rolling;
@@ -23,6 +25,7 @@ mod share;
 mod snapshot;
 mod status;
 mod terminal;
+mod why;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -128,6 +131,9 @@ fn perform(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::Deconfig(args) => command::configure(context, "deconfig", args),
         Verb::Confcheck(args) => confcheck::run(context, args),
         Verb::History(args) => history::run(context, args),
+        Verb::Why(args) => why::run(context, args),
+        Verb::Map(args) => map::run(context, args),
+        Verb::Flows(args) => flows::run(context, args),
         Verb::Log(args) => log::run(context, args),
         Verb::Module(verb) => module::run(context, verb),
         Verb::Cluster(verb) => cluster::run(context, verb),

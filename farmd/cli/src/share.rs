@@ -115,8 +115,8 @@ pub fn on_nodes(
 ) -> Result<u8, Failure> {
     if !works_on_nodes(verb) {
         return Err(Failure::usage(
-            "--on is for commands to a module, drain, undrain, weight, status, cluster state, reload and shutdown; this one \
-             works on this node's own files",
+            "--on is for commands to a module, drain, undrain, weight, status, history, why, map, flows, cluster state, reload and \
+             shutdown; this one works on this node's own files",
         ));
     }
     let all = |name: &String| name == "*";
@@ -168,7 +168,10 @@ fn works_on_nodes(verb: &Verb) -> bool {
         | Verb::Printe(_)
         | Verb::Set(_)
         | Verb::Get(_)
-        | Verb::History(_) => true,
+        | Verb::History(_)
+        | Verb::Why(_)
+        | Verb::Map(_)
+        | Verb::Flows(_) => true,
         Verb::RollingRestart(_)
         | Verb::Confcheck(_)
         | Verb::Log(_)

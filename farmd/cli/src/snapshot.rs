@@ -186,7 +186,7 @@ fn names(folder: &Path) -> Vec<String> {
 fn daemon(context: &Context, bundle: &mut Bundle) -> Result<bool, Failure> {
     let client = Client::new(context)?;
     let mut answered = false;
-    for question in ["cluster", "metrics", "plan", "status"] {
+    for question in ["cluster", "map", "metrics", "plan", "status"] {
         match client.get::<Value>(&format!("/v1/{question}")) {
             Ok(answer) => {
                 answered = true;

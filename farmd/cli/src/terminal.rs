@@ -42,7 +42,14 @@ pub enum Paint {
     Dim,
     /// Something a person did, or a script's output.
     Notice,
+    /// A node in a picture, by its position in the cluster.
+    Node(u8),
 }
+
+/// Black on a colour that its neighbours do not have.
+const NODE_CODES: [&str; 12] = [
+    "30;42", "30;46", "30;43", "30;45", "30;44", "30;47", "30;102", "30;106", "30;103", "30;105", "30;104", "30;101",
+];
 
 impl Style {
     /// No colour, ASCII only.
@@ -91,6 +98,7 @@ impl Style {
             Paint::Bad => "31",
             Paint::Dim => "2",
             Paint::Notice => "36",
+            Paint::Node(node) => NODE_CODES[usize::from(node) % NODE_CODES.len()],
         };
         if self.colour && !text.is_empty() {
             format!("\x1b[{code}m{text}\x1b[0m")

@@ -7,6 +7,9 @@
 //! | `GET /v1/status` | – | [`FarmStatus`] |
 //! | `GET /v1/cluster` | – | [`ClusterStatus`] |
 //! | `GET /v1/history?n=&since=&after=&module=` | – | [`history::History`]: the newest `n` entries, from the moment `since` on (microseconds since 1970), above the number `after`, about `module` and about nodes |
+//! | `GET /v1/why?protocol=&client=&port=&vip=&vip_port=` | – | [`why::Why`]: rule, bucket, owner and verdict for a client; `port`, the client's, may be absent, `protocol` too (`tcp`) |
+//! | `GET /v1/map?module=&group=` | – | [`map::Maps`]: whose each bucket is |
+//! | `GET /v1/flows?n=&client=&owner=&module=` | – | [`flows::Flows`]: connections that this host has; at most `n` are named, of `client`, in buckets of the node `owner` |
 //! | `GET /v1/metrics` | – | `{name: count}` of every counter |
 //! | `GET /v1/plan` | – | the data plane's present plan, for support |
 //! | `POST /v1/modules/{am}/{verb}` | [`CommandRequest`] | lines of [`Reply`], the last one `done` or `failed`; verbs: `start stop restart stopstart forcestop config deconfig` |
@@ -19,8 +22,12 @@
 //! | `POST /v1/reload` | – | lines of [`Reply`]; restarts the daemon in place |
 //! | `POST /v1/shutdown` | – | lines of [`Reply`]; ends the daemon after all modules stopped |
 
+pub mod flows;
 pub mod history;
 pub mod history_text;
+pub mod map;
+pub mod why;
+pub mod why_text;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -95,8 +102,11 @@ pub struct ModuleStatus {
     pub name: String,
     /// Virtual addresses, as this node knows them.
     pub vips: Vec<String>,
-    /// Data plane in use here and why, e.g. `raw`.
+    /// Where frames are judged here: `bpf`, `raw`, both, or nothing while the module serves nobody.
     pub dataplane: String,
+    /// Why it is that one.
+    #[serde(default)]
+    pub dataplane_why: String,
     /// One row per node of the cluster.
     pub nodes: Vec<NodeModuleStatus>,
     /// Resources of this node, name to value.
@@ -396,7 +406,7 @@ pub mod exit {
     pub const STOPPED: u8 = 3;
     /// The daemon is not running or does not answer.
     pub const NO_DAEMON: u8 = 4;
-    /// No such module or node.
+    /// No such module, group, node, virtual IP or file.
     pub const NOT_FOUND: u8 = 5;
     /// Refused in the present state.
     pub const REFUSED: u8 = 6;

@@ -4,12 +4,13 @@
 //! every other one is answered here with `{"error": …}`. Requests come from this host by [`socket`] and from other nodes
 //! by [`crate::remote`]; both ask `admit` and then `perform`.
 
+mod looking;
+mod question;
 pub mod socket;
 
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use farm_core::api::history::{HISTORY_LIMIT, HistoryFilter};
 use farm_core::api::{CommandRequest, PrintRequest, Reply, ResourceRequest, exit};
 use farm_core::id::ModuleName;
 use hyper::{Method, StatusCode};
@@ -123,6 +124,18 @@ pub(crate) enum Route<'a> {
     History {
         words: &'a str,
     },
+    /// With what stands behind the question mark.
+    Why {
+        words: &'a str,
+    },
+    /// With what stands behind the question mark.
+    Map {
+        words: &'a str,
+    },
+    /// With what stands behind the question mark.
+    Flows {
+        words: &'a str,
+    },
     Metrics,
     Plan,
     Shutdown,
@@ -158,6 +171,9 @@ fn route(path: &str) -> Option<Route<'_>> {
         "status" => Route::Status,
         "cluster" => Route::Cluster,
         "history" => Route::History { words },
+        "why" => Route::Why { words },
+        "map" => Route::Map { words },
+        "flows" => Route::Flows { words },
         "metrics" => Route::Metrics,
         "plan" => Route::Plan,
         "shutdown" => Route::Shutdown,
@@ -198,7 +214,14 @@ pub(crate) fn admit<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, Ref
     };
     let (wanted, allow) = match route {
         Route::Shutdown | Route::Reload | Route::Share(_) | Route::Module { .. } => (Method::POST, "POST"),
-        Route::Status | Route::Cluster | Route::History { .. } | Route::Metrics | Route::Plan => (Method::GET, "GET"),
+        Route::Status
+        | Route::Cluster
+        | Route::History { .. }
+        | Route::Why { .. }
+        | Route::Map { .. }
+        | Route::Flows { .. }
+        | Route::Metrics
+        | Route::Plan => (Method::GET, "GET"),
     };
     if *method != wanted {
         let error = format!("`{path}` takes {allow}, not {method}");
@@ -219,14 +242,17 @@ pub(crate) async fn perform(
 ) -> Result<Answered, Refusal> {
     let (replies, receiver) = mpsc::unbounded_channel();
     match route {
-        Route::Status => return ask(events, Query::Status).await,
-        Route::Cluster => return ask(events, Query::Cluster).await,
+        Route::Status => return told(events, Query::Status).await,
+        Route::Cluster => return told(events, Query::Cluster).await,
         Route::History { words } => {
-            let filter = filter_of(words)?;
-            return ask(events, |answer| Query::History(filter, answer)).await;
+            let filter = question::history(words)?;
+            return told(events, |answer| Query::History(filter, answer)).await;
         }
-        Route::Metrics => return ask(events, Query::Metrics).await,
-        Route::Plan => return ask(events, Query::Plan).await,
+        Route::Why { words } => return looking::why(events, question::why(words)?).await,
+        Route::Map { words } => return looking::map(events, &question::map(words)?).await,
+        Route::Flows { words } => return looking::flows(events, question::flows(words)?).await,
+        Route::Metrics => return told(events, Query::Metrics).await,
+        Route::Plan => return told(events, Query::Plan).await,
         Route::Shutdown => {
             events.send(Event::Shutdown { by: caller.by(None) });
             // The owner loop has no way back for a shutdown: the socket that goes away is the end of it.
@@ -259,48 +285,26 @@ pub(crate) async fn perform(
     }))
 }
 
-/// Puts a question to the owner loop and waits for its answer.
-async fn ask<T: serde::Serialize>(
+/// Puts a question to the owner loop; its answer is the answer to the request.
+async fn told<T: serde::Serialize>(
     events: &EventSender,
     query: impl FnOnce(oneshot::Sender<T>) -> Query,
 ) -> Result<Answered, Refusal> {
+    Ok(whole(StatusCode::OK, &ask(events, query).await?))
+}
+
+/// Puts a question to the owner loop and waits for its answer.
+async fn ask<T>(events: &EventSender, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, Refusal> {
     let (sender, receiver) = oneshot::channel();
     events.send(Event::Query(query(sender)));
     match tokio::time::timeout(ANSWER_LIMIT, receiver).await {
-        Ok(Ok(answer)) => Ok(whole(StatusCode::OK, &answer)),
+        Ok(Ok(answer)) => Ok(answer),
         Ok(Err(_)) => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "farmd is ending")),
         Err(_) => {
             let error = format!("farmd's owner loop gave no answer within {} s", ANSWER_LIMIT.as_secs());
             Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error))
         }
     }
-}
-
-/// What the words behind `/v1/history?` ask for: `n`, `since`, `after` and `module`, each at most once.
-fn filter_of(words: &str) -> Result<HistoryFilter, Refusal> {
-    fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, Refusal> {
-        let error = || Refusal::bad(format!("`{name}` is `{value}`, a whole number is expected"));
-        value.parse().map_err(|_| error())
-    }
-    let mut filter = HistoryFilter::default();
-    for word in words.split('&').filter(|word| !word.is_empty()) {
-        let (name, value) = word.split_once('=').unwrap_or((word, ""));
-        match name {
-            "n" => filter.last = Some(number(name, value)?),
-            "since" => filter.since_us = Some(number(name, value)?),
-            "after" => filter.after = Some(number(name, value)?),
-            "module" => {
-                let module: ModuleName = value.parse().map_err(|e| Refusal::bad(format!("{e}")))?;
-                filter.module = Some(module.to_string());
-            }
-            _ => {
-                let error = format!("`{name}` is not known here: n, since, after or module is expected");
-                return Err(Refusal::bad(error));
-            }
-        }
-    }
-    filter.last = filter.last.map(|n| n.min(HISTORY_LIMIT));
-    Ok(filter)
 }
 
 /// [`CommandRequest`] with every field optional, so that an empty body is a plain command.

@@ -222,6 +222,11 @@ pub enum Query {
     Cluster(tokio::sync::oneshot::Sender<ClusterStatus>),
     /// What has happened.
     History(HistoryFilter, tokio::sync::oneshot::Sender<Selection>),
+    /// What is known of buckets and maps, and of one bucket whence it came.
+    Sight(
+        Option<farm_core::balance::explain::Inquiry>,
+        tokio::sync::oneshot::Sender<crate::look::Sight>,
+    ),
     /// Counters, by name.
     Metrics(tokio::sync::oneshot::Sender<std::collections::BTreeMap<String, u64>>),
     /// The present plan as JSON, for support.

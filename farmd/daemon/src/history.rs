@@ -87,6 +87,20 @@ impl History {
         self.entries.push_back(entry);
     }
 
+    /// Number of the newest entry, 0 if there is none.
+    pub fn newest(&self) -> u64 {
+        self.newest
+    }
+
+    /// The entry with number `seq`, while it is in memory.
+    pub fn entry(&self, seq: u64) -> Option<Arc<HistoryEntry>> {
+        let position = self.entries.partition_point(|entry| entry.seq < seq);
+        self.entries
+            .get(position)
+            .filter(|entry| entry.seq == seq)
+            .map(Arc::clone)
+    }
+
     /// The entries that `filter` asks for, as an answer of node `node`.
     pub fn select(&self, node: &str, filter: &HistoryFilter) -> Selection {
         Selection {

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use farm_core::config::{L2Mode, VipConfig};
+use farm_core::config::{L2Mode, PlaneChoice, VipConfig};
 use farm_core::id::{MacAddr, ModuleName};
 use farm_sys::interface::{self, Interface};
 use farm_sys::neighbour_socket::NeighbourSocket;
@@ -43,6 +43,8 @@ pub(crate) use state::boot_id;
 
 /// Name of the device that carries the VIPs.
 pub const DEVICE: &str = "farm0";
+/// The longest packet that a TAP takes (65 535 without the Ethernet header).
+const DEVICE_MTU: u32 = 65_521;
 /// First part of the names of our nf_tables tables.
 const TABLE_PREFIX: &str = "farm_";
 /// How long the data plane may take to let go of the TAP; the kernel takes a second on a busy machine.
@@ -254,6 +256,13 @@ impl Host {
 
     /// Finds the interface of each VIP and refuses what cannot work, before anything is touched.
     fn place(&self, module: &ModuleName, config: &VipConfig) -> Result<Vec<Placed>, String> {
+        if config.plane == PlaneChoice::Bpf
+            && let Some(problem) = self.plane.standing().problem
+        {
+            return Err(format!(
+                "<vip dataplane=\"bpf\"> cannot be had here: {problem}; `auto` serves in user space"
+            ));
+        }
         let all = interface::interfaces();
         let mut placed = Vec::new();
         for wanted in &config.interfaces {
@@ -391,6 +400,8 @@ impl Host {
         if is_new {
             set_ipv6(false)?;
         }
+        // Frames of any length come in here, whatever the service interface takes.
+        self.netlink.set_mtu(index, DEVICE_MTU).await.map_err(fail)?;
         self.netlink.link_up(index).await.map_err(fail)?;
         let mac = interface::interfaces()
             .into_iter()

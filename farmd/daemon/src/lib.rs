@@ -15,6 +15,7 @@ pub mod host;
 pub mod incarnation;
 pub mod journal;
 pub mod logwriter;
+pub mod look;
 pub mod node;
 pub mod reload;
 pub mod remote;

@@ -8,10 +8,12 @@
 mod command;
 mod history;
 mod module;
+mod origin;
 mod publish;
 mod rate;
 mod reload;
 mod share;
+mod sight;
 mod status;
 
 use std::collections::BTreeMap;
@@ -486,6 +488,7 @@ impl Node {
                 let node = self.cluster.name(self.this);
                 drop(answer.send(self.chronicle.history().select(node, &filter)));
             }
+            Query::Sight(inquiry, answer) => drop(answer.send(self.sight(inquiry.as_ref()))),
             Query::Plan(answer) => drop(answer.send(self.published.describe())),
         }
     }

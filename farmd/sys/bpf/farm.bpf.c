@@ -237,8 +237,7 @@ INLINE int by_state(struct __sk_buff *skb, const struct control *control, const 
     int handed_on = member && packet->to_mac == vip->own_mac;
     int accepted = 0, outside = vip->directed && !member;
 
-    /* Only under a virtual MAC may a frame come twice, from the client and from a member. */
-    if (starts && ((entry & BUCKET_LEAVING) || ((entry & BUCKET_YOUNG) && !vip->directed)))
+    if (starts && (entry & (BUCKET_LEAVING | BUCKET_YOUNG)))
         return punt(control);
     if (starts && handed_on && (!vip->directed || state == STATE_DRAINING || state == STATE_FOREIGN))
         return punt(control);

@@ -25,7 +25,7 @@
 #define STATE_DRAINING 2
 #define STATE_FOREIGN 3
 #define BUCKET_LEAVING 0x0004 /* changes hands: what starts something is for farmd */
-#define BUCKET_YOUNG 0x0008   /* has just opened: the same */
+#define BUCKET_YOUNG 0x0008   /* has just opened, or is about to close: the same */
 #define BUCKET_HELD 0x0010    /* other members have connections in it */
 #define OWNER_SHIFT 8
 #define OWNER_NONE 0xff

@@ -34,6 +34,7 @@ fn farm(rows: Vec<NodeModuleStatus>) -> FarmStatus {
             name: "web".into(),
             vips: Vec::new(),
             dataplane: String::new(),
+            dataplane_why: String::new(),
             nodes: rows,
             resources: BTreeMap::new(),
             configured: true,

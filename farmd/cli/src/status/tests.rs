@@ -44,6 +44,7 @@ fn farm(nodes: Vec<NodeModuleStatus>) -> FarmStatus {
             name: "web".into(),
             vips: vec!["198.18.0.100".into()],
             dataplane: "raw".into(),
+            dataplane_why: String::new(),
             nodes,
             resources: BTreeMap::from([("tcp.http".into(), "up".into())]),
             configured: true,

@@ -44,6 +44,9 @@ fn module_rows(module: &ModuleStatus, this: &str, style: Style, verbose: bool) -
             let _ = write!(text, "  {} {value}", style.paint(Paint::Dim, label));
         }
     }
+    if verbose && !module.dataplane_why.is_empty() {
+        let _ = write!(text, " ({})", module.dataplane_why);
+    }
     if !module.configured {
         let _ = write!(text, "  {}", style.paint(Paint::Moving, "not configured here"));
     }

@@ -4,6 +4,7 @@
 
 pub mod assign;
 pub mod decide;
+pub mod explain;
 pub mod filter;
 pub mod flow;
 pub mod fragment;

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 
-use farm_core::api::history::{HISTORY_LIMIT, HistoryFilter};
 use farm_core::api::{ClusterStatus, HeartbeatStatus, Reply, exit};
 use farm_core::config;
 use farm_core::id::NodeId;
@@ -14,7 +13,6 @@ use farm_sys::event_fd::EventFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::control::filter_of;
 use crate::event::{Command, Event, Query, Verb};
 
 /// Node s1 of a cluster whose s2 is nowhere.
@@ -172,16 +170,6 @@ fn questions_reach_the_owner_loop_and_its_answers_come_back_as_json() {
 
 #[test]
 fn the_words_of_a_question_about_the_history_are_checked() {
-    let all = filter_of("n=20&since=1795000000000000&after=7&module=web").unwrap_or_default();
-    let expected = HistoryFilter {
-        module: Some("web".to_owned()),
-        since_us: Some(1_795_000_000_000_000),
-        after: Some(7),
-        last: Some(20),
-    };
-    assert_eq!(all, expected);
-    assert_eq!(filter_of("").ok(), Some(HistoryFilter::default()));
-    assert_eq!(filter_of("n=99999999").ok().and_then(|f| f.last), Some(HISTORY_LIMIT));
     let served = Served::new("history");
     for words in ["n=many", "since=-1", "module=../x", "colour=red", "n"] {
         let answer = served.request("GET", &format!("/v1/history?{words}"), "");

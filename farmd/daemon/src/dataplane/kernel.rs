@@ -22,8 +22,8 @@ use tracing::{info, warn};
 pub struct Kernel {
     filter: Filter,
     control: Control,
-    /// Service interfaces that have the program.
-    attached: BTreeMap<u32, String>,
+    /// Service interfaces that have the program, and how it is attached.
+    attached: BTreeMap<u32, &'static str>,
     /// Places of the virtual addresses in the tables.
     numbers: BTreeMap<(u32, IpAddr), u32>,
     /// Virtual addresses that are judged in the kernel.
@@ -63,6 +63,14 @@ impl Kernel {
         !self.taken.is_empty()
     }
 
+    /// Addresses that are judged in the kernel, and how the program is attached.
+    pub fn in_kernel(&self) -> BTreeMap<IpAddr, &'static str> {
+        let placed = self.numbers.keys();
+        placed
+            .filter_map(|(interface, addr)| Some((*addr, *self.attached.get(interface)?)))
+            .collect()
+    }
+
     /// Puts the program in the way of an interface; where that fails, frames are captured.
     pub fn attach(&mut self, index: u32, name: &str) {
         match self.filter.attach(index, name) {
@@ -75,7 +83,7 @@ impl Kernel {
                     interface = name,
                     "frames are judged in the kernel (eBPF at tc ingress, {how})"
                 );
-                self.attached.insert(index, name.to_owned());
+                self.attached.insert(index, how);
             }
             Err(error) => warn!(interface = name, %error, "frames are captured and judged in user space"),
         }

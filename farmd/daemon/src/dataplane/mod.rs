@@ -18,12 +18,14 @@ pub mod replay;
 pub mod taken;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use farm_core::balance::decide::Reason;
 use farm_core::balance::plan::Plan;
+use farm_core::config::PlaneChoice;
 use farm_core::wire::heartbeat::Requester;
 use farm_sys::bpf::{self, KernelCounters, KernelLease};
 
@@ -69,8 +71,52 @@ pub trait DataPlane: Send + Sync {
     fn set_tap(&self, tap: Option<LocalDevice>);
     /// Learns of a requester that another node has heard.
     fn learn(&self, requester: Requester);
+    /// Where frames are judged.
+    fn standing(&self) -> Standing;
     /// Ends it and waits until it has ended.
     fn stop(&mut self);
+}
+
+/// Where a data plane judges frames, for people and for whoever asks for one of the two.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Standing {
+    /// Virtual addresses whose frames are judged in the kernel, and how the program got there: `tcx` or `clsact`.
+    pub in_kernel: BTreeMap<IpAddr, &'static str>,
+    /// Why none can be, if so.
+    pub problem: Option<String>,
+}
+
+impl Standing {
+    /// `bpf`, `raw` or both, for the addresses of a module, and why.
+    pub fn tell(&self, choice: PlaneChoice, vips: &[IpAddr]) -> (String, String) {
+        let (kernel, user): (Vec<&IpAddr>, Vec<&IpAddr>) =
+            vips.iter().partition(|vip| self.in_kernel.contains_key(vip));
+        let how = kernel
+            .first()
+            .and_then(|vip| self.in_kernel.get(vip))
+            .copied()
+            .unwrap_or_default();
+        let names = |vips: &[&IpAddr]| vips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match (kernel.is_empty(), user.is_empty()) {
+            (_, true) if !kernel.is_empty() => ("bpf".to_owned(), format!("eBPF at tc ingress ({how})")),
+            (false, false) => (
+                "bpf, raw".to_owned(),
+                format!(
+                    "eBPF at tc ingress ({how}) for {}; {} in user space: no room in the kernel's tables",
+                    names(&kernel),
+                    names(&user)
+                ),
+            ),
+            _ => {
+                let why = match (choice, &self.problem) {
+                    (PlaneChoice::Raw, _) => "as configured".to_owned(),
+                    (_, Some(problem)) => problem.clone(),
+                    (_, None) => "no virtual address is served here".to_owned(),
+                };
+                ("raw".to_owned(), why)
+            }
+        }
+    }
 }
 
 /// The device through which accepted frames reach the stack.

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_core::config::L2Mode;
 use farm_core::wire::heartbeat::{BucketSet, Requester};
-use farm_sys::bpf::Filter;
+use farm_sys::bpf::{BpfError, Filter};
 use farm_sys::event_fd::EventFd;
 use tracing::{debug, info, warn};
 
@@ -38,7 +38,7 @@ use super::known::Known;
 use super::lister::{Listed, Lister};
 use super::replay::{Recorder, Timing};
 use super::taken::WATCH;
-use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice};
+use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice, Standing};
 use crate::event::{Event, EventSender, HeldGroup};
 
 /// Slots of 2 kB in each interface's ring: 4 MB, some 30 ms at 70 000 frames a second.
@@ -51,6 +51,9 @@ const RECOUNT_REST: u32 = 20;
 const MAX_FLOWS: usize = 1 << 20;
 /// Time between two log lines about a look-up that fails.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Time that a frame takes from the program in the kernel to the stack, on a busy machine.
+const SETTLE: Duration = Duration::from_millis(2);
 
 /// Share of the processors that this thread asks for: some ten times that of an ordinary one.
 const NICE: i8 = -10;
@@ -70,6 +73,7 @@ enum Command {
 pub struct RawPlane {
     commands: mpsc::Sender<Command>,
     wake: Arc<EventFd>,
+    standing: Arc<Mutex<Standing>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -91,7 +95,17 @@ impl RawPlane {
             }
         })?;
         let known = Known::new(Connections::open()?, Arc::clone(&counters));
-        let kernel = kernel(&plan, &lease, &counters);
+        let (kernel, problem) = match kernel(&plan, &lease, &counters) {
+            Ok(kernel) => (Some(kernel), None),
+            Err(error) => {
+                info!(%error, "frames are captured and judged in user space");
+                (None, Some(error.to_string()))
+            }
+        };
+        let standing = Arc::new(Mutex::new(Standing {
+            problem,
+            ..Standing::default()
+        }));
         let mut worker = Worker {
             inbox,
             wake: Arc::clone(&wake),
@@ -111,6 +125,8 @@ impl RawPlane {
             failure_told: None,
             young: Vec::new(),
             young_until: None,
+            look_up_at: None,
+            standing: Arc::clone(&standing),
         };
         worker.judge.kernel = kernel;
         let thread = thread::Builder::new()
@@ -119,6 +135,7 @@ impl RawPlane {
         Ok(Self {
             commands,
             wake,
+            standing,
             thread: Some(thread),
         })
     }
@@ -149,6 +166,10 @@ impl DataPlane for RawPlane {
 
     fn learn(&self, requester: Requester) {
         self.send(Command::Learn(requester));
+    }
+
+    fn standing(&self) -> Standing {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn stop(&mut self) {
@@ -193,6 +214,9 @@ struct Worker {
     /// Buckets of each group that have opened lately, and until when that counts.
     young: Vec<BucketSet>,
     young_until: Option<Instant>,
+    /// When connections are looked up for the plan that waits.
+    look_up_at: Option<Instant>,
+    standing: Arc<Mutex<Standing>>,
 }
 
 impl Worker {
@@ -213,7 +237,8 @@ impl Worker {
             let wakes = [
                 self.recount_at,
                 self.record_at,
-                self.young_until,
+                self.young_until.filter(|_| self.waiting.is_none()),
+                self.look_up_at,
                 self.responder.next_at(),
                 Some(self.statistics_at),
             ];
@@ -320,8 +345,11 @@ impl Worker {
         let change = change::of(&self.judge.plan, &plan);
         self.waiting = None;
         if change == Change::Releases {
+            self.watch_openings(&plan);
             self.waiting = Some(plan);
-            self.look_up();
+            if self.look_up_at.is_none() {
+                self.look_up();
+            }
             return;
         }
         self.apply(plan);
@@ -397,6 +425,25 @@ impl Worker {
         });
         self.young = young.collect();
         kernel.install(plan, &self.young);
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).in_kernel = kernel.in_kernel();
+    }
+
+    /// Until `next` takes its buckets away, what starts something in them comes to this thread, which notes it: the kernel answers it while the connections
+    /// are looked up.
+    fn watch_openings(&mut self, next: &Plan) {
+        let Some(kernel) = self.judge.kernel.as_mut().filter(|kernel| kernel.is_at_work()) else {
+            return;
+        };
+        let closing = change::opened(next, &self.judge.plan);
+        let watched = closing.iter().enumerate().map(|(i, closing)| {
+            let young = self.young.get(i).into_iter().flat_map(BucketSet::iter);
+            young.chain(closing.iter()).collect()
+        });
+        kernel.install(&self.judge.plan, &watched.collect::<Vec<BucketSet>>());
+        let now = Instant::now();
+        self.judge.known.look_since(now);
+        // What the kernel has taken just before may not have reached the stack yet.
+        self.look_up_at = Some(now + SETTLE);
     }
 
     /// No bucket has opened lately.
@@ -517,7 +564,14 @@ impl Worker {
         if due && !self.lister.is_busy() {
             self.look_up();
         }
-        if self.young_until.is_some_and(|at| at <= now) {
+        if self.look_up_at.is_some_and(|at| at <= now) {
+            self.look_up_at = None;
+            if self.waiting.is_some() {
+                self.look_up();
+            }
+        }
+        // While a plan waits openings are watched for it.
+        if self.young_until.is_some_and(|at| at <= now) && self.waiting.is_none() {
             self.grow_up();
         }
         if self.statistics_at <= now {
@@ -537,20 +591,13 @@ impl Worker {
     }
 }
 
-/// The program in the kernel, or `None` where there is none: then all frames are captured.
-fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Option<Kernel> {
-    match Filter::load() {
-        Ok(filter) => {
-            counters.include(filter.counters());
-            let kernel = Kernel::new(filter, plan);
-            lease.extend_to(kernel.lease());
-            Some(kernel)
-        }
-        Err(error) => {
-            info!(%error, "data plane raw: frames are captured and judged in user space");
-            None
-        }
-    }
+/// The program in the kernel, with what it shares with this process.
+fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<Kernel, BpfError> {
+    let filter = Filter::load()?;
+    counters.include(filter.counters());
+    let kernel = Kernel::new(filter, plan);
+    lease.extend_to(kernel.lease());
+    Ok(kernel)
 }
 
 fn set_program(interface: &Interface, program: &[filter::Insn]) -> io::Result<()> {

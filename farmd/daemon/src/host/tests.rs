@@ -18,6 +18,7 @@ const TABLE: &str = "farm_svc0";
 #[derive(Default)]
 struct Shelf {
     interfaces: Mutex<Vec<dataplane::Interface>>,
+    standing: Mutex<dataplane::Standing>,
     tap: Mutex<Option<LocalDevice>>,
 }
 
@@ -29,6 +30,10 @@ impl Shelf {
 
 impl DataPlane for Shelf {
     fn apply(&self, _: Arc<Plan>) {}
+    fn standing(&self) -> dataplane::Standing {
+        self.standing.lock().unwrap().clone()
+    }
+
     fn attach(&self, interface: dataplane::Interface) {
         self.interfaces.lock().unwrap().push(interface);
     }

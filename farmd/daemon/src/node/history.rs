@@ -4,14 +4,16 @@
 //! about nodes that wait a moment for the other nodes' word. Called by the owner loop for each event; changes nothing of the farm.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use farm_core::api::history::{Departure, DepartureCause, Happening, HistoryEntry, MapCause, Move};
 use farm_core::handover::{self, Moves};
-use farm_core::id::{Epoch, ModuleName, NodeId, NodeSet};
+use farm_core::id::{Bucket, Epoch, ModuleName, NodeId, NodeSet};
 use farm_core::membership::{self, Cause, Testimony};
 
 use super::Node;
+use super::origin::Origins;
 use crate::history::History;
 
 /// How many pulses an entry about a node waits for what the others say of it: they judge within one pulse of each other, and their next
@@ -32,6 +34,8 @@ pub(super) struct Chronicle {
     /// What this node has closed last, and for which map.
     released: BTreeMap<GroupKey, (Epoch, u32)>,
     fenced_at: Option<Duration>,
+    /// Which entry has brought each bucket.
+    origins: Origins,
 }
 
 /// A map that is being handed over.
@@ -66,6 +70,7 @@ impl Chronicle {
             agreed: BTreeMap::new(),
             released: BTreeMap::new(),
             fenced_at: None,
+            origins: Origins::default(),
         }
     }
 
@@ -74,8 +79,22 @@ impl Chronicle {
         &self.history
     }
 
-    /// Adds what happened now; it becomes visible no earlier than `until`.
-    fn add(&mut self, module: Option<&ModuleName>, what: Happening, until: Duration) {
+    /// The entry that has brought a bucket to its owner, while it is in memory.
+    pub(super) fn entry_of(&self, key: &GroupKey, bucket: Bucket) -> Option<Arc<HistoryEntry>> {
+        let seq = self.origins.of(key, bucket)?;
+        let settled = self.history.newest();
+        let waiting = seq.checked_sub(settled + 1).and_then(|at| usize::try_from(at).ok());
+        match waiting {
+            None => self.history.entry(seq),
+            Some(at) => self
+                .waiting
+                .get(at)
+                .map(|(_, entry)| Arc::new(HistoryEntry { seq, ..entry.clone() })),
+        }
+    }
+
+    /// Adds what happened now; it becomes visible no earlier than `until`. Returns the number that it will have.
+    fn add(&mut self, module: Option<&ModuleName>, what: Happening, until: Duration) -> u64 {
         let entry = HistoryEntry {
             seq: 0,
             time: chrono::Local::now().format("%Y-%m-%d %H:%M:%S%.6f").to_string(),
@@ -84,6 +103,7 @@ impl Chronicle {
             what,
         };
         self.waiting.push_back((until, entry));
+        self.history.newest() + self.waiting.len() as u64
     }
 
     /// Numbers and keeps what has waited long enough.
@@ -253,7 +273,13 @@ impl Node {
                 }
             }
         };
-        self.chronicle.add(Some(module), what, now);
+        let seq = self.chronicle.add(Some(module), what, now);
+        let key = (module.clone(), group);
+        match self.farm.map(module, group) {
+            Some(_) if *event == handover::Event::Shut => self.chronicle.origins.close(&key, seq, self.this),
+            Some(map) => self.chronicle.origins.note(&key, seq, map, self.this),
+            None => {}
+        }
     }
 
     fn note_proposal(&mut self, now: Duration, key: GroupKey, epoch: Epoch, by: NodeId, view: NodeSet) {
@@ -398,7 +424,7 @@ impl Node {
     }
 
     /// Weight of each member that runs the module, with what it says of itself.
-    fn weights(&self, key: &GroupKey, view: NodeSet) -> BTreeMap<NodeId, (u16, String)> {
+    pub(super) fn weights(&self, key: &GroupKey, view: NodeSet) -> BTreeMap<NodeId, (u16, String)> {
         let (module, group) = key;
         let mut weights = BTreeMap::new();
         for (peer, modules) in self.farm.reports().iter().filter(|(n, _)| view.contains(**n)) {
@@ -413,11 +439,13 @@ impl Node {
             && let Some(local) = self.modules.get(module)
             && local.machine.active()
         {
-            let own = self.cluster.name(self.this);
             let groups = local.config.vip.as_ref().map_or(&[][..], |v| &v.groups);
             let ready = local.open && local.machine.ready() && local.link_problem.is_none();
-            let weight = groups.get(*group).filter(|_| ready).map_or(0, |g| g.weight(own));
-            let why = local.link_problem.clone().unwrap_or_else(|| local.machine.why());
+            let weight = groups
+                .get(*group)
+                .filter(|_| ready)
+                .map_or(0, |g| self.share_weight(module, local, g));
+            let why = self.why_of(module, local);
             weights.insert(self.this, (weight, why));
         }
         weights

@@ -1,13 +1,14 @@
 //! What is shown: the whole farm as this node knows it, with the age of each fact.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use farm_core::api::{
     API_VERSION, ClusterStatus, FarmStatus, HeartbeatStatus, LinkStatus, ModuleState, ModuleStatus, NodeModuleStatus,
     PeerStatus, Quality, Share, ShareSetting,
 };
-use farm_core::config::{GroupConfig, Lan};
+use farm_core::config::{GroupConfig, Lan, PlaneChoice};
 use farm_core::id::{BUCKETS, Incarnation, ModuleName, NodeId};
 use farm_core::membership::PeerState;
 
@@ -46,17 +47,25 @@ impl Node {
         let vip = local.and_then(|m| m.config.vip.as_ref());
         let groups: &[GroupConfig] = vip.map_or(&[], |v| &v.groups);
         let nodes = (0..self.cluster.nodes.len()).filter_map(NodeId::new);
+        let addrs: Vec<IpAddr> = vip.iter().flat_map(|v| v.addrs()).collect();
+        let choice = vip.map_or(PlaneChoice::Auto, |v| v.plane);
+        let (dataplane, dataplane_why) = if local.is_some_and(|m| !m.vips.is_empty()) {
+            self.plane.standing().tell(choice, &addrs)
+        } else {
+            Default::default()
+        };
         ModuleStatus {
             name: name.to_string(),
-            vips: vip.iter().flat_map(|v| v.addrs()).map(|a| a.to_string()).collect(),
-            dataplane: "raw".to_owned(),
+            vips: addrs.iter().map(ToString::to_string).collect(),
+            dataplane,
+            dataplane_why,
             nodes: nodes.map(|node| self.node_status(name, node, groups)).collect(),
             resources: local.map(|m| m.machine.resources()).unwrap_or_default(),
             configured: local.is_some(),
         }
     }
 
-    fn node_status(&self, name: &ModuleName, node: NodeId, groups: &[GroupConfig]) -> NodeModuleStatus {
+    pub(super) fn node_status(&self, name: &ModuleName, node: NodeId, groups: &[GroupConfig]) -> NodeModuleStatus {
         // Buckets open and connections in closed ones, by group: what each node says of itself.
         let shares = |of: &dyn Fn(usize) -> Option<(u32, u32)>| -> Vec<Share> {
             let share = |(i, group): (usize, &GroupConfig)| {

@@ -57,7 +57,7 @@ pub mod bucket {
     pub const FOREIGN: u16 = 3;
     /// Changes hands: what starts something in it is put to farmd.
     pub const LEAVING: u16 = 4;
-    /// Has just opened: the same.
+    /// Has just opened, or is about to close: the same.
     pub const YOUNG: u16 = 8;
     /// Other members have connections in it.
     pub const HELD: u16 = 16;
