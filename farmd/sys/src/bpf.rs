@@ -15,9 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::links::FdLink;
-use aya::programs::tc::SchedClassifierLink;
-use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 
 pub use layout::{
@@ -217,29 +216,29 @@ impl Filter {
         })
     }
 
-    /// Puts the program in the way of what comes in on the interface with this index: as a tcx link where the kernel has them (6.6), else
-    /// by the clsact qdisc. It leaves when it is detached, or with this value.
+    /// Puts the program in the way of what comes in on the interface with this index, as a tcx link: it leaves when it is detached, with this
+    /// value, and with the process.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// What the kernel says; one older than 6.6 has no such links.
     pub fn attach(&mut self, ifindex: u32, name: &str) -> Result<(), BpfError> {
         if self.links.contains_key(&ifindex) {
             return Ok(());
         }
-        // Older kernels need the qdisc; that it is there already is no error.
-        let _ = aya::programs::tc::qdisc_add_clsact(name);
-        let fail = |e: &dyn std::error::Error| failed(&format!("the program cannot be attached to {name}"), e);
+        let fail = |e: &dyn std::error::Error| {
+            failed(
+                &format!("the program cannot be attached to {name} (tcx needs Linux 6.6)"),
+                e,
+            )
+        };
         let program = self.program()?;
-        let id = program.attach(name, TcAttachType::Ingress).map_err(|e| fail(&e))?;
+        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+        let id = program
+            .attach_with_options(name, TcAttachType::Ingress, order)
+            .map_err(|e| fail(&e))?;
         let link = program.take_link(id).map_err(|e| fail(&e))?;
         self.links.insert(ifindex, link);
         Ok(())
-    }
-
-    /// Whether the program is attached as a tcx link there, by clsact (`false`), or not at all.
-    pub fn attached_as_tcx(&self, ifindex: u32) -> Option<bool> {
-        let link = self.links.get(&ifindex)?;
-        Some(<&FdLink>::try_from(link).is_ok())
     }
 
     /// Takes the program off the interface.

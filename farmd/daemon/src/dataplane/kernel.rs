@@ -22,8 +22,8 @@ use tracing::{info, warn};
 pub struct Kernel {
     filter: Filter,
     control: Control,
-    /// Service interfaces that have the program, and how it is attached.
-    attached: BTreeMap<u32, &'static str>,
+    /// Service interfaces that have the program.
+    attached: BTreeSet<u32>,
     /// Places of the virtual addresses in the tables.
     numbers: BTreeMap<(u32, IpAddr), u32>,
     /// Virtual addresses that are judged in the kernel.
@@ -41,7 +41,7 @@ impl Kernel {
                 seed: (plan.seed.s0, plan.seed.s1),
                 ..Control::default()
             },
-            attached: BTreeMap::new(),
+            attached: BTreeSet::new(),
             numbers: BTreeMap::new(),
             taken: BTreeSet::new(),
             pages: vec![Vec::new(); SLOTS as usize],
@@ -63,27 +63,17 @@ impl Kernel {
         !self.taken.is_empty()
     }
 
-    /// Addresses that are judged in the kernel, and how the program is attached.
-    pub fn in_kernel(&self) -> BTreeMap<IpAddr, &'static str> {
-        let placed = self.numbers.keys();
-        placed
-            .filter_map(|(interface, addr)| Some((*addr, *self.attached.get(interface)?)))
-            .collect()
+    /// Addresses that are judged in the kernel.
+    pub fn taken(&self) -> &BTreeSet<IpAddr> {
+        &self.taken
     }
 
     /// Puts the program in the way of an interface; where that fails, frames are captured.
     pub fn attach(&mut self, index: u32, name: &str) {
         match self.filter.attach(index, name) {
             Ok(()) => {
-                let how = match self.filter.attached_as_tcx(index) {
-                    Some(true) => "tcx",
-                    Some(false) | None => "clsact",
-                };
-                info!(
-                    interface = name,
-                    "frames are judged in the kernel (eBPF at tc ingress, {how})"
-                );
-                self.attached.insert(index, how);
+                info!(interface = name, "frames are judged in the kernel (eBPF at tc ingress)");
+                self.attached.insert(index);
             }
             Err(error) => warn!(interface = name, %error, "frames are captured and judged in user space"),
         }
@@ -167,7 +157,7 @@ impl Kernel {
         let mut numbers = BTreeMap::new();
         let mut groups: BTreeSet<usize> = BTreeSet::new();
         for vip in &plan.vips {
-            if vip.choice == PlaneChoice::Raw || !self.attached.contains_key(&vip.interface) || self.control.tap == 0 {
+            if vip.choice == PlaneChoice::Raw || !self.attached.contains(&vip.interface) || self.control.tap == 0 {
                 continue;
             }
             let concerned = || vip.rules.iter().map(|r| r.group).chain([vip.entry_group]);

@@ -17,7 +17,7 @@ pub mod raw;
 pub mod replay;
 pub mod taken;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -80,8 +80,8 @@ pub trait DataPlane: Send + Sync {
 /// Where a data plane judges frames, for people and for whoever asks for one of the two.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Standing {
-    /// Virtual addresses whose frames are judged in the kernel, and how the program got there: `tcx` or `clsact`.
-    pub in_kernel: BTreeMap<IpAddr, &'static str>,
+    /// Virtual addresses whose frames are judged in the kernel.
+    pub in_kernel: BTreeSet<IpAddr>,
     /// Why none can be, if so.
     pub problem: Option<String>,
 }
@@ -89,20 +89,14 @@ pub struct Standing {
 impl Standing {
     /// `bpf`, `raw` or both, for the addresses of a module, and why.
     pub fn tell(&self, choice: PlaneChoice, vips: &[IpAddr]) -> (String, String) {
-        let (kernel, user): (Vec<&IpAddr>, Vec<&IpAddr>) =
-            vips.iter().partition(|vip| self.in_kernel.contains_key(vip));
-        let how = kernel
-            .first()
-            .and_then(|vip| self.in_kernel.get(vip))
-            .copied()
-            .unwrap_or_default();
+        let (kernel, user): (Vec<&IpAddr>, Vec<&IpAddr>) = vips.iter().partition(|vip| self.in_kernel.contains(*vip));
         let names = |vips: &[&IpAddr]| vips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         match (kernel.is_empty(), user.is_empty()) {
-            (_, true) if !kernel.is_empty() => ("bpf".to_owned(), format!("eBPF at tc ingress ({how})")),
+            (_, true) if !kernel.is_empty() => ("bpf".to_owned(), "eBPF at tc ingress".to_owned()),
             (false, false) => (
                 "bpf, raw".to_owned(),
                 format!(
-                    "eBPF at tc ingress ({how}) for {}; {} in user space: no room in the kernel's tables",
+                    "eBPF at tc ingress for {}; {} in user space: no room in the kernel's tables",
                     names(&kernel),
                     names(&user)
                 ),

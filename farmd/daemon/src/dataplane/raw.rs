@@ -425,7 +425,7 @@ impl Worker {
         });
         self.young = young.collect();
         kernel.install(plan, &self.young);
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).in_kernel = kernel.in_kernel();
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).in_kernel = kernel.taken().clone();
     }
 
     /// Until `next` takes its buckets away, what starts something in them comes to this thread, which notes it: the kernel answers it while the connections
