@@ -25,6 +25,11 @@ need_cargo() {
     die "cargo is missing: apt-get install cargo-web rustfmt-web (Debian 12, of its security archive), or Rust from https://rustup.rs"
 }
 
+# The kernel program is built where there is a clang; cargo looks anew when one comes or goes.
+find_clang() {
+    if command -v clang >/dev/null; then unset FARM_CLANG; else export FARM_CLANG=none; fi
+}
+
 # need_commands COMMAND=PACKAGE...: installs, with one apt call, the packages of commands that are missing.
 need_commands() {
     local pair missing=()
@@ -71,6 +76,7 @@ install_packages() (
 # build_release: farmd, farm and farm-lab, as Cargo.lock has them.
 build_release() {
     say "building (the first time takes a few minutes)"
+    find_clang
     cargo build --release --locked --workspace --bins
     FARM_BIN=${CARGO_TARGET_DIR:-$ROOT/target}/release
     export FARM_BIN

@@ -58,36 +58,44 @@ struct Row {
     added_connection_p50_us: Figure,
 }
 
-/// Measures and prints; always true when it could measure.
-pub fn run(rounds: usize, seconds: u64, json: Option<&Path>) -> Result<bool> {
-    let config = LabConfig {
+/// A farm of three with both modes, judged by `plane`.
+fn farm(plane: &'static str) -> Result<Lab> {
+    eprintln!("building the farm, data plane {plane} ...");
+    Lab::serve(LabConfig {
         vips: vec![Vip::new(VIP, Mode::Directed), Vip::new(VIP2, Mode::Invisible)],
         // By port: wrk has one address, and all nodes are to share its load.
         groups: vec![Group::tcp("web", 80, "on_port")],
+        plane,
         ..LabConfig::default()
-    };
-    eprintln!("building the farm ...");
-    let lab = Lab::serve(config)?;
-    let proxy_space = add_host(&lab, "proxy", "ph", PROXY)?;
-    let mut proxy = start_proxy(&lab, &proxy_space)?;
-    let paths: [(&'static str, Ipv4Addr); 4] = [
-        (STRAIGHT, lab.nodes[0].addr()),
-        ("farm raw, vmac_directed", VIP),
-        ("farm raw, vmac_invisible", VIP2),
-        ("HAProxy, TCP, 2 threads", PROXY),
+    })
+}
+
+/// Measures and prints; always true when it could measure.
+pub fn run(rounds: usize, seconds: u64, json: Option<&Path>) -> Result<bool> {
+    let in_kernel = farm("bpf")?;
+    let captured = farm("raw")?;
+    let proxy_space = add_host(&in_kernel, "proxy", "ph", PROXY)?;
+    let mut proxy = start_proxy(&in_kernel, &proxy_space)?;
+    let paths: [(&'static str, &Lab, Ipv4Addr); 6] = [
+        (STRAIGHT, &in_kernel, in_kernel.nodes[0].addr()),
+        ("farm bpf, vmac_directed", &in_kernel, VIP),
+        ("farm bpf, vmac_invisible", &in_kernel, VIP2),
+        ("farm raw, vmac_directed", &captured, VIP),
+        ("farm raw, vmac_invisible", &captured, VIP2),
+        ("HAProxy, TCP, 2 threads", &in_kernel, PROXY),
     ];
     let mut samples = Vec::new();
     for round in 1..=rounds {
         // The straight path once more at the end of the round.
-        for (path, addr) in paths.iter().chain(&paths[..1]) {
+        for (path, lab, addr) in paths.iter().chain(&paths[..1]) {
             stop::check()?;
             eprintln!("round {round}/{rounds}: {path}");
-            samples.push(measure(&lab, round, path, *addr, seconds)?);
+            samples.push(measure(lab, round, path, *addr, seconds)?);
         }
     }
     let _ = proxy.kill();
     let _ = proxy.wait();
-    let rows: Vec<Row> = paths.iter().map(|(path, _)| row(path, &samples)).collect();
+    let rows: Vec<Row> = paths.iter().map(|(path, ..)| row(path, &samples)).collect();
     print_rows(&rows, rounds, seconds);
     if let Some(file) = json {
         let all = serde_json::json!({ "rounds": rounds, "seconds": seconds, "rows": rows, "samples": samples });

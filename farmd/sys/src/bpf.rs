@@ -33,11 +33,33 @@ const PROGRAM: &str = "farm_ingress";
 
 /// Why the kernel program cannot do something, as a sentence.
 #[derive(Debug)]
-pub struct BpfError(String);
+pub struct BpfError {
+    text: String,
+    kind: Option<io::ErrorKind>,
+}
+
+impl BpfError {
+    fn new(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            kind: None,
+        }
+    }
+
+    /// True if the program is not built in.
+    pub fn is_missing(&self) -> bool {
+        self.kind == Some(io::ErrorKind::NotFound)
+    }
+
+    /// True if this process may not do it.
+    pub fn is_denied(&self) -> bool {
+        self.kind == Some(io::ErrorKind::PermissionDenied)
+    }
+}
 
 impl fmt::Display for BpfError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -45,13 +67,14 @@ impl std::error::Error for BpfError {}
 
 /// `what` with the whole chain of causes: aya's errors say little by themselves.
 fn failed(what: &str, error: &dyn std::error::Error) -> BpfError {
-    let mut text = format!("{what}: {error}");
+    let mut failed = BpfError::new(format!("{what}: {error}"));
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
+        failed.text.push_str(&format!(": {error}"));
+        failed.kind = error.downcast_ref::<io::Error>().map(io::Error::kind).or(failed.kind);
         cause = error.source();
     }
-    BpfError(text)
+    failed
 }
 
 /// Until when the program accepts, in nanoseconds of [`monotonic_nanos`]. Any thread may renew it, with one store to memory.
@@ -185,21 +208,21 @@ impl Filter {
     /// That it is not built in, that the kernel has no BPF or too old a one, or that the process may not load it (CAP_BPF and
     /// CAP_NET_ADMIN).
     pub fn load() -> Result<Self, BpfError> {
-        let object = OBJECT
-            .ok_or_else(|| BpfError("this farmd was built without clang, so it has no kernel program".to_owned()))?;
+        let object =
+            OBJECT.ok_or_else(|| BpfError::new("this farmd was built without clang, so it has no kernel program"))?;
         let mut ebpf = EbpfLoader::new()
             .load(object)
             .map_err(|e| failed("the kernel does not take the program's tables", &e))?;
         let program: &mut SchedClassifier = ebpf
             .program_mut(PROGRAM)
             .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| BpfError(format!("there is no {PROGRAM} in the object")))?;
+            .ok_or_else(|| BpfError::new(format!("there is no {PROGRAM} in the object")))?;
         program
             .load()
             .map_err(|e| failed("the kernel does not take the program", &e))?;
         let control = take(&mut ebpf, "CONTROL")?;
         let Map::Array(data) = &control else {
-            return Err(BpfError("CONTROL is no array".to_owned()));
+            return Err(BpfError::new("CONTROL is no array"));
         };
         let shared = Shared::map(data).map_err(|e| failed("the control block cannot be mapped", &e))?;
         Ok(Self {
@@ -250,7 +273,7 @@ impl Filter {
         self.ebpf
             .program_mut(PROGRAM)
             .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| BpfError(format!("{PROGRAM} is gone")))
+            .ok_or_else(|| BpfError::new(format!("{PROGRAM} is gone")))
     }
 
     /// The lease, for whoever renews it. It has ended until then.
@@ -363,7 +386,7 @@ impl Filter {
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, BpfError> {
     ebpf.take_map(name)
-        .ok_or_else(|| BpfError(format!("there is no table {name} in the object")))
+        .ok_or_else(|| BpfError::new(format!("there is no table {name} in the object")))
 }
 
 fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, BpfError> {

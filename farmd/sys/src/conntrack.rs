@@ -93,6 +93,20 @@ impl Conntrack {
         self.channel.is_some()
     }
 
+    /// Whether anything is tracked here at this moment.
+    ///
+    /// # Errors
+    /// What the kernel reports; a kernel without connection tracking tracks nothing.
+    pub fn tracks(&mut self) -> io::Result<bool> {
+        let Some(channel) = &mut self.channel else {
+            return Ok(false);
+        };
+        let nothing = tracks_nothing(channel);
+        nothing
+            .map(|nothing| !nothing)
+            .map_err(|error| sockopt::context(&error, "number of tracked connections"))
+    }
+
     /// Live TCP connections to one of `vips` that are translated to another address or port: those that the server has
     /// answered and that are not yet closed on both sides.
     ///

@@ -88,6 +88,12 @@ impl Connections {
         Ok(sockets.chain(flows).collect())
     }
 
+    /// Whether connections may end in containers: connection tracking is in use here. If that cannot be told, they may.
+    pub fn tracked(&mut self) -> bool {
+        let tracks = |conntrack: &mut Conntrack| conntrack.tracks().unwrap_or(true);
+        self.conntrack.as_mut().is_some_and(tracks)
+    }
+
     /// Whether this host has this very connection. Costs some microseconds, however many there are.
     ///
     /// # Errors

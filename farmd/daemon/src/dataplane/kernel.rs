@@ -39,6 +39,8 @@ impl Kernel {
             filter,
             control: Control {
                 seed: (plan.seed.s0, plan.seed.s1),
+                // Until it is known.
+                tracked: true,
                 ..Control::default()
             },
             attached: BTreeSet::new(),

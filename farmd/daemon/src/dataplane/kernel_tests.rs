@@ -43,14 +43,15 @@ impl Bench {
         let kernel = ns.run(|| {
             let filter = match Filter::load() {
                 Ok(filter) => filter,
-                Err(error) if error.to_string().contains("without clang") => {
-                    println!("{error}");
+                Err(error) if error.is_missing() || error.is_denied() => {
+                    println!("the kernel's program is not looked at: {error}");
                     return None;
                 }
                 Err(error) => panic!("{error}"),
             };
             let mut kernel = Kernel::new(filter, seed);
             kernel.set_tap(Some((INTERFACE, TAP_MAC)));
+            kernel.set_tracked(false);
             kernel.attach(INTERFACE, "lo");
             kernel.lease().renew(u64::MAX);
             Some(kernel)
@@ -389,6 +390,26 @@ fn what_starts_something_in_a_young_bucket_is_the_daemons() {
     ] {
         let (_, counted) = bench.run(&frame);
         assert_eq!(counted.contains(&(Count::Punted as usize)), left);
+    }
+}
+
+#[test]
+fn where_connections_may_end_in_containers_the_daemon_looks_for_them() {
+    let mut two = vec![
+        group(BucketState::Guarded, Some(0)),
+        group(BucketState::Draining, Some(1)),
+    ];
+    two[1].name = "web/other".to_owned();
+    let plan = plan_of(vip(), INVISIBLE, Affinity::ClientIp, two);
+    let Some(mut bench) = Bench::new(&plan) else { return };
+    bench.kernel.install(&plan, &[]);
+    let way = Way::new(client(1), vip(), VIRTUAL_MAC);
+    for port in [80, 443] {
+        for tracked in [true, false] {
+            bench.kernel.set_tracked(tracked);
+            let (_, counted) = bench.run(&way.tcp(4000, port, Flags::Ack));
+            assert_eq!(counted.contains(&(Count::Punted as usize)), tracked, "port {port}");
+        }
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Listed {
     pub vips: Vec<IpAddr>,
     /// What it has found.
     pub connections: io::Result<Vec<Connection>>,
+    /// Whether some may end in containers.
+    pub tracked: bool,
 }
 
 /// See the module doc.
@@ -45,11 +47,12 @@ impl Lister {
                 debug!(%error, "the thread that lists connections keeps its ordinary share of the processors");
             }
             for (began, vips) in inbox {
-                let connections = connections.list(&vips);
+                let tracked = connections.tracked();
                 answer(Listed {
                     began,
+                    connections: connections.list(&vips),
                     vips,
-                    connections,
+                    tracked,
                 });
             }
         };

@@ -408,3 +408,47 @@ impl Counters {
         reasons.chain(counts).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_frames_are_judged_is_told_with_its_reason() {
+        let vips: Vec<IpAddr> = ["198.18.0.20", "198.18.0.21"].map(|addr| addr.parse().unwrap()).into();
+        let standing = |in_kernel: &[IpAddr], problem: Option<&str>| Standing {
+            in_kernel: in_kernel.iter().copied().collect(),
+            problem: problem.map(str::to_owned),
+        };
+        let tell = |standing: Standing, choice| {
+            let (plane, why) = standing.tell(choice, &vips);
+            format!("{plane} ({why})")
+        };
+        for (told, expected) in [
+            (
+                tell(standing(&vips, None), PlaneChoice::Auto),
+                "bpf (eBPF at tc ingress)",
+            ),
+            (
+                tell(standing(&vips[..1], None), PlaneChoice::Auto),
+                "bpf, raw (eBPF at tc ingress for 198.18.0.20; 198.18.0.21 in user space: no room in the kernel's tables)",
+            ),
+            (tell(standing(&[], None), PlaneChoice::Raw), "raw (as configured)"),
+            (
+                tell(standing(&[], Some("no clang")), PlaneChoice::Auto),
+                "raw (no clang)",
+            ),
+        ] {
+            assert_eq!(told, expected);
+        }
+    }
+
+    #[test]
+    fn a_lease_ends_and_may_be_renewed() {
+        let lease = Lease::new();
+        let now = Instant::now();
+        assert!(!lease.holds(now));
+        lease.renew(now + Duration::from_secs(1));
+        assert!(lease.holds(now) && !lease.holds(now + Duration::from_secs(1)));
+    }
+}

@@ -513,6 +513,9 @@ impl Worker {
             // Asked for a plan before this one.
             return self.look_up();
         }
+        if let Some(kernel) = &mut self.judge.kernel {
+            kernel.set_tracked(listed.tracked);
+        }
         if let Some(plan) = self.waiting.take() {
             self.apply(plan);
         }

@@ -129,6 +129,26 @@ fn vips() -> Vec<IpAddr> {
 }
 
 #[test]
+fn a_module_that_wants_the_kernel_does_not_start_where_that_cannot_be() {
+    on_bench(async |bench| {
+        let (web, host) = (module("web"), &mut bench.host);
+        let wanted = VipConfig {
+            plane: PlaneChoice::Bpf,
+            ..config(&[SERVICE], "198.18.0.100", true)
+        };
+        bench.plane.standing.lock().unwrap().problem = Some("no clang".to_owned());
+        let refused = host.set_up(&web, &wanted).await.unwrap_err();
+        assert!(
+            refused.contains("dataplane=\"bpf\"") && refused.contains("no clang"),
+            "{refused}"
+        );
+        bench.plane.standing.lock().unwrap().problem = None;
+        assert_eq!(host.set_up(&web, &wanted).await.unwrap().len(), 1);
+        assert!(host.tear_down(&web).await.is_empty());
+    });
+}
+
+#[test]
 fn a_flushed_table_is_mended_and_all_is_undone_in_the_end() {
     on_bench(async |bench| {
         let (web, host) = (module("web"), &mut bench.host);

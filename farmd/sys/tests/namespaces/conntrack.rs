@@ -185,6 +185,7 @@ fn lists_a_connection_while_it_lives(family: &Family) {
     let inner = SocketAddr::new(family.container.parse().unwrap(), INNER);
     let listener = host.c.run(|| TcpListener::bind(inner).unwrap());
     assert_eq!(host.flows(), []);
+    assert!(!host.conntrack.tracks().unwrap());
 
     let mut client = host.connect(80, LIMIT).unwrap();
     let (mut server, peer) = listener.accept().unwrap();
@@ -193,7 +194,7 @@ fn lists_a_connection_while_it_lives(family: &Family) {
     server.read_exact(&mut [0; 3]).unwrap();
     let flow = flow_of(&client);
     assert_eq!(host.flows(), [flow]);
-    assert!(host.has(flow));
+    assert!(host.has(flow) && host.conntrack.tracks().unwrap());
     let mut other = flow;
     other.client.set_port(1);
     assert!(!host.has(other));
