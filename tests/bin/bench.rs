@@ -62,16 +62,7 @@ struct Row {
 fn farm(plane: &'static str) -> Result<Lab> {
     eprintln!("building the farm, data plane {plane} ...");
     Lab::serve(LabConfig {
-        vips: vec![
-            Vip {
-                addr: VIP,
-                mode: Mode::Directed,
-            },
-            Vip {
-                addr: VIP2,
-                mode: Mode::Invisible,
-            },
-        ],
+        vips: vec![Vip::new(VIP, Mode::Directed), Vip::new(VIP2, Mode::Invisible)],
         // By port: wrk has one address, and all nodes are to share its load.
         groups: vec![Group::tcp("web", 80, "on_port")],
         plane,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -20,9 +20,9 @@ use crate::space::Space;
 #[derive(Clone, Debug)]
 pub struct Record {
     /// Client address.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Its end of the connection, if there was one.
-    pub local: Option<SocketAddrV4>,
+    pub local: Option<SocketAddr>,
     /// When it was begun.
     pub started: Instant,
     /// How long until it was answered or given up.
@@ -75,8 +75,8 @@ impl Report {
     }
 
     /// Nodes that answered each source address.
-    pub fn nodes_by_source(&self) -> BTreeMap<Ipv4Addr, Vec<String>> {
-        let mut seen: BTreeMap<Ipv4Addr, Vec<String>> = BTreeMap::new();
+    pub fn nodes_by_source(&self) -> BTreeMap<IpAddr, Vec<String>> {
+        let mut seen: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
         for record in &self.records {
             if let Ok(node) = &record.outcome {
                 let nodes = seen.entry(record.source).or_default();
@@ -106,7 +106,7 @@ impl Report {
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Where to.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// What to ask for.
     pub path: String,
     /// How many connections.
@@ -121,9 +121,9 @@ pub struct Batch {
 
 impl Batch {
     /// `count` connections to `to`, 16 at a time, each within 5 s.
-    pub fn new(to: SocketAddrV4, count: usize) -> Self {
+    pub fn new(to: impl Into<SocketAddr>, count: usize) -> Self {
         Self {
-            to,
+            to: to.into(),
             path: "/who".into(),
             count,
             sources: 0..usize::MAX,
@@ -138,6 +138,7 @@ impl Batch {
 pub struct Client {
     space: Arc<Space>,
     addrs: Arc<[Ipv4Addr]>,
+    addrs6: Arc<[Ipv6Addr]>,
 }
 
 impl Client {
@@ -146,6 +147,15 @@ impl Client {
         Self {
             space: Arc::new(space),
             addrs: addrs.into(),
+            addrs6: Arc::default(),
+        }
+    }
+
+    /// The same client, which has these addresses too.
+    pub(crate) fn with_ipv6(self, addrs: Vec<Ipv6Addr>) -> Self {
+        Self {
+            addrs6: addrs.into(),
+            ..self
         }
     }
 
@@ -154,15 +164,29 @@ impl Client {
         &self.space
     }
 
-    /// Its addresses.
+    /// Its IPv4 addresses.
     pub fn addrs(&self) -> &[Ipv4Addr] {
         &self.addrs
     }
 
+    /// Its IPv6 addresses, as many, in a lab with an IPv6 VIP.
+    pub fn addrs6(&self) -> &[Ipv6Addr] {
+        &self.addrs6
+    }
+
+    /// Its addresses of the family of `to`.
+    pub fn sources(&self, to: SocketAddr) -> Vec<IpAddr> {
+        match to {
+            SocketAddr::V4(_) => self.addrs.iter().copied().map(IpAddr::V4).collect(),
+            SocketAddr::V6(_) => self.addrs6.iter().copied().map(IpAddr::V6).collect(),
+        }
+    }
+
     /// Makes new connections, one request each, from the batch's source addresses in turn; returns when all have ended.
     pub fn batch(&self, batch: Batch) -> Result<Report> {
-        let range = batch.sources.start..batch.sources.end.min(self.addrs.len());
-        let addrs = self.addrs.get(range).filter(|addrs| !addrs.is_empty());
+        let all = self.sources(batch.to);
+        let range = batch.sources.start..batch.sources.end.min(all.len());
+        let addrs = all.get(range).filter(|addrs| !addrs.is_empty());
         let addrs = addrs
             .with_context(|| format!("the client has no addresses {:?}", batch.sources))?
             .to_vec();
@@ -189,7 +213,8 @@ impl Client {
     }
 
     /// One new connection from `source`.
-    pub fn ask(&self, source: Ipv4Addr, to: SocketAddrV4, limit: Duration) -> Result<Record> {
+    pub fn ask(&self, source: impl Into<IpAddr>, to: impl Into<SocketAddr>, limit: Duration) -> Result<Record> {
+        let (source, to) = (source.into(), to.into());
         self.start(async move || ask(source, to, "/who".into(), limit).await)?
             .wait()
     }
@@ -251,16 +276,13 @@ fn keep(report: &mut Report, ended: Option<Result<Record, tokio::task::JoinError
 }
 
 /// One new connection with one request.
-pub async fn ask(source: Ipv4Addr, to: SocketAddrV4, path: String, limit: Duration) -> Record {
+pub async fn ask(source: IpAddr, to: SocketAddr, path: String, limit: Duration) -> Record {
     let started = Instant::now();
     let mut local = None;
     let outcome = match Connection::open(source, to, limit).await {
         Ok(connection) => {
             let own = connection.local();
-            local = own.and_then(|own| match own {
-                SocketAddr::V4(own) => Some(own),
-                SocketAddr::V6(_) => None,
-            });
+            local = own;
             let body = connection
                 .get_last(&path, limit.saturating_sub(started.elapsed()))
                 .await;
@@ -283,10 +305,15 @@ fn answering_node(body: &str, own: Option<SocketAddr>) -> Result<String, Failure
     #[derive(serde::Deserialize)]
     struct Who {
         node: String,
-        client: SocketAddr,
+        /// Without brackets around an IPv6 address.
+        client: String,
     }
+    let seen = |who: &Who| {
+        let (addr, port) = who.client.rsplit_once(':')?;
+        Some(SocketAddr::new(addr.parse().ok()?, port.parse().ok()?))
+    };
     match serde_json::from_str::<Who>(body) {
-        Ok(who) if Some(who.client) == own => Ok(who.node),
+        Ok(who) if own.is_some() && seen(&who) == own => Ok(who.node),
         _ => Err(Failure::BadAnswer(body.trim().to_owned())),
     }
 }
@@ -297,7 +324,7 @@ mod tests {
 
     fn record(node: Option<&str>, ms: u64) -> Record {
         Record {
-            source: Ipv4Addr::LOCALHOST,
+            source: Ipv4Addr::LOCALHOST.into(),
             local: None,
             started: Instant::now(),
             latency: Duration::from_millis(ms),
@@ -318,7 +345,7 @@ mod tests {
         assert_eq!((report.answered(), report.lost()), (3, 1));
         assert_eq!(report.per_node(), BTreeMap::from([("a".into(), 2), ("b".into(), 1)]));
         assert_eq!(report.failures(), BTreeMap::from([(Failure::Reset, 1)]));
-        assert_eq!(report.nodes_by_source()[&Ipv4Addr::LOCALHOST], ["a", "b"]);
+        assert_eq!(report.nodes_by_source()[&IpAddr::from(Ipv4Addr::LOCALHOST)], ["a", "b"]);
         assert_eq!(
             (report.latency(0.5), report.latency(1.0)),
             (Duration::from_millis(2), Duration::from_millis(3))
@@ -335,5 +362,11 @@ mod tests {
             "a proxy's address"
         );
         assert!(answering_node("<html>", own).is_err());
+        let own6 = "[2001:db8::100]:4000".parse().ok();
+        assert_eq!(
+            answering_node(&body.replace("198.18.0.100", "2001:db8::100"), own6),
+            Ok("node1".to_owned())
+        );
+        assert!(answering_node(body, own6).is_err());
     }
 }

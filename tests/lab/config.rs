@@ -4,7 +4,7 @@
 //! writes a file or touches a namespace: [`crate::Lab`] and [`crate::Node`] do.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use farm_core::id::MacAddr;
 
@@ -31,15 +31,27 @@ impl Mode {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Vip {
     /// The address, on the lab's LAN.
-    pub addr: Ipv4Addr,
+    pub addr: IpAddr,
     /// How frames reach the nodes.
     pub mode: Mode,
 }
 
 impl Vip {
-    /// The virtual MAC of `vmac_invisible`: 5a:fe and the address.
+    /// This address in this mode.
+    pub fn new(addr: impl Into<IpAddr>, mode: Mode) -> Self {
+        Self {
+            addr: addr.into(),
+            mode,
+        }
+    }
+
+    /// The virtual MAC of `vmac_invisible`: 5a:fe and the address, of an IPv6 one its last four bytes.
     pub const fn vmac(self) -> MacAddr {
-        let [a, b, c, d] = self.addr.octets();
+        let bits = match self.addr {
+            IpAddr::V4(v4) => v4.to_bits(),
+            IpAddr::V6(v6) => v6.to_bits() as u32,
+        };
+        let [a, b, c, d] = bits.to_be_bytes();
         MacAddr([0x5a, 0xfe, a, b, c, d])
     }
 }
@@ -103,10 +115,7 @@ impl Default for LabConfig {
             nodes: 3,
             client_addrs: 256,
             routed: false,
-            vips: vec![Vip {
-                addr: VIP,
-                mode: Mode::Directed,
-            }],
+            vips: vec![Vip::new(VIP, Mode::Directed)],
             groups: vec![Group::tcp("web", 80, "on_addr")],
             key: None,
             user: String::new(),
@@ -133,9 +142,20 @@ impl LabConfig {
     /// The usual farm with its VIP in `mode`.
     pub fn with_mode(mode: Mode) -> Self {
         Self {
-            vips: vec![Vip { addr: VIP, mode }],
+            vips: vec![Vip::new(VIP, mode)],
             ..Self::default()
         }
+    }
+
+    /// Nodes and clients have IPv6 addresses too: [`ipv6_of`] their IPv4 ones.
+    pub fn has_ipv6(&self) -> bool {
+        self.vips.iter().any(|vip| vip.addr.is_ipv6())
+    }
+
+    /// Where the nodes' nginx is to listen.
+    pub fn listen(&self) -> Vec<String> {
+        let ipv6 = self.has_ipv6().then(|| "[::]:80".to_owned());
+        std::iter::once("80".to_owned()).chain(ipv6).collect()
     }
 
     /// `cluster.xml` for all nodes.
@@ -233,10 +253,22 @@ pub const SECOND_LAN: &str = "back";
 pub const VIP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 20);
 /// The second one, where a test wants two.
 pub const VIP2: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 21);
+/// An IPv6 virtual address, where a test wants one.
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x20);
 /// The router on the LAN, and on the far side.
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 254);
 /// The router's address on the far side.
 pub const FAR_ROUTER: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 254);
+
+/// The IPv6 address of who has `addr`, on the same LAN: 2001:db8:: and its four bytes.
+pub const fn ipv6_of(addr: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(0x2001_0db8 << 96 | addr.to_bits() as u128)
+}
+
+/// The IPv6 address of who has `addr` behind the router: 2001:db8:1:: and its four bytes.
+pub const fn far_ipv6_of(addr: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(ipv6_of(addr).to_bits() | 1 << 80)
+}
 
 /// Name of the node at `index`: `node1`…
 pub fn node_name(index: usize) -> String {
@@ -295,16 +327,7 @@ mod tests {
     #[test]
     fn the_generated_module_holds_every_vip_group_and_power() {
         let config = LabConfig {
-            vips: vec![
-                Vip {
-                    addr: VIP,
-                    mode: Mode::Directed,
-                },
-                Vip {
-                    addr: VIP2,
-                    mode: Mode::Invisible,
-                },
-            ],
+            vips: vec![Vip::new(VIP, Mode::Directed), Vip::new(VIP2, Mode::Invisible)],
             groups: vec![Group {
                 powers: vec![("node1".into(), 3)],
                 ..Group::tcp("web", 80, "on_port")

@@ -4,7 +4,7 @@
 //! that text back from exactly the node that answered first. Never reopens a connection: one that breaks stays broken and is reported.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::process::wait_until;
 #[derive(Clone, Debug)]
 pub struct HoldConfig {
     /// Where to; the server must have `/echo/TEXT`.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// Number of connections.
     pub count: usize,
     /// Pause between an answer and the next request of one connection.
@@ -30,9 +30,9 @@ pub struct HoldConfig {
 
 impl HoldConfig {
     /// `count` connections that speak every 100 ms and may wait 5 s for an answer.
-    pub fn new(to: SocketAddrV4, count: usize) -> Self {
+    pub fn new(to: impl Into<SocketAddr>, count: usize) -> Self {
         Self {
-            to,
+            to: to.into(),
             count,
             pause: Duration::from_millis(100),
             limit: Duration::from_secs(5),
@@ -100,7 +100,7 @@ impl Holder {
         let stop = Arc::new(AtomicBool::new(false));
         let opened = Arc::new(AtomicUsize::new(0));
         let rounds = Arc::new(AtomicUsize::new(0));
-        let addrs = client.addrs().to_vec();
+        let addrs = client.sources(config.to);
         let count = config.count;
         let limit = config.limit;
         let (stopped, begun, counted) = (Arc::clone(&stop), Arc::clone(&opened), Arc::clone(&rounds));

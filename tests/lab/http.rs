@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -68,16 +68,24 @@ pub struct Connection {
 
 impl Connection {
     /// Connects from `source` (any port) to `to` within `limit`.
-    pub async fn open(source: Ipv4Addr, to: SocketAddrV4, limit: Duration) -> Result<Self, Failure> {
-        Self::open_from(SocketAddrV4::new(source, 0), to, limit).await
+    pub async fn open(source: impl Into<IpAddr>, to: impl Into<SocketAddr>, limit: Duration) -> Result<Self, Failure> {
+        Self::open_from(SocketAddr::new(source.into(), 0), to, limit).await
     }
 
     /// As [`Self::open`], from this very port.
-    pub async fn open_from(source: SocketAddrV4, to: SocketAddrV4, limit: Duration) -> Result<Self, Failure> {
-        let socket = TcpSocket::new_v4()?;
+    pub async fn open_from(
+        source: impl Into<SocketAddr>,
+        to: impl Into<SocketAddr>,
+        limit: Duration,
+    ) -> Result<Self, Failure> {
+        let (source, to) = (source.into(), to.into());
+        let socket = match to {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
         socket.set_reuseaddr(true)?;
-        socket.bind(SocketAddr::V4(source))?;
-        let stream = timeout(limit, socket.connect(SocketAddr::V4(to)))
+        socket.bind(source)?;
+        let stream = timeout(limit, socket.connect(to))
             .await
             .map_err(|_| Failure::ConnectTimeout)??;
         stream.set_nodelay(true)?;

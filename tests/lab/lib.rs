@@ -44,13 +44,16 @@ use farm_core::api::{ModuleState, NodeModuleStatus, Quality};
 use farm_core::id::BUCKETS;
 
 pub use client::Client;
-pub use config::{Group, LabConfig, Mode, VIP, VIP2, Vip};
+pub use config::{Group, LabConfig, Mode, VIP, VIP2, VIP6, Vip};
 pub use module::ModuleText;
 pub use node::Node;
 pub use process::wait_until;
 pub use space::Space;
 
-use config::{FAR_ROUTER, ROUTER, client_addrs, far_addrs, more_client_addrs, node_addr, node_name, second_addr};
+use config::{
+    FAR_ROUTER, ROUTER, client_addrs, far_addrs, far_ipv6_of, ipv6_of, more_client_addrs, node_addr, node_name,
+    second_addr,
+};
 use module::nginx_scripts;
 use node::NODE_LINK;
 use space::connect;
@@ -123,7 +126,16 @@ impl Lab {
         for index in 0..config.nodes {
             let (name, addr, port) = (node_name(index), node_addr(index), format!("p{}", index + 1));
             let space = Space::create(&name)?;
+            if config.has_ipv6() {
+                without_probes(&space)?;
+            }
             plug(&switch, BRIDGE, &port, &space, NODE_LINK)?;
+            if config.has_ipv6() {
+                space.ip(&[
+                    format!("address add {}/64 dev {NODE_LINK}", ipv6_of(addr)),
+                    format!("route add default via {} dev {NODE_LINK}", ipv6_of(ROUTER)),
+                ])?;
+            }
             space.ip(&[
                 format!("address add {addr}/16 dev {NODE_LINK}"),
                 format!("route add default via {ROUTER} dev {NODE_LINK}"),
@@ -143,12 +155,22 @@ impl Lab {
             )?);
         }
 
-        let client = client_space("client", &switch, CLIENT_PORT, &client_addrs(config.client_addrs), 16)?;
+        let client = client_space(
+            "client",
+            &switch,
+            CLIENT_PORT,
+            &client_addrs(config.client_addrs),
+            config.has_ipv6(),
+        )?;
         let (router, far) = if config.routed {
-            let router = Space::create("router")?;
+            let (router, far) = (Space::create("router")?, Space::create("far")?);
+            if config.has_ipv6() {
+                without_probes(&router)?;
+                without_probes(&far)?;
+                router.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+            }
             plug(&switch, BRIDGE, ROUTER_PORT, &router, "eth0")?;
             router.sysctl("net.ipv4.ip_forward", "1")?;
-            let far = Space::create("far")?;
             connect(&router, "eth1", &far, "eth0")?;
             router.ip(&[
                 format!("address add {ROUTER}/16 dev eth0"),
@@ -160,7 +182,20 @@ impl Lab {
                 .map(|addr| format!("address add {addr}/24 dev eth0"))
                 .collect::<Vec<_>>())?;
             far.ip(&[format!("route add default via {FAR_ROUTER}")])?;
-            (Some(router), Some(Client::new(far, addrs)))
+            let addrs6: Vec<_> = addrs.iter().map(|addr| far_ipv6_of(*addr)).collect();
+            if config.has_ipv6() {
+                let at_router = far_ipv6_of(FAR_ROUTER);
+                router.ip(&[
+                    format!("address add {}/64 dev eth0", ipv6_of(ROUTER)),
+                    format!("address add {at_router}/64 dev eth1"),
+                ])?;
+                far.ip(&addrs6
+                    .iter()
+                    .map(|addr| format!("address add {addr}/64 dev eth0"))
+                    .collect::<Vec<_>>())?;
+                far.ip(&[format!("route add default via {at_router} dev eth0")])?;
+            }
+            (Some(router), Some(Client::new(far, addrs).with_ipv6(addrs6)))
         } else {
             (None, None)
         };
@@ -183,7 +218,7 @@ impl Lab {
         let lab = Self::new(config)?;
         lab.start_daemons()?;
         for node in &lab.nodes {
-            node.install_text(MODULE, &lab.module_text(node, Some("1s")), &["80".to_owned()])?;
+            node.install_text(MODULE, &lab.module_text(node, Some("1s")), &lab.config.listen())?;
         }
         lab.start_module(MODULE)?;
         Ok(lab)
@@ -423,18 +458,28 @@ fn ready_shares(node: &Node, module: &str, names: &[&str], equal: bool) -> Resul
     Ok(())
 }
 
+/// IPv6 addresses of links that are made from here on work at once.
+fn without_probes(space: &Space) -> Result<()> {
+    space.sysctl("net.ipv6.conf.default.accept_dad", "0")
+}
+
 /// A client's namespace on the LAN with its addresses.
-fn client_space(name: &str, switch: &Space, port: &str, addrs: &[std::net::Ipv4Addr], prefix: u8) -> Result<Client> {
+fn client_space(name: &str, switch: &Space, port: &str, addrs: &[std::net::Ipv4Addr], ipv6: bool) -> Result<Client> {
     let space = Space::create(name)?;
+    if ipv6 {
+        without_probes(&space)?;
+    }
     plug(switch, BRIDGE, port, &space, "eth0")?;
     let mut lines: Vec<String> = addrs
         .iter()
-        .map(|addr| format!("address add {addr}/{prefix} dev eth0"))
+        .map(|addr| format!("address add {addr}/16 dev eth0"))
         .collect();
+    let addrs6: Vec<_> = addrs.iter().filter(|_| ipv6).map(|addr| ipv6_of(*addr)).collect();
+    lines.extend(addrs6.iter().map(|addr| format!("address add {addr}/64 dev eth0")));
     lines.push(format!("route add 198.19.0.0/16 via {ROUTER}"));
     space.ip(&lines)?;
     // Many addresses mean many neighbours for the nodes, and for the client one entry per node: keep the defaults.
-    Ok(Client::new(space, addrs.to_vec()))
+    Ok(Client::new(space, addrs.to_vec()).with_ipv6(addrs6))
 }
 
 /// Adds a client on the lab's LAN, number `index` (1 to 15), with `count` addresses (at most 2000), the first one 198.18.(128 + 8 x index).1.
@@ -446,7 +491,7 @@ pub fn add_client(lab: &Lab, index: usize, count: usize) -> Result<Client> {
         &lab.switch,
         &client_port(index),
         &more_client_addrs(index, count),
-        16,
+        lab.config.has_ipv6(),
     )
 }
 

@@ -3,7 +3,7 @@
 //! Owns the schedule (a try is begun when it is due, however many others are still open) and the definition of a gap. Never
 //! drops a try from its record.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::client::{Client, Record, Report, Running, ask};
 #[derive(Clone, Debug)]
 pub struct ProbeConfig {
     /// Where to.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// Source addresses used in turn; at most as many as the client has.
     pub sources: usize,
     /// Tries per second over all sources. A gap cannot be told finer than `sources / rate` seconds.
@@ -28,9 +28,9 @@ pub struct ProbeConfig {
 
 impl ProbeConfig {
     /// 20 sources, each every 40 ms, given up after a second.
-    pub fn new(to: SocketAddrV4) -> Self {
+    pub fn new(to: impl Into<SocketAddr>) -> Self {
         Self {
-            to,
+            to: to.into(),
             sources: 20,
             rate: 500,
             limit: Duration::from_secs(1),
@@ -56,7 +56,11 @@ impl Prober {
     pub fn start(client: &Client, config: ProbeConfig) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let records: Arc<Mutex<Vec<Record>>> = Arc::default();
-        let sources: Vec<Ipv4Addr> = client.addrs().iter().copied().take(config.sources.max(1)).collect();
+        let sources: Vec<IpAddr> = client
+            .sources(config.to)
+            .into_iter()
+            .take(config.sources.max(1))
+            .collect();
         let (stopped, kept) = (Arc::clone(&stop), Arc::clone(&records));
         let thread = client.start(async move || {
             let mut running = tokio::task::JoinSet::new();
@@ -119,7 +123,7 @@ pub struct ProbeReport {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Gap {
     /// The client address.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// From the start of one answered connection to the start of the next answered one.
     pub by_start: Duration,
     /// From one answer to the next, whichever connection it belongs to. Larger than `by_start` where connections that were begun
@@ -141,7 +145,7 @@ impl Gap {
 impl ProbeReport {
     /// The longest silence of each source that had an answer, longest first.
     pub fn gaps(&self) -> Vec<Gap> {
-        let mut sources: Vec<Ipv4Addr> = self.report.records.iter().map(|record| record.source).collect();
+        let mut sources: Vec<IpAddr> = self.report.records.iter().map(|record| record.source).collect();
         sources.sort_unstable();
         sources.dedup();
         let mut gaps: Vec<Gap> = sources.into_iter().filter_map(|source| self.gap_of(source)).collect();
@@ -154,7 +158,7 @@ impl ProbeReport {
         self.gaps().into_iter().next()
     }
 
-    fn gap_of(&self, source: Ipv4Addr) -> Option<Gap> {
+    fn gap_of(&self, source: IpAddr) -> Option<Gap> {
         let answered: Vec<(&Record, &String)> = self
             .report
             .records
@@ -197,7 +201,7 @@ mod tests {
 
     fn at(zero: Instant, start: u64, latency: u64, node: Option<&str>) -> Record {
         Record {
-            source: Ipv4Addr::LOCALHOST,
+            source: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
             local: None,
             started: zero + Duration::from_millis(start),
             latency: Duration::from_millis(latency),

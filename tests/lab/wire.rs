@@ -4,7 +4,7 @@
 //! is the port it came in by, not what the frame claims. Never sends and never changes a frame.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +13,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use etherparse::{ArpOperation, Icmpv4Type, LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use etherparse::{ArpOperation, Icmpv4Type, Icmpv6Type, LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use farm_core::id::MacAddr;
+use farm_core::wire::nd::{Message, Nd};
 use farm_sys::interface;
 use farm_sys::packet_socket::{BpfInsn, PacketRing, VNET_HEADER};
 use farm_sys::poll::wait_readable;
@@ -29,14 +30,14 @@ const SLOTS: u32 = 4096;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Attempt {
     /// Client address and port.
-    pub client: SocketAddrV4,
+    pub client: SocketAddr,
     /// Virtual address and port.
-    pub vip: SocketAddrV4,
+    pub vip: SocketAddr,
     /// The client's initial sequence number.
     pub sequence: u32,
 }
 
-/// Who answered the ARP requests of one requester for one VIP.
+/// Who answered the ARP requests, or the neighbour solicitations, of one requester for one VIP.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ArpSeen {
     /// Requests heard from it.
@@ -55,12 +56,12 @@ pub struct Evidence {
     /// SYN-ACKs of the VIPs: which ports sent one, how often.
     pub syn_acks: BTreeMap<Attempt, BTreeMap<String, usize>>,
     /// Resets sent for a VIP: port, from, to.
-    pub resets: Vec<(String, SocketAddrV4, SocketAddrV4)>,
+    pub resets: Vec<(String, SocketAddr, SocketAddr)>,
     /// Echo replies of a VIP by (client, identifier, sequence number): which ports sent one, how often.
-    pub echo_replies: BTreeMap<(Ipv4Addr, u16, u16), BTreeMap<String, usize>>,
-    /// ARP by (requester, VIP).
-    pub arp: BTreeMap<(Ipv4Addr, Ipv4Addr), ArpSeen>,
-    /// ARP messages that claim a VIP and are broadcast, by port.
+    pub echo_replies: BTreeMap<(IpAddr, u16, u16), BTreeMap<String, usize>>,
+    /// ARP and neighbour discovery by (requester, VIP); probes of who has no address yet under the unspecified one.
+    pub arp: BTreeMap<(IpAddr, IpAddr), ArpSeen>,
+    /// What claims a VIP and is sent to all, by port; answers to probes are not among them.
     pub announcements: BTreeMap<String, usize>,
     /// Frames whose source was a virtual MAC, by port. There must be none.
     pub vmac_sources: BTreeMap<String, usize>,
@@ -75,7 +76,7 @@ impl Evidence {
     }
 
     /// How often this client's end asked for a connection: more than once if its kernel had no answer for a second.
-    pub fn requests_of(&self, client: SocketAddrV4) -> usize {
+    pub fn requests_of(&self, client: SocketAddr) -> usize {
         let own = self.syns.iter().filter(|(attempt, _)| attempt.client == client);
         own.map(|(_, times)| *times).max().unwrap_or(0)
     }
@@ -135,7 +136,7 @@ impl Watcher {
         if lab.router.is_some() {
             ports.push(ROUTER_PORT.to_owned());
         }
-        let vips: Vec<Ipv4Addr> = lab.config().vips.iter().map(|vip| vip.addr).collect();
+        let vips: Vec<IpAddr> = lab.config().vips.iter().map(|vip| vip.addr).collect();
         let vmacs: Vec<MacAddr> = lab.config().vips.iter().map(|vip| vip.vmac()).collect();
         let switch = Arc::clone(&lab.switch);
         let stop = Arc::new(AtomicBool::new(false));
@@ -206,7 +207,7 @@ fn watch(ports: &[String], mut rings: Vec<PacketRing>, judge: &Judge, stop: &Ato
 
 /// What the watcher looks for.
 struct Judge {
-    vips: Vec<Ipv4Addr>,
+    vips: Vec<IpAddr>,
     vmacs: Vec<MacAddr>,
 }
 
@@ -227,50 +228,71 @@ impl Judge {
                     self.see_arp(port, &arp, frame[0] & 1 != 0, evidence);
                 }
             }
-            Some(LaxNetSlice::Ipv4(ip)) if self.vips.contains(&ip.header().source_addr()) => {
-                let (from, to) = (ip.header().source_addr(), ip.header().destination_addr());
-                match packet.transport {
-                    Some(TransportSlice::Tcp(tcp)) => {
-                        let vip = SocketAddrV4::new(from, tcp.source_port());
-                        let client = SocketAddrV4::new(to, tcp.destination_port());
-                        if tcp.rst() {
-                            evidence.resets.push((port.to_owned(), vip, client));
-                        } else if tcp.syn() && tcp.ack() {
-                            let sequence = tcp.acknowledgment_number().wrapping_sub(1);
-                            count(
-                                evidence.syn_acks.entry(Attempt { client, vip, sequence }).or_default(),
-                                port,
-                            );
-                        }
-                    }
-                    Some(TransportSlice::Icmpv4(icmp)) => {
-                        if let Icmpv4Type::EchoReply(echo) = icmp.icmp_type() {
-                            count(evidence.echo_replies.entry((to, echo.id, echo.seq)).or_default(), port);
-                        }
-                    }
-                    _ => {}
+            Some(LaxNetSlice::Ipv4(ip)) => {
+                let ends = (ip.header().source_addr().into(), ip.header().destination_addr().into());
+                self.see_ip(port, ends, packet.transport, evidence);
+            }
+            Some(LaxNetSlice::Ipv6(ip)) => {
+                let ends = (ip.header().source_addr().into(), ip.header().destination_addr().into());
+                match Nd::parse(frame) {
+                    Some(nd) => self.see_nd(port, &nd, evidence),
+                    None => self.see_ip(port, ends, packet.transport, evidence),
                 }
             }
-            Some(LaxNetSlice::Ipv4(ip)) if self.vips.contains(&ip.header().destination_addr()) => {
-                // What an entry node sends on is the same request once more.
-                if let (Some(TransportSlice::Tcp(tcp)), CLIENT_PORT | ROUTER_PORT) = (packet.transport, port)
-                    && tcp.syn()
-                    && !tcp.ack()
-                {
-                    let attempt = Attempt {
-                        client: SocketAddrV4::new(ip.header().source_addr(), tcp.source_port()),
-                        vip: SocketAddrV4::new(ip.header().destination_addr(), tcp.destination_port()),
-                        sequence: tcp.sequence_number(),
-                    };
-                    *evidence.syns.entry(attempt).or_default() += 1;
+            None => {}
+        }
+    }
+
+    fn see_ip(
+        &self,
+        port: &str,
+        (from, to): (IpAddr, IpAddr),
+        transport: Option<TransportSlice<'_>>,
+        evidence: &mut Evidence,
+    ) {
+        let echo_reply = match &transport {
+            Some(TransportSlice::Icmpv4(icmp)) => match icmp.icmp_type() {
+                Icmpv4Type::EchoReply(echo) => Some(echo),
+                _ => None,
+            },
+            Some(TransportSlice::Icmpv6(icmp)) => match icmp.icmp_type() {
+                Icmpv6Type::EchoReply(echo) => Some(echo),
+                _ => None,
+            },
+            _ => None,
+        };
+        match (transport, echo_reply) {
+            (_, Some(echo)) if self.vips.contains(&from) => {
+                count(evidence.echo_replies.entry((to, echo.id, echo.seq)).or_default(), port);
+            }
+            (Some(TransportSlice::Tcp(tcp)), _) if self.vips.contains(&from) => {
+                let vip = SocketAddr::new(from, tcp.source_port());
+                let client = SocketAddr::new(to, tcp.destination_port());
+                if tcp.rst() {
+                    evidence.resets.push((port.to_owned(), vip, client));
+                } else if tcp.syn() && tcp.ack() {
+                    let sequence = tcp.acknowledgment_number().wrapping_sub(1);
+                    let attempt = Attempt { client, vip, sequence };
+                    count(evidence.syn_acks.entry(attempt).or_default(), port);
                 }
+            }
+            // What an entry node sends on is the same request once more.
+            (Some(TransportSlice::Tcp(tcp)), _)
+                if self.vips.contains(&to) && matches!(port, CLIENT_PORT | ROUTER_PORT) && tcp.syn() && !tcp.ack() =>
+            {
+                let attempt = Attempt {
+                    client: SocketAddr::new(from, tcp.source_port()),
+                    vip: SocketAddr::new(to, tcp.destination_port()),
+                    sequence: tcp.sequence_number(),
+                };
+                *evidence.syns.entry(attempt).or_default() += 1;
             }
             _ => {}
         }
     }
 
     fn see_arp(&self, port: &str, arp: &etherparse::ArpEthIpv4Packet, to_group: bool, evidence: &mut Evidence) {
-        let (sender, target) = (Ipv4Addr::from(arp.sender_ipv4), Ipv4Addr::from(arp.target_ipv4));
+        let (sender, target) = (IpAddr::from(arp.sender_ipv4), IpAddr::from(arp.target_ipv4));
         if self.vips.contains(&sender) {
             if to_group {
                 count(&mut evidence.announcements, port);
@@ -281,6 +303,31 @@ impl Judge {
             }
         } else if arp.operation == ArpOperation::REQUEST && self.vips.contains(&target) {
             evidence.arp.entry((sender, target)).or_default().requests += 1;
+        }
+    }
+
+    fn see_nd(&self, port: &str, nd: &Nd, evidence: &mut Evidence) {
+        let target = IpAddr::from(nd.target);
+        if !self.vips.contains(&target) {
+            return;
+        }
+        match nd.message {
+            Message::Solicitation => {
+                evidence.arp.entry((nd.source.into(), target)).or_default().requests += 1;
+            }
+            Message::Advertisement { overrides: true, .. } if nd.destination.is_multicast() => {
+                count(&mut evidence.announcements, port);
+            }
+            Message::Advertisement { .. } => {
+                let to = if nd.destination.is_multicast() {
+                    Ipv6Addr::UNSPECIFIED
+                } else {
+                    nd.destination
+                };
+                let seen = evidence.arp.entry((to.into(), target)).or_default();
+                count(&mut seen.replies, port);
+                seen.macs.extend(nd.link_layer);
+            }
         }
     }
 }
@@ -294,7 +341,8 @@ fn count(counts: &mut BTreeMap<String, usize>, port: &str) {
     }
 }
 
-/// Classic BPF: ARP; IPv4 with ICMP, or with a first fragment of TCP that has SYN or RST; any frame from a virtual MAC.
+/// Classic BPF: ARP; IPv4 with ICMP, or with a first fragment of TCP that has SYN or RST; the same of IPv6 without extension headers; any frame from a
+/// virtual MAC.
 fn capture_filter(vmacs: &[MacAddr]) -> Vec<BpfInsn> {
     const LOAD_HALF: u16 = 0x28;
     const LOAD_BYTE: u16 = 0x30;
@@ -308,8 +356,14 @@ fn capture_filter(vmacs: &[MacAddr]) -> Vec<BpfInsn> {
     let insn = |code, jt, jf, k| BpfInsn { code, jt, jf, k };
     let mut program = vec![
         insn(LOAD_HALF, 0, 0, 12),
-        insn(IF_EQUAL, 9, 0, 0x0806),
-        insn(IF_EQUAL, 0, 9, 0x0800),
+        insn(IF_EQUAL, 15, 0, 0x0806),
+        insn(IF_EQUAL, 6, 0, 0x0800),
+        insn(IF_EQUAL, 0, 14, 0x86dd),
+        insn(LOAD_BYTE, 0, 0, 20),
+        insn(IF_EQUAL, 11, 0, 58),
+        insn(IF_EQUAL, 0, 11, 6),
+        insn(LOAD_BYTE, 0, 0, 67),
+        insn(IF_ANY_BIT, 8, 9, 0x06),
         insn(LOAD_BYTE, 0, 0, 23),
         insn(IF_EQUAL, 6, 0, 1),
         insn(IF_EQUAL, 0, 6, 6),
@@ -337,15 +391,19 @@ fn capture_filter(vmacs: &[MacAddr]) -> Vec<BpfInsn> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use etherparse::PacketBuilder;
 
     const VIP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 20);
+    const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x20);
     const CLIENT: [u8; 4] = [198, 18, 0, 100];
+    const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x100);
 
     fn judge() -> Judge {
         Judge {
-            vips: vec![VIP],
+            vips: vec![VIP.into(), VIP6.into()],
             vmacs: vec![MacAddr([0x5a, 0xfe, 198, 18, 0, 20])],
         }
     }
@@ -430,6 +488,43 @@ mod tests {
     }
 
     #[test]
+    fn ipv6_is_seen_as_ipv4_is() {
+        let vmacs = judge().vmacs;
+        let program = capture_filter(&vmacs);
+        let builder = || PacketBuilder::ethernet2([4; 6], [2; 6]).ipv6(VIP6.octets(), CLIENT6.octets(), 64);
+        let tcp = || builder().tcp(80, 4000, 7, 1000);
+        let (mut data, mut syn_ack, mut echo) = (Vec::new(), Vec::new(), Vec::new());
+        tcp().ack(1).write(&mut data, &[0; 20]).unwrap();
+        tcp().syn().ack(501).write(&mut syn_ack, &[]).unwrap();
+        builder().icmpv6_echo_reply(9, 1).write(&mut echo, &[0; 8]).unwrap();
+        assert!(!captured(&program, &data));
+        let mac = |i| MacAddr([2, 0, 0, 0, 0, i]);
+        let question = Nd {
+            destination_mac: mac(1),
+            source_mac: mac(9),
+            source: CLIENT6,
+            destination: VIP6,
+            message: Message::Solicitation,
+            target: VIP6,
+            link_layer: None,
+        };
+        let answer = question.answer(mac(1), mac(1)).emit();
+        let news = Nd::announce(VIP6, mac(1), mac(1), None).emit();
+        let mut evidence = Evidence::default();
+        for frame in [&syn_ack, &echo, &question.emit(), &answer, &news] {
+            assert!(captured(&program, frame));
+            judge().see("p1", frame, &mut evidence);
+        }
+        assert_eq!((evidence.syn_acks.len(), evidence.echo_replies.len()), (1, 1));
+        let asked = &evidence.arp[&(CLIENT6.into(), VIP6.into())];
+        assert_eq!((asked.requests, asked.replies["p1"]), (1, 1));
+        assert_eq!(asked.macs, BTreeSet::from([mac(1)]));
+        assert_eq!(evidence.announcements["p1"], 1);
+        judge().see("p2", &echo, &mut evidence);
+        assert_eq!(evidence.double_echoes(), 1);
+    }
+
+    #[test]
     fn a_second_syn_ack_from_another_port_is_two_owners_and_a_repeated_one_is_not() {
         let mut evidence = Evidence::default();
         for port in ["p1", "p1"] {
@@ -458,7 +553,7 @@ mod tests {
         for port in [CLIENT_PORT, "p1", CLIENT_PORT] {
             judge().see(port, &frame, &mut evidence);
         }
-        let client = |port| SocketAddrV4::new(CLIENT.into(), port);
+        let client = |port| SocketAddr::new(CLIENT.into(), port);
         assert_eq!(
             (evidence.requests_of(client(4000)), evidence.requests_of(client(4001))),
             (2, 0)

@@ -56,7 +56,7 @@ impl PlainHost {
         let prober = Prober::start(
             &lab.client,
             ProbeConfig {
-                to: PLAIN_HOST,
+                to: PLAIN_HOST.into(),
                 ..config
             },
         )?;

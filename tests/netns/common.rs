@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddrV4};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub fn configured(config: LabConfig, change: impl Fn(&Node, ModuleText) -> Modul
 /// Installs the generated module, changed by `change`, on a node and configures it.
 pub fn install(lab: &Lab, node: &Node, change: &impl Fn(&Node, ModuleText) -> ModuleText) {
     let module = change(node, lab.module_text(node, Some("1s")));
-    node.install_text(MODULE, &module, &["80".to_owned()])
+    node.install_text(MODULE, &module, &lab.config().listen())
         .expect("the module can be installed");
     node.farm_ok(&["config", MODULE]).expect("its configuration is right");
 }
@@ -178,12 +178,12 @@ pub fn frames_of(node: &Node) -> String {
 }
 
 /// The Ethernet address that the client uses for the VIP now, and whose it is.
-pub fn entry_of(lab: &Lab) -> (String, Option<&str>) {
+pub fn entry_of(lab: &Lab, vip: impl Into<IpAddr>) -> (String, Option<&str>) {
     let shown = lab
         .client
         .space()
         .command("ip")
-        .args(["neigh", "show", &VIP.to_string()])
+        .args(["neigh", "show", &vip.into().to_string()])
         .output();
     let shown = String::from_utf8_lossy(&shown.expect("ip runs").stdout).into_owned();
     let owner = lab
@@ -197,10 +197,7 @@ pub fn entry_of(lab: &Lab) -> (String, Option<&str>) {
 pub fn flooded_farm(config: LabConfig) -> Lab {
     let lab = Lab::serve(LabConfig {
         client_addrs: 40,
-        vips: vec![Vip {
-            addr: VIP,
-            mode: Mode::Invisible,
-        }],
+        vips: vec![Vip::new(VIP, Mode::Invisible)],
         groups: vec![Group::tcp("web", 80, "on_port")],
         ..config
     });

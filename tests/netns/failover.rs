@@ -68,12 +68,12 @@ fn a_stop_and_a_start_lose_no_request() {
         let lab = Lab::serve(LabConfig::with_mode(mode)).expect("the farm comes up");
         let prober = patient_clients(&lab, WEB);
         std::thread::sleep(Duration::from_millis(500));
-        let (entry, stopped) = (entry_of(&lab), Instant::now());
+        let (entry, stopped) = (entry_of(&lab, VIP), Instant::now());
         lab.nodes[1].farm_ok(&["stop", MODULE]).expect("the module stops");
         lab.wait_ready(MODULE, &lab.others(1), Duration::from_secs(10))
             .expect("the others have all");
         std::thread::sleep(Duration::from_millis(500));
-        let (then, started) = (entry_of(&lab), Instant::now());
+        let (then, started) = (entry_of(&lab, VIP), Instant::now());
         lab.nodes[1].farm_ok(&["start", MODULE]).expect("the module starts");
         lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
             .expect("all serve");

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use farm_core::api::{ModuleState, exit};
-use farm_lab::{Lab, LabConfig, MODULE, Mode, ModuleText, Node, VIP, wait_until};
+use farm_lab::{Lab, LabConfig, MODULE, Mode, ModuleText, Node, VIP, VIP6, Vip, wait_until};
 
 use crate::common::{changed, configured, farm_of, install, mentions, on_all, own_row, shell_ok, start};
 
 /// Everything of the host that a farm may touch, as text, one fact per line.
 fn host(node: &Node) -> String {
     let look = concat!(
-        "ip -d addr; echo '# maddr'; ip maddr; echo '# routes'; ip -4 route show table all; ip rule; ",
-        "echo '# neighbours'; ip -4 neigh show proxy; echo '# filters'; nft list ruleset; tc filter show dev eth0; tc qdisc show dev eth0; ",
+        "ip -d addr; echo '# maddr'; ip maddr; echo '# routes'; ip -4 route show table all; ip rule; ip -6 route show table all | grep -v '^multicast'; ip -6 rule; ",
+        "echo '# neighbours'; ip -4 neigh show proxy; ip -6 neigh show proxy; echo '# filters'; nft list ruleset; tc filter show dev eth0; tc qdisc show dev eth0; ",
         "echo '# sysctls'; cd /proc/sys/net/ipv4/conf && grep -H . eth0/* all/* default/* lo/* | sort; ",
         "cd /proc/sys/net/ipv4 && grep -H . ip_forward ip_nonlocal_bind tcp_* 2>/dev/null | sort; ",
         "cd /proc/sys/net/ipv6/conf && grep -H . eth0/disable_ipv6 all/disable_ipv6 default/disable_ipv6 eth0/accept_* 2>/dev/null"
@@ -58,11 +58,11 @@ fn serving(config: LabConfig) -> (Lab, String) {
     (lab, before)
 }
 
-fn stop_undoes_all(mode: Mode) {
+fn stop_undoes_all(config: LabConfig) {
     let (lab, before) = serving(LabConfig {
         nodes: 2,
         client_addrs: 20,
-        ..LabConfig::with_mode(mode)
+        ..config
     });
     let node = &lab.nodes[0];
     node.farm_ok(&["stop", MODULE]).expect("the module stops");
@@ -76,12 +76,21 @@ fn stop_undoes_all(mode: Mode) {
 
 #[test]
 fn a_stop_and_the_daemons_end_leave_the_host_as_it_was_in_directed_mode() {
-    stop_undoes_all(Mode::Directed);
+    stop_undoes_all(LabConfig::with_mode(Mode::Directed));
 }
 
 #[test]
 fn a_stop_and_the_daemons_end_leave_the_host_as_it_was_in_invisible_mode() {
-    stop_undoes_all(Mode::Invisible);
+    stop_undoes_all(LabConfig::with_mode(Mode::Invisible));
+}
+
+#[test]
+fn a_stop_and_the_daemons_end_leave_the_host_as_it_was_with_an_ipv6_vip() {
+    stop_undoes_all(LabConfig {
+        vips: vec![Vip::new(VIP, Mode::Directed), Vip::new(VIP6, Mode::Invisible)],
+        plane: "raw",
+        ..LabConfig::default()
+    });
 }
 
 #[test]

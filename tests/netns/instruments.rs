@@ -83,7 +83,7 @@ fn a_lab_of_plain_hosts_measures_what_was_done_to_it() {
     let asked = evidence
         .arp
         .iter()
-        .filter(|((requester, vip), _)| lab.client.addrs().contains(requester) && *vip == VIP);
+        .filter(|((requester, vip), _)| lab.client.sources(WEB.into()).contains(requester) && *vip == VIP);
     assert!(asked.clone().count() > 0 && asked.clone().all(|(_, seen)| seen.replies.len() <= 1));
 
     // A power cut: the prober's silence never ends, the held connections break, nothing says a word on the wire.

@@ -396,10 +396,7 @@ fn clients_of_a_service_that_does_not_stop_are_reset_at_once() {
 fn two_modules_serve_side_by_side_and_one_stops_alone() {
     let lab = configured(farm_of(2), |_, module| module);
     let second = LabConfig {
-        vips: vec![Vip {
-            addr: VIP2,
-            mode: Mode::Invisible,
-        }],
+        vips: vec![Vip::new(VIP2, Mode::Invisible)],
         groups: vec![Group::tcp("web", 81, "on_port")],
         ..farm_of(2)
     };

@@ -62,10 +62,11 @@ fn answering(lab: &Lab, client: &Client) -> (BTreeSet<String>, usize) {
         ..Batch::new(WEB, 60)
     });
     let evidence = watcher.stop().expect("the watcher ends");
+    let sources = client.sources(WEB.into());
     let own = evidence
         .syn_acks
         .iter()
-        .filter(|(attempt, _)| client.addrs().contains(attempt.client.ip()));
+        .filter(|(attempt, _)| sources.contains(&attempt.client.ip()));
     let ports = own.flat_map(|(_, ports)| ports.keys().cloned()).collect();
     (ports, report.expect("a batch").lost())
 }

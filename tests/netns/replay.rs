@@ -1,18 +1,16 @@
 //! SYN replay: who connects while a node crashes waits until the crash is seen, and not for its own retransmission; and who
 //! connects during a planned move waits for nothing.
 
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use farm_core::api::history::Happening;
 use farm_lab::client::Record;
 use farm_lab::probe::{ProbeConfig, Prober};
 use farm_lab::wire::Watcher;
-use farm_lab::{Group, Lab, LabConfig, MODULE, Mode, Node, VIP};
+use farm_lab::{Group, Lab, LabConfig, MODULE, Mode, Node, VIP6, Vip};
 
 use crate::common::{counter, entry_of, frames_of, history};
-
-const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
 /// A client that has no answer asks again after a second. Where the farm itself took this long, because the machine was busy, that tells nothing.
 const IN_TIME: Duration = Duration::from_millis(700);
@@ -37,9 +35,13 @@ fn probing(lab: &Lab) -> Prober {
         sources: 200,
         rate: 400,
         limit: Duration::from_secs(5),
-        ..ProbeConfig::new(WEB)
+        ..ProbeConfig::new(SocketAddr::new(vip(lab), 80))
     };
     Prober::start(&lab.client, config).expect("probing")
+}
+
+fn vip(lab: &Lab) -> IpAddr {
+    lab.config().vips[0].addr
 }
 
 fn sent_again(lab: &Lab) -> u64 {
@@ -63,8 +65,9 @@ fn sum(nodes: &[&Node], name: &str) -> u64 {
 }
 
 /// Power cuts in turn over the nodes while clients connect.
-fn crashes(mode: Mode, affinity: &'static str) {
-    let lab = Lab::serve(config(mode, affinity)).expect("the farm comes up");
+fn crashes(config: LabConfig) {
+    let what = format!("{:?} {:?}", config.vips, config.groups[0].rules);
+    let lab = Lab::serve(config).expect("the farm comes up");
     let mut waited: Vec<Duration> = Vec::new();
     let mut in_time = 0;
     for round in 0..CUTS + MORE {
@@ -79,7 +82,7 @@ fn crashes(mode: Mode, affinity: &'static str) {
             .collect();
         let given = |nodes: &[&Node]| sum(nodes, "dataplane_replay_accepted") + sum(nodes, "dataplane_replay_sent_on");
         let before = (given(&others), sent_again(&lab));
-        let entry = entry_of(&lab);
+        let entry = entry_of(&lab, vip(&lab));
         let watcher = Watcher::start(&lab).expect("the wire can be watched");
         let prober = probing(&lab);
         // Another phase of the heartbeats in each round.
@@ -97,7 +100,7 @@ fn crashes(mode: Mode, affinity: &'static str) {
             .collect();
         let unserved = unserved(&others, &remembered);
         println!(
-            "{mode:?} {affinity}, {} cut: unserved for {unserved:?}; {} connections in {CRASH:?}, {} replayed, {} requests sent again, {} of {} lost",
+            "{what}, {} cut: unserved for {unserved:?}; {} connections in {CRASH:?}, {} replayed, {} requests sent again, {} of {} lost",
             lab.nodes[victim].name(),
             met.len(),
             given(&others) - before.0,
@@ -140,7 +143,7 @@ fn crashes(mode: Mode, affinity: &'static str) {
     waited.sort_unstable();
     let at = |share: usize| waited[waited.len() * share / 100];
     println!(
-        "{mode:?} {affinity}: of {} connections begun in a crash: median {:?}, 90 % {:?}, 99 % {:?}, longest {:?}",
+        "{what}: of {} connections begun in a crash: median {:?}, 90 % {:?}, 99 % {:?}, longest {:?}",
         waited.len(),
         at(50),
         at(90),
@@ -151,17 +154,27 @@ fn crashes(mode: Mode, affinity: &'static str) {
 
 #[test]
 fn replay_spares_clients_their_retransmission_in_invisible_mode() {
-    crashes(Mode::Invisible, "on_addr");
+    crashes(config(Mode::Invisible, "on_addr"));
 }
 
 #[test]
 fn replay_spares_clients_their_retransmission_in_directed_mode() {
-    crashes(Mode::Directed, "on_addr");
+    crashes(config(Mode::Directed, "on_addr"));
 }
 
 #[test]
 fn replay_spares_clients_their_retransmission_by_port_in_directed_mode() {
-    crashes(Mode::Directed, "on_port");
+    crashes(config(Mode::Directed, "on_port"));
+}
+
+#[test]
+fn replay_spares_ipv6_clients_their_retransmission() {
+    for (mode, affinity) in [(Mode::Invisible, "on_addr"), (Mode::Directed, "on_port")] {
+        crashes(LabConfig {
+            vips: vec![Vip::new(VIP6, mode)],
+            ..config(mode, affinity)
+        });
+    }
 }
 
 /// Nodes stop and start under a stream of new connections: no request is lost, so none is sent again.

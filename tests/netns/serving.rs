@@ -145,7 +145,7 @@ fn each_requester_of_the_vip_hears_one_answer_in_directed_mode() {
     for source in &lab.client.addrs()[..20] {
         let seen = evidence
             .arp
-            .get(&(*source, VIP))
+            .get(&((*source).into(), VIP.into()))
             .unwrap_or_else(|| panic!("{source} asked nothing"));
         assert_eq!((seen.replies.len(), seen.macs.len()), (1, 1), "{source}: {seen:?}");
         *entries
@@ -171,16 +171,7 @@ fn powers_several_vips_port_ranges_and_udp_follow_their_own_maps() {
         ..Group::tcp("voice", 0, "on_addr")
     };
     let config = LabConfig {
-        vips: vec![
-            Vip {
-                addr: VIP,
-                mode: Mode::Directed,
-            },
-            Vip {
-                addr: VIP2,
-                mode: Mode::Invisible,
-            },
-        ],
+        vips: vec![Vip::new(VIP, Mode::Directed), Vip::new(VIP2, Mode::Invisible)],
         groups: vec![by_port, range],
         ..LabConfig::default()
     };

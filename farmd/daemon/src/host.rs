@@ -6,11 +6,11 @@
 //!
 //! | change | undone by |
 //! | --- | --- |
-//! | TAP device `farm0` with the VIPs as /32 | going away with the process, unless that leaves it to its successor (`reload`) |
-//! | nf_tables table `netdev farm_IF`: frames and ARP for the VIPs never reach the host's own stack | removing the table |
+//! | TAP device `farm0` with the VIPs as /32 or /128; IPv6 is on there only while it carries an IPv6 VIP | going away with the process, unless that leaves it to its successor (`reload`) |
+//! | nf_tables table `netdev farm_IF`: frames, ARP and neighbour solicitations for the VIPs never reach the host's own stack | removing the table |
 //! | `net.ipv4.conf.IF.arp_announce = 2`: the kernel never asks with a VIP as sender | writing the old value, if it is still ours |
 //! | `net.ipv4.conf.IF.arp_ignore = 1`, if it was 0: the kernel never answers for a VIP, even without the table | writing 0, if it is still ours |
-//! | ring and ARP socket, membership of the virtual MAC | going away with the process |
+//! | ring, socket for ARP and neighbour discovery, membership of the virtual MAC and of the groups that ask for an IPv6 VIP | going away with the process |
 
 mod state;
 #[cfg(test)]
@@ -26,8 +26,8 @@ use std::time::Duration;
 
 use farm_core::config::{L2Mode, PlaneChoice, VipConfig};
 use farm_core::id::{MacAddr, ModuleName};
-use farm_sys::arp_socket::ArpSocket;
 use farm_sys::interface::{self, Interface};
+use farm_sys::neighbour_socket::NeighbourSocket;
 use farm_sys::netlink::Netlink;
 use farm_sys::packet_socket::PacketRing;
 use farm_sys::tap::{Tap, TapHandle};
@@ -53,7 +53,16 @@ const DEVICE_GONE_LIMIT: Duration = Duration::from_secs(10);
 const DEVICE_GONE_POLL: Duration = Duration::from_millis(2);
 /// The data plane waits for two sockets of each interface at once, and for two more, and can wait for 64.
 const MAX_INTERFACES: usize = 30;
-/// Sysctls of a service interface and what farmd makes of them.
+/// What keeps the device of VIPs from sending anything by itself while IPv6 is on there: it makes no addresses, probes for none and asks no router.
+const SILENT_IPV6: [(&str, &str); 5] = [
+    ("addr_gen_mode", "1"),
+    ("autoconf", "0"),
+    ("accept_ra", "0"),
+    ("router_solicitations", "0"),
+    ("dad_transmits", "0"),
+];
+/// Sysctls of a service interface and what farmd makes of them. IPv6 needs none: there the kernel neither answers on one interface for an address of another
+/// nor asks with it.
 const ARP_SYSCTLS: [(&str, &str); 2] = [("arp_announce", "2"), ("arp_ignore", "1")];
 
 /// Where a VIP is on this host.
@@ -211,6 +220,10 @@ impl Host {
                     problems.push(error.to_string());
                 }
             }
+            let has_ipv6 = |p: &Placed| p.addrs.iter().any(IpAddr::is_ipv6);
+            if gone.iter().any(has_ipv6) && !self.placed.iter().any(has_ipv6) {
+                problems.extend(set_ipv6(false).err());
+            }
         }
         let mut names: Vec<Interface> = gone.into_iter().map(|p| p.interface).collect();
         names.sort_by_key(|i| i.index);
@@ -277,6 +290,15 @@ impl Host {
             let mac = found
                 .mac
                 .ok_or_else(|| format!("interface {} has no Ethernet address", found.name))?;
+            if let Some(addr) = addrs()
+                .find(IpAddr::is_ipv6)
+                .filter(|_| !found.addrs.iter().any(|(own, _)| own.is_ipv6()))
+            {
+                return Err(format!(
+                    "interface {} has no IPv6 address, so that {addr} cannot be served there: switch IPv6 on (sysctl net.ipv6.conf.{}.disable_ipv6)",
+                    found.name, found.name
+                ));
+            }
             for addr in addrs() {
                 if let Some(owner) = all
                     .iter()
@@ -331,12 +353,17 @@ impl Host {
             if !attached {
                 self.open_interface(&one.interface)?;
             }
-            self.quiet_arp(&one.interface.name)?;
+            if one.addrs.iter().any(IpAddr::is_ipv4) {
+                self.quiet_arp(&one.interface.name)?;
+            }
             // The drop must stand before the address does, or the host's own stack answers for a moment.
             self.refresh_interface(&one.interface)?;
+            if let Some(addr) = one.addrs.iter().find(|addr| addr.is_ipv6()) {
+                set_ipv6(true).map_err(|error| format!("{DEVICE} cannot carry {addr}: {error}"))?;
+            }
             for addr in &one.addrs {
                 self.netlink
-                    .addr_add(device, *addr, prefix_of(*addr))
+                    .addr_add_passive(device, *addr, prefix_of(*addr))
                     .await
                     .map_err(|e| e.to_string())?;
             }
@@ -345,8 +372,10 @@ impl Host {
         Ok(())
     }
 
-    /// The TAP: no ARP, no multicast, no IPv6 autoconfiguration, so that it never sends a frame of its own.
+    /// The TAP: no ARP, no multicast, no IPv6 before it carries an IPv6 VIP, so that it never sends a frame of its own.
     async fn create_device(&mut self) -> Result<u32, String> {
+        // Addresses of one that is taken over would go with its IPv6.
+        let is_new = interface::index(DEVICE).is_err();
         let tap = Tap::create(DEVICE).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
                 "there is no /dev/net/tun, which carries the virtual address: load the tun module (modprobe tun), or give the container the device".to_owned()
@@ -367,13 +396,9 @@ impl Host {
         self.netlink.set_arp(index, false).await.map_err(fail)?;
         self.netlink.set_multicast(index, false).await.map_err(fail)?;
         // These die with the device and need no undoing. 2 is loose: the clients' addresses are not reachable through the TAP.
-        for (family, key, value) in [("ipv4", "rp_filter", "2"), ("ipv6", "disable_ipv6", "1")] {
-            match sysctl::write(&sysctl::interface(family, DEVICE, key), value) {
-                Ok(()) => {}
-                // A kernel without IPv6.
-                Err(error) if error.is_absent() => {}
-                Err(error) => return Err(error.to_string()),
-            }
+        sysctl::write(&sysctl::interface("ipv4", DEVICE, "rp_filter"), "2").map_err(|e| e.to_string())?;
+        if is_new {
+            set_ipv6(false)?;
         }
         // Frames of any length come in here, whatever the service interface takes.
         self.netlink.set_mtu(index, DEVICE_MTU).await.map_err(fail)?;
@@ -401,13 +426,13 @@ impl Host {
         let syns = SynRing::open(interface.index)
             .inspect_err(|e| warn!(error = %e, interface = interface.name, "connection requests cannot be recorded: clients that connect during a crash wait for their own retransmission"))
             .ok();
-        let arp = ArpSocket::open(interface.index).map_err(|e| fail("ARP socket", e))?;
+        let neighbours = NeighbourSocket::open(interface.index).map_err(|e| fail("socket for ARP and ND", e))?;
         self.plane.attach(dataplane::Interface {
             index: interface.index,
             name: interface.name.clone(),
             ring,
             syns,
-            arp,
+            neighbours,
             joined: std::collections::BTreeSet::new(),
         });
         Ok(())
@@ -490,6 +515,30 @@ async fn device_gone(index: u32) -> Result<(), String> {
         sleep(DEVICE_GONE_POLL).await;
     }
     Ok(())
+}
+
+/// Switches IPv6 on or off on the device of VIPs; where it is on, the device sends nothing by itself all the same.
+fn set_ipv6(on: bool) -> Result<(), String> {
+    let write = |key, value| sysctl::write(&sysctl::interface("ipv6", DEVICE, key), value);
+    if !on {
+        return match write("disable_ipv6", "1") {
+            Ok(()) => Ok(()),
+            // A kernel without IPv6.
+            Err(error) if error.is_absent() => Ok(()),
+            Err(error) => Err(error.to_string()),
+        };
+    }
+    SILENT_IPV6
+        .into_iter()
+        .chain([("disable_ipv6", "0")])
+        .try_for_each(|(key, value)| write(key, value))
+        .map_err(|error| {
+            if error.is_absent() {
+                "this kernel has no IPv6".to_owned()
+            } else {
+                error.to_string()
+            }
+        })
 }
 
 /// Host routes only: the VIP is never on-link by itself.

@@ -4,13 +4,13 @@
 //! descriptors are owned and closed on drop. It holds no policy: what to open, when, and what to do about an error is the
 //! daemon's business. It knows nothing of our other crates.
 
-pub mod arp_socket;
 pub mod bpf;
 pub mod caps;
 pub mod conntrack;
 pub mod event_fd;
 pub mod icmp;
 pub mod interface;
+pub mod neighbour_socket;
 pub mod netlink;
 mod netlink_message;
 pub mod netns;

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, CacheInfo};
 use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec};
 use tokio::task::JoinHandle;
@@ -161,10 +161,29 @@ impl Netlink {
     /// IPv6 addresses are usable at once: no duplicate address detection, which would ask the network about a VIP that is
     /// meant to be on several hosts.
     pub async fn addr_add(&self, index: u32, addr: IpAddr, prefix: u8) -> Result<(), NetlinkError> {
+        self.add_addr(index, addr, prefix, false).await
+    }
+
+    /// As [`Self::addr_add`], but an IPv6 address is deprecated from the start (RFC 4862, 5.5.4): the host answers from it, and has it as source of what it
+    /// begins itself only where it has no other.
+    pub async fn addr_add_passive(&self, index: u32, addr: IpAddr, prefix: u8) -> Result<(), NetlinkError> {
+        self.add_addr(index, addr, prefix, true).await
+    }
+
+    async fn add_addr(&self, index: u32, addr: IpAddr, prefix: u8, passive: bool) -> Result<(), NetlinkError> {
         check_prefix(addr, prefix)?;
         let mut request = self.handle.address().add(index, addr, prefix);
         if addr.is_ipv6() {
             request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        if addr.is_ipv6() && passive {
+            let mut times = CacheInfo::default();
+            times.ifa_valid = u32::MAX;
+            times.ifa_preferred = 0;
+            request
+                .message_mut()
+                .attributes
+                .push(AddressAttribute::CacheInfo(times));
         }
         accept(request.execute().await, &[libc::EEXIST], || {
             format!("add address {addr}/{prefix} to link {index}")

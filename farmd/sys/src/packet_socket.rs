@@ -11,7 +11,6 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use crate::arp_socket::ArpSocket;
 use crate::sockopt;
 
 /// Length in bytes of the `virtio_net_hdr` in front of every frame, in both directions and in [`crate::tap`] too.

@@ -15,6 +15,8 @@ pub(crate) unsafe trait OptionValue {}
 unsafe impl OptionValue for libc::c_int {}
 // SAFETY: integers and a byte array without padding between them.
 unsafe impl OptionValue for libc::packet_mreq {}
+// SAFETY: sixteen bytes and an integer without padding between them.
+unsafe impl OptionValue for libc::ipv6_mreq {}
 // SAFETY: four integers of one size.
 unsafe impl OptionValue for libc::tpacket_req {}
 // SAFETY: a length and a pointer; users of this crate-private impl keep the program alive over the call.

@@ -148,7 +148,7 @@ impl Rig {
 
     fn build(config: &RigConfig) -> Result<Self> {
         let vips = MODES.map(|(name, addr)| Vip {
-            addr,
+            addr: addr.into(),
             mode: if name == "directed" {
                 Mode::Directed
             } else {

@@ -5,10 +5,13 @@
 //! affinity (client address, or address and port), the filter also computes the flow hash and drops what lies in a foreign bucket, so that the
 //! flooded traffic of the other servers costs this host no wake-up. It may pass too much, never too little: the decision is
 //! [`crate::balance::decide::decide`]'s.
+//!
+//! A program has one part for each family that has VIPs. IPv6 headers have a fixed length, and a classic program cannot walk a chain of
+//! extension headers: a frame with any of them is hashed by nobody here and passes. Neighbour solicitations for a VIP do not: a socket of their own hears them.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use crate::balance::hash::{FMIX_MUL_1, FMIX_MUL_2, Seed};
+use crate::balance::hash::{self, FMIX_MUL_1, FMIX_MUL_2, Seed};
 use crate::balance::plan::{BucketState, GroupPlan, Plan, VipPlan};
 use crate::config::{Affinity, L2Mode};
 use crate::id::{BUCKETS, MacAddr};
@@ -53,16 +56,34 @@ const TAX: u16 = 0x07;
 
 /// Offsets in an Ethernet frame without VLAN tag (the kernel strips it before packet sockets see the frame).
 const ETHERTYPE_AT: u32 = 12;
+const IP_AT: u32 = 14;
 const PROTOCOL_AT: u32 = 23;
 const FRAGMENT_AT: u32 = 20;
 const SOURCE_AT: u32 = 26;
 const DESTINATION_AT: u32 = 30;
-/// Flags of a TCP segment, without the length of the IP header.
-const TCP_FLAGS_AT: u32 = IP_AT + 13;
+/// The same in IPv6, where what follows the fixed header begins at 54.
+const NEXT_HEADER6_AT: u32 = 20;
+const SOURCE6_AT: u32 = 22;
+const DESTINATION6_AT: u32 = 38;
+const PAYLOAD6_AT: u32 = 54;
+/// Flags of a TCP segment from its beginning.
+const TCP_FLAGS: u32 = 13;
 /// FIN, SYN, RST and ACK, of which a connection request has SYN only.
 const REQUEST_FLAGS: u32 = 0x17;
 const SYN_FLAG: u32 = 0x02;
-const IP_AT: u32 = 14;
+
+const ETHERTYPE_IPV4: u32 = 0x0800;
+const ETHERTYPE_IPV6: u32 = 0x86dd;
+const ICMP: u32 = 1;
+const TCP: u32 = 6;
+const UDP: u32 = 17;
+const ICMPV6: u32 = 58;
+const NEIGHBOUR_SOLICITATION: u32 = 135;
+/// Extension headers that may stand before a whole TCP segment: hop-by-hop, routing, authentication, destination options.
+const EXTENSIONS: [u32; 4] = [0, 43, 51, 60];
+
+/// Two conditions on IPv6 addresses, more than any VIP costs beside its body.
+const MOST_PER_VIP: usize = 30;
 
 /// All of the frame.
 const ALL: u32 = 0x0004_0000;
@@ -96,78 +117,127 @@ pub enum Detail {
 
 /// The filter for the VIPs of `plan` on `interface`.
 pub fn build(plan: &Plan, interface: u32, detail: Detail) -> Vec<Insn> {
-    let mut program = vec![insn(LD_H_ABS, ETHERTYPE_AT), jump(JEQ_K, 0x0800, 1, 0), insn(RET_K, 0)];
-    let vips = plan.vips.iter().filter(|v| v.interface == interface);
-    for vip in vips {
-        let IpAddr::V4(addr) = vip.addr else { continue };
-        let mut body = match detail {
+    let solicitations = [
+        insn(LD_B_ABS, NEXT_HEADER6_AT),
+        jump(JEQ_K, ICMPV6, 0, 3),
+        insn(LD_B_ABS, PAYLOAD6_AT),
+        jump(JEQ_K, NEIGHBOUR_SOLICITATION, 0, 1),
+        insn(RET_K, 0),
+    ];
+    by_family(plan, interface, &[], &solicitations, &mut |vip, length| {
+        let body = match detail {
             Detail::Buckets => body(plan, vip),
             Detail::Vips => vec![insn(RET_K, ALL)],
         };
-        if program.len() + body.len() + 16 * plan.vips.len() > MAX_LEN {
-            body = vec![insn(RET_K, ALL)];
-        }
-        program.extend(block(addr, vip.service_mac(), &body));
+        let body = if length + body.len() + MOST_PER_VIP * plan.vips.len() > MAX_LEN {
+            vec![insn(RET_K, ALL)]
+        } else {
+            body
+        };
+        let mut part = block(vip.addr, Some(vip.service_mac()), &body);
         if vip.mode != L2Mode::Directed {
             // What another member has kept for this node comes to its own address.
-            program.extend(block(addr, vip.own_mac, &[insn(RET_K, ALL)]));
+            part.extend(block(vip.addr, Some(vip.own_mac), &[insn(RET_K, ALL)]));
         }
-    }
-    program.push(insn(RET_K, 0));
-    program
+        part
+    })
 }
 
 /// The filter for TCP connection requests (SYN without ACK) to the VIPs of `plan` on `interface`, whoever owns their buckets.
 ///
 /// In `vmac_invisible` only those to the virtual MAC. In `vmac_directed` those to any Ethernet address: what was sent to a member that is
-/// gone is seen too where the switch floods it.
+/// gone is seen too where the switch floods it. Over IPv6 also what has extension headers other than a fragment's.
 pub fn requests(plan: &Plan, interface: u32) -> Vec<Insn> {
-    let mut program = vec![
-        insn(LD_H_ABS, ETHERTYPE_AT),
-        jump(JEQ_K, 0x0800, 0, 8),
+    let ipv4 = [
         insn(LD_B_ABS, PROTOCOL_AT),
-        jump(JEQ_K, 6, 0, 6),
+        jump(JEQ_K, TCP, 0, 6),
         insn(LD_H_ABS, FRAGMENT_AT),
         jump(JSET_K, 0x3fff, 4, 0),
         insn(LDX_MSH, IP_AT),
-        insn(LD_B_IND, TCP_FLAGS_AT),
+        insn(LD_B_IND, IP_AT + TCP_FLAGS),
         insn(AND_K, REQUEST_FLAGS),
         jump(JEQ_K, SYN_FLAG, 1, 0),
         insn(RET_K, 0),
     ];
-    let all = [insn(RET_K, ALL)];
-    for vip in plan.vips.iter().filter(|v| v.interface == interface) {
-        let IpAddr::V4(addr) = vip.addr else { continue };
-        if program.len() + 16 > MAX_LEN {
-            program.extend(all);
-            return program;
+    let [hop_by_hop, routing, authentication, options] = EXTENSIONS;
+    let ipv6 = [
+        insn(LD_B_ABS, NEXT_HEADER6_AT),
+        jump(JEQ_K, hop_by_hop, 8, 0),
+        jump(JEQ_K, routing, 7, 0),
+        jump(JEQ_K, authentication, 6, 0),
+        jump(JEQ_K, options, 5, 0),
+        jump(JEQ_K, TCP, 0, 3),
+        insn(LD_B_ABS, PAYLOAD6_AT + TCP_FLAGS),
+        insn(AND_K, REQUEST_FLAGS),
+        jump(JEQ_K, SYN_FLAG, 1, 0),
+        insn(RET_K, 0),
+    ];
+    by_family(plan, interface, &ipv4, &ipv6, &mut |vip, _| {
+        let mac = match vip.mode {
+            L2Mode::Directed => None,
+            L2Mode::Invisible(mac) => Some(mac),
+        };
+        block(vip.addr, mac, &[insn(RET_K, ALL)])
+    })
+}
+
+/// A part for each family: what all its packets must pass (`ipv4`, `ipv6`), then what `of_vip` makes of each VIP, given the program's length so far.
+/// VIPs too many for a program are not told apart.
+fn by_family(
+    plan: &Plan,
+    interface: u32,
+    ipv4: &[Insn],
+    ipv6: &[Insn],
+    of_vip: &mut dyn FnMut(&VipPlan, usize) -> Vec<Insn>,
+) -> Vec<Insn> {
+    let mut program = vec![insn(LD_H_ABS, ETHERTYPE_AT)];
+    for (ethertype, guard, is_ipv4) in [(ETHERTYPE_IPV4, ipv4, true), (ETHERTYPE_IPV6, ipv6, false)] {
+        let here = |vip: &&VipPlan| vip.interface == interface && vip.addr.is_ipv4() == is_ipv4;
+        let mut vips = plan.vips.iter().filter(here).peekable();
+        if vips.peek().is_none() {
+            continue;
         }
-        match vip.mode {
-            L2Mode::Directed => program.extend([
-                insn(LD_W_ABS, DESTINATION_AT),
-                jump(JEQ_K, addr.to_bits(), 0, 1),
-                insn(RET_K, ALL),
-            ]),
-            L2Mode::Invisible(mac) => program.extend(block(addr, mac, &all)),
+        let mut part = guard.to_vec();
+        for vip in vips {
+            let length = program.len() + part.len();
+            if length + 2 * MOST_PER_VIP > MAX_LEN {
+                part.push(insn(RET_K, ALL));
+                break;
+            }
+            part.extend(of_vip(vip, length));
         }
+        part.push(insn(RET_K, 0));
+        // The accumulator still holds the type where the part is passed over.
+        program.extend([jump(JEQ_K, ethertype, 1, 0), insn(JA, part.len() as u32)]);
+        program.extend(part);
     }
     program.push(insn(RET_K, 0));
     program
 }
 
-/// `if destination and Ethernet destination fit { body }`, falling through to what follows if not.
-fn block(addr: Ipv4Addr, mac: MacAddr, body: &[Insn]) -> Vec<Insn> {
-    let [a, b, c, d, e, f] = mac.0;
-    let skip = body.len() as u32;
-    let mut block = vec![
-        insn(LD_W_ABS, DESTINATION_AT),
-        jump(JEQ_K, addr.to_bits(), 0, 4),
-        insn(LD_W_ABS, 0),
-        jump(JEQ_K, u32::from_be_bytes([a, b, c, d]), 0, 2),
-        insn(LD_H_ABS, 4),
-        jump(JEQ_K, u32::from(u16::from_be_bytes([e, f])), 1, 0),
-        insn(JA, skip),
-    ];
+/// `if destination and, if given, Ethernet destination fit { body }`, falling through to what follows if not.
+fn block(addr: IpAddr, mac: Option<MacAddr>, body: &[Insn]) -> Vec<Insn> {
+    let mut conditions = match addr {
+        IpAddr::V4(v4) => vec![(LD_W_ABS, DESTINATION_AT, v4.to_bits())],
+        IpAddr::V6(_) => {
+            let words = hash::words(addr).zip([0, 4, 8, 12]);
+            let mut words: Vec<_> = words.map(|(word, at)| (LD_W_ABS, DESTINATION6_AT + at, word)).collect();
+            // Addresses of one network differ in the last word.
+            words.reverse();
+            words
+        }
+    };
+    if let Some(MacAddr([a, b, c, d, e, f])) = mac {
+        conditions.push((LD_W_ABS, 0, u32::from_be_bytes([a, b, c, d])));
+        conditions.push((LD_H_ABS, 4, u32::from(u16::from_be_bytes([e, f]))));
+    }
+    let mut block = Vec::with_capacity(2 * conditions.len() + 2 + body.len());
+    // The last condition jumps over what the others jump to.
+    for (left, (load, at, wanted)) in (0u8..conditions.len() as u8).rev().zip(&conditions) {
+        let (jt, jf) = if left == 0 { (1, 0) } else { (0, 2 * left) };
+        block.extend([insn(*load, *at), jump(JEQ_K, *wanted, jt, jf)]);
+    }
+    block.push(insn(JA, body.len() as u32));
     block.extend_from_slice(body);
     block
 }
@@ -186,34 +256,15 @@ fn body(plan: &Plan, vip: &VipPlan) -> Vec<Insn> {
     let Some(group) = plan.groups.get(first.group) else {
         return all;
     };
-    let mut body = Vec::new();
-    // ICMP is judged by another key: an echo by the entry group, an error by the packet it quotes.
-    body.extend([insn(LD_B_ABS, PROTOCOL_AT), jump(JEQ_K, 1, 0, 1), insn(RET_K, ALL)]);
-    match first.affinity {
-        Affinity::ClientIp => hash_source(&mut body, plan.seed),
-        Affinity::ClientPort => {
-            // Any fragment, and what has no ports, is for user space.
-            body.extend([
-                jump(JEQ_K, 6, 2, 0),
-                jump(JEQ_K, 17, 1, 0),
-                insn(RET_K, ALL),
-                insn(LD_H_ABS, FRAGMENT_AT),
-                jump(JSET_K, 0x3fff, 0, 1),
-                insn(RET_K, ALL),
-            ]);
-            hash_source(&mut body, plan.seed);
-            body.extend([
-                insn(ST, 0),
-                insn(LDX_MSH, IP_AT),
-                insn(LD_H_IND, IP_AT),
-                insn(TAX, 0),
-                insn(LD_MEM, 0),
-                insn(XOR_X, 0),
-            ]);
-            fmix(&mut body);
-        }
+    let with_port = match first.affinity {
+        Affinity::ClientIp => false,
+        Affinity::ClientPort => true,
         Affinity::ClientNet | Affinity::IpId => return all,
-    }
+    };
+    let mut body = match vip.addr {
+        IpAddr::V4(_) => hash_ipv4(plan.seed, with_port),
+        IpAddr::V6(_) => hash_ipv6(plan.seed, with_port),
+    };
     body.push(insn(XOR_K, plan.seed.s1));
     fmix(&mut body);
     // A = bucket, kept in M[1]; then A = number of its 32-bit word.
@@ -245,8 +296,55 @@ fn body(plan: &Plan, vip: &VipPlan) -> Vec<Insn> {
 /// Marks the jump at the end of a leaf until the tree's length is known.
 const LEAF: u32 = u32::MAX;
 
-fn hash_source(program: &mut Vec<Insn>, seed: Seed) {
+/// Leaves the hash of the client, before the second half of the seed, in A; passes what has another key.
+fn hash_ipv4(seed: Seed, with_port: bool) -> Vec<Insn> {
+    // ICMP is judged by another key: an echo by the entry group, an error by the packet it quotes.
+    let mut program = vec![insn(LD_B_ABS, PROTOCOL_AT), jump(JEQ_K, ICMP, 0, 1), insn(RET_K, ALL)];
+    if with_port {
+        // Any fragment, and what has no ports, is for user space.
+        program.extend([
+            jump(JEQ_K, TCP, 2, 0),
+            jump(JEQ_K, UDP, 1, 0),
+            insn(RET_K, ALL),
+            insn(LD_H_ABS, FRAGMENT_AT),
+            jump(JSET_K, 0x3fff, 0, 1),
+            insn(RET_K, ALL),
+        ]);
+    }
     program.extend([insn(LD_W_ABS, SOURCE_AT), insn(XOR_K, seed.s0)]);
+    fmix(&mut program);
+    if with_port {
+        program.extend([insn(ST, 0), insn(LDX_MSH, IP_AT), insn(LD_H_IND, IP_AT)]);
+        mix_in(&mut program);
+    }
+    program
+}
+
+/// As [`hash_ipv4`]; only what has TCP or UDP right after the fixed header has its key at a place that is known here.
+fn hash_ipv6(seed: Seed, with_port: bool) -> Vec<Insn> {
+    let mut program = vec![
+        insn(LD_B_ABS, NEXT_HEADER6_AT),
+        jump(JEQ_K, TCP, 2, 0),
+        jump(JEQ_K, UDP, 1, 0),
+        insn(RET_K, ALL),
+        insn(LD_W_ABS, SOURCE6_AT),
+        insn(XOR_K, seed.s0),
+    ];
+    fmix(&mut program);
+    for at in [4, 8, 12] {
+        program.extend([insn(ST, 0), insn(LD_W_ABS, SOURCE6_AT + at)]);
+        mix_in(&mut program);
+    }
+    if with_port {
+        program.extend([insn(ST, 0), insn(LD_H_ABS, PAYLOAD6_AT)]);
+        mix_in(&mut program);
+    }
+    program
+}
+
+/// `A = fmix32(M[0] ^ A)`.
+fn mix_in(program: &mut Vec<Insn>) {
+    program.extend([insn(TAX, 0), insn(LD_MEM, 0), insn(XOR_X, 0)]);
     fmix(program);
 }
 

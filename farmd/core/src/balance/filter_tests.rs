@@ -10,6 +10,7 @@ use crate::balance::hash;
 use crate::balance::plan::RulePlan;
 use crate::balance::test_frames::*;
 use crate::config::Protocol;
+use crate::wire::nd::{Message, Nd};
 use crate::wire::packet::{L4, Packet};
 
 const INTERFACE: u32 = 3;
@@ -144,7 +145,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         ),
         2,
     );
-    let vips = proptest::collection::vec((any::<bool>(), rules(), 0usize..2), 1..4);
+    let vips = proptest::collection::vec((any::<bool>(), rules(), 0usize..2), 1..5);
     (groups, vips, any::<u32>(), any::<u32>()).prop_map(|(groups, vips, s0, s1)| {
         let groups = groups
             .iter()
@@ -154,7 +155,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             .into_iter()
             .enumerate()
             .map(|(i, (invisible, rules, entry_group))| {
-                let addr = IpAddr::from([198, 18, 0, 20 + i as u8]);
+                let addr = one_of_vips(i as u8);
                 let mode = if invisible {
                     L2Mode::Invisible(VIRTUAL_MAC)
                 } else {
@@ -174,10 +175,18 @@ fn plans() -> impl Strategy<Value = Plan> {
     })
 }
 
+/// Addresses of both families, in turn.
+fn one_of_vips(i: u8) -> IpAddr {
+    match i % 2 {
+        0 => IpAddr::from([198, 18, 0, 20 + i]),
+        _ => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 20 + u16::from(i)]),
+    }
+}
+
 /// Valid frames to and beside the VIPs, whole, in fragments, with IP options, from clients and members, and damaged ones.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
     let ends = (
-        0u8..4,
+        0u8..6,
         any::<bool>(),
         any::<bool>(),
         any::<u32>(),
@@ -189,7 +198,13 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
     (ends, shape, damage, 0usize..400).prop_map(
         |((vip, own, member, host, port, vip_port), (kind, cut, options, ipid), damage, length)| {
             let to_mac = if own { OWN_MAC } else { VIRTUAL_MAC };
-            let mut way = Way::new(IpAddr::V4(host.into()), IpAddr::from([198, 18, 0, 20 + vip]), to_mac);
+            let vip = one_of_vips(vip);
+            let client = if vip.is_ipv4() {
+                IpAddr::V4(host.into())
+            } else {
+                client6(host)
+            };
+            let mut way = Way::new(client, vip, to_mac);
             if member {
                 way.from_mac = mac(1);
             }
@@ -200,12 +215,23 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
                 4 => way.echo(),
                 _ => way.too_big(&way.back().tcp(vip_port, port, Flags::Ack)),
             };
-            frame[18..20].copy_from_slice(&ipid.to_be_bytes());
-            frame = match cut {
-                1 => fragment(&frame, ipid, 0, true, 16),
-                2 => fragment(&frame, ipid, 1, false, 64),
+            frame = match (cut, vip) {
+                (_, IpAddr::V6(_)) => {
+                    let chains: [&[u8]; 7] = [&[], &[0], &[43], &[60, 60], &[44], &[51], &[0, 44]];
+                    with_extensions(
+                        &frame,
+                        chains[(options + usize::from(cut) * 4) % chains.len()],
+                        ipid % 2,
+                        cut == 1,
+                    )
+                }
+                (1, _) => fragment(&frame, ipid, 0, true, 16),
+                (2, _) => fragment(&frame, ipid, 1, false, 64),
                 _ => with_options(&frame, options),
             };
+            if vip.is_ipv4() {
+                frame[18..20].copy_from_slice(&ipid.to_be_bytes());
+            }
             if cut == 3 {
                 for (at, bits) in damage {
                     let at = usize::from(at) % frame.len();
@@ -241,7 +267,7 @@ proptest! {
             let Some((verdict, reason, forwarded)) = judge(&plan, &frame) else { continue };
             let needed = matches!(verdict, Verdict::Accept | Verdict::Hold) || forwarded;
             // A VLAN tag is stripped before a socket filter runs.
-            let tagged = frame[12..14] != [8, 0];
+            let tagged = !matches!(frame[12..14], [8, 0] | [0x86, 0xdd]);
             if needed && !tagged {
                 prop_assert_eq!(run(&program, &frame), ALL, "{:?} {:?}", (verdict, reason), Packet::parse(&frame));
             }
@@ -259,15 +285,21 @@ proptest! {
         check(&program);
         for frame in frames {
             let Some(packet) = Packet::parse(&frame) else { continue };
-            let request = matches!(packet.l4, L4::Tcp { syn: true, .. }) && !packet.more_fragments && frame[12..14] == [8, 0];
+            let request = matches!(packet.l4, L4::Tcp { syn: true, .. }) && !packet.more_fragments;
             let vip = plan.vip(packet.destination);
             let looked_at = vip.is_some_and(|vip| packet.destination_mac == vip.service_mac());
-            let flags = frame.get(27 + usize::from(frame[14] & 0xf) * 4).map(|flags| flags & 0x17);
-            if request && looked_at && flags == Some(2) {
+            let (flags, plain) = match frame[12..14] {
+                [8, 0] => (frame.get(27 + usize::from(frame[14] & 0xf) * 4), true),
+                [0x86, 0xdd] => (frame.get(67), !EXTENSIONS.contains(&frame[20].into())),
+                _ => continue,
+            };
+            // A fragment header, which stands before whole segments too where somebody plays with it, is passed by no request that counts.
+            let whole = frame[12] == 8 || packet.identification == 0;
+            if request && looked_at && whole && (!plain || flags.map(|flags| flags & 0x17) == Some(2)) {
                 prop_assert_eq!(run(&program, &frame), ALL, "{:?}", packet);
             }
             // What lies about its lengths may pass: the recorder parses it.
-            let other = !request && packet.l4 != L4::Malformed;
+            let other = !request && packet.l4 != L4::Malformed && plain;
             if other || vip.is_none() {
                 prop_assert_eq!(run(&program, &frame), 0, "{:?}", packet);
             }
@@ -278,26 +310,32 @@ proptest! {
     /// The filter's hash is that of `hash.rs`: whole frames in foreign buckets do not pass, others do.
     #[test]
     fn a_uniform_invisible_vip_costs_no_wake_up_for_foreign_buckets(
-        on_port in any::<bool>(), s0 in any::<u32>(), s1 in any::<u32>(), marks in proptest::collection::vec((any::<u16>(), any::<u8>()), 0..300),
+        ipv6 in any::<bool>(), on_port in any::<bool>(), s0 in any::<u32>(), s1 in any::<u32>(), marks in proptest::collection::vec((any::<u16>(), any::<u8>()), 0..300),
         clients in proptest::collection::vec((any::<u32>(), any::<u16>(), 0usize..11), 50),
     ) {
         let affinity = if on_port { Affinity::ClientPort } else { Affinity::ClientIp };
-        let vip_plan = vip_plan(vip(), L2Mode::Invisible(VIRTUAL_MAC), vec![rule(Protocol::Tcp, 80, 443, affinity, 0)]);
+        let vip = if ipv6 { vip6() } else { vip() };
+        let vip_plan = vip_plan(vip, L2Mode::Invisible(VIRTUAL_MAC), vec![rule(Protocol::Tcp, 80, 443, affinity, 0)]);
         let plan = Plan { seed: Seed { s0, s1 }, ..plan(vip_plan, vec![group_of([1, 1, 1], &marks)]) };
         let program = build(&plan, INTERFACE, Detail::Buckets);
         check(&program);
         let mut seen = [0; 2];
         for (host, port, options) in clients {
-            let client = IpAddr::V4(host.into());
+            let client = if ipv6 { IpAddr::V6((u128::from(host) << 37 | u128::from(port) << 3).into()) } else { IpAddr::V4(host.into()) };
             let bucket = if on_port { hash::bucket_of_port(plan.seed, client, port) } else { hash::bucket_of_addr(plan.seed, client) };
             let foreign = plan.groups[0].states[bucket.index()] == BucketState::Foreign;
             seen[usize::from(foreign)] += 1;
-            let way = Way::new(client, vip(), VIRTUAL_MAC);
+            let way = Way::new(client, vip, VIRTUAL_MAC);
             for flags in [Flags::Syn, Flags::Ack] {
-                let frame = with_options(&way.tcp(port, 80, flags), options);
+                let frame = way.tcp(port, 80, flags);
+                let frame = if ipv6 { frame } else { with_options(&frame, options) };
                 prop_assert_eq!(run(&program, &frame), if foreign { 0 } else { ALL }, "bucket {:?}", bucket);
             }
             prop_assert_eq!(run(&program, &way.echo()), ALL, "an echo has another key");
+            if ipv6 {
+                let frame = with_extensions(&way.tcp(port, 80, Flags::Syn), &[0], 0, false);
+                prop_assert_eq!(run(&program, &frame), ALL, "extension headers are the daemon's");
+            }
         }
         prop_assert!(seen[0] > 0 && seen[1] > 0, "{:?}", seen);
     }
@@ -332,19 +370,54 @@ fn the_program_stays_within_the_kernels_limit_with_many_vips_and_the_worst_map()
         vec![rule(Protocol::Tcp, 0, 65535, Affinity::ClientPort, 0)],
     );
     let mut plan = plan(one.clone(), vec![worst]);
-    for count in [1, 6, 7, 8, 100] {
+    for (count, family) in [1, 6, 7, 8, 100, 200]
+        .into_iter()
+        .flat_map(|count| [4, 6, 0].map(|family| (count, family)))
+    {
         plan.vips = (0..count)
             .map(|i| VipPlan {
-                addr: IpAddr::from([198, 18, 3, i]),
+                addr: match (family, i % 2) {
+                    (4, _) | (0, 0) => IpAddr::from([198, 18, 3, i]),
+                    _ => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 3, i.into()]),
+                },
                 ..one.clone()
             })
             .collect();
         let program = build(&plan, INTERFACE, Detail::Buckets);
         check(&program);
         for vip in &plan.vips {
-            let frame = Way::new(client(1), vip.addr, OWN_MAC).tcp(1, 80, Flags::Syn);
+            let client = if vip.addr.is_ipv4() { client(1) } else { client6(1) };
+            let frame = Way::new(client, vip.addr, OWN_MAC).tcp(1, 80, Flags::Syn);
             assert_eq!(run(&program, &frame), ALL, "{} of {count}", vip.addr);
         }
+    }
+}
+
+#[test]
+fn a_solicitation_for_a_vip_is_left_to_its_own_socket_and_other_icmp_passes() {
+    let rules = vec![rule(Protocol::Tcp, 80, 80, Affinity::ClientIp, 0)];
+    let plan = plan(
+        vip_plan(vip6(), L2Mode::Invisible(VIRTUAL_MAC), rules),
+        vec![group(BucketState::Foreign, Some(1))],
+    );
+    let (IpAddr::V6(vip), IpAddr::V6(client)) = (vip6(), client6(1)) else {
+        panic!("IPv6 addresses are expected");
+    };
+    let solicitation = Nd {
+        destination_mac: VIRTUAL_MAC,
+        source_mac: CLIENT_MAC,
+        source: client,
+        destination: vip,
+        message: Message::Solicitation,
+        target: vip,
+        link_layer: Some(CLIENT_MAC),
+    };
+    let way = Way::new(client6(1), vip6(), VIRTUAL_MAC);
+    for detail in [Detail::Buckets, Detail::Vips] {
+        let program = build(&plan, INTERFACE, detail);
+        assert_eq!(run(&program, &solicitation.emit()), 0);
+        assert_eq!(run(&program, &way.echo()), ALL);
+        assert_eq!(run(&program, &way.too_big(&way.back().tcp(80, 4000, Flags::Ack))), ALL);
     }
 }
 

@@ -232,7 +232,8 @@ pub enum L2Mode {
 /// `<virtual_interface>`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct VirtualInterfaceConfig {
-    /// `type` and, for `vmac_invisible`, `addr` (default 5a:fe and the first IPv4 VIP).
+    /// `type` and, for `vmac_invisible`, `addr` (default 5a:fe and the first IPv4 VIP or, without one, the last four bytes of
+    /// the first IPv6 VIP).
     pub mode: L2Mode,
     /// `<virtual_addr>` children, at least one.
     pub addrs: Vec<VirtualAddr>,

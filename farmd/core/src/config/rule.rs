@@ -190,6 +190,17 @@ fn rule(report: &mut Report<'_>, node: &Node<'_>, placed: &Placed, ranked: &mut 
     if let Some((proto, filter)) = proto.zip(filter) {
         combination(report, node, proto, filter);
     }
+    if filter == Some(Affinity::IpId) && proto == Some(Proto::Udp) {
+        let meant = |addr| vip.is_some_and(|vip| vip.is_none_or(|vip| vip == addr));
+        if let Some(v6) = placed.vips.iter().find(|vip| vip.addr.is_ipv6() && meant(vip.addr)) {
+            let wrong = Wrong::new(format!(
+                "the packets to {} have no identification: IPv6 has none",
+                v6.addr
+            ));
+            let hint = "`on_addr`, `on_port` or `on_net`, or an IPv4 `virtual_addr`, is expected";
+            node.error(report, "filter", wrong.hint(hint));
+        }
+    }
     if proto == Some(Proto::Arp) {
         if node.has("port") && ports.is_some_and(|ports| ports != (0, u16::MAX)) {
             let wrong = Wrong::new("an arp rule has no port");

@@ -138,6 +138,30 @@ fn interfaces_groups_weights_and_checkers_are_read() {
 }
 
 #[test]
+fn ipv6_virtual_addresses_are_read_and_make_a_virtual_mac_where_no_ipv4_one_does() {
+    let config = read(include_str!("../../../../tests/config/valid/module-ipv6.xml"));
+    let vip = config.vip.unwrap();
+    let expected = ["198.18.0.100", "2001:db8::100", "2001:db8::101"].map(addr);
+    assert_eq!(vip.addrs().collect::<Vec<_>>(), expected);
+    let named: Vec<_> = vip.groups[0].rules.iter().map(|rule| rule.vip).collect();
+    assert_eq!(named, [None, Some(expected[1]), Some(expected[2]), Some(expected[0])]);
+    let invisible = |addrs: &[&str]| {
+        let list: String = addrs.iter().map(|a| format!("<virtual_addr addr=\"{a}\"/>")).collect();
+        let vip = read(&service(&format!(
+            "<vip><interface_list><interface><virtual_interface type=\"vmac_invisible\">{list}</virtual_interface></interface></interface_list>\
+             <loadbalancing_list><group name=\"g\"><rule proto=\"tcp\" filter=\"on_addr\"/></group></loadbalancing_list></vip>"
+        )));
+        vip.vip.unwrap().interfaces[0].virtual_interfaces[0].mode
+    };
+    let made_of = |bytes: [u8; 4]| {
+        let [a, b, c, d] = bytes;
+        L2Mode::Invisible(MacAddr([0x5a, 0xfe, a, b, c, d]))
+    };
+    assert_eq!(invisible(&["2001:db8::a1:1020"]), made_of([0, 0xa1, 0x10, 0x20]));
+    assert_eq!(invisible(&["2001:db8::1", "198.18.0.20"]), made_of([198, 18, 0, 20]));
+}
+
+#[test]
 fn a_checker_of_another_phase_is_left_out() {
     let text = service(
         "<check><tcp ident=\"a\" when=\"pre\"><to port=\"1\"/></tcp><tcp ident=\"b\"><to port=\"2\"/></tcp></check>",

@@ -161,14 +161,20 @@ fn virtual_interface(
     let mode = if directed? {
         L2Mode::Directed
     } else {
-        let first = addrs.iter().find_map(|vip: &VirtualAddr| match vip.addr {
-            IpAddr::V4(v4) => Some(v4.octets()),
-            IpAddr::V6(_) => None,
-        });
-        let made = first.map(|[a, b, c, d]| MacAddr([MAC_PREFIX[0], MAC_PREFIX[1], a, b, c, d]));
-        L2Mode::Invisible(mac.or(made)?)
+        L2Mode::Invisible(mac.or(made_of(&addrs))?)
     };
     Some(VirtualInterfaceConfig { mode, addrs })
+}
+
+/// The virtual MAC that the first IPv4 address makes or, without one, the last four bytes of the first IPv6 address.
+fn made_of(addrs: &[VirtualAddr]) -> Option<MacAddr> {
+    let first = addrs.iter().find(|vip| vip.addr.is_ipv4()).or(addrs.first())?;
+    let bits = match first.addr {
+        IpAddr::V4(v4) => v4.to_bits(),
+        IpAddr::V6(v6) => v6.to_bits() as u32,
+    };
+    let [a, b, c, d] = bits.to_be_bytes();
+    Some(MacAddr([MAC_PREFIX[0], MAC_PREFIX[1], a, b, c, d]))
 }
 
 /// A MAC that switches may learn nothing about: unicast and not zero.
@@ -217,10 +223,6 @@ fn virtual_addr(
         placed.complete = false;
         return None;
     };
-    if addr.is_ipv6() {
-        let wrong = Wrong::new("IPv6 virtual addresses are not served");
-        node.error(report, "addr", wrong.hint("an IPv4 address is expected"));
-    }
     if let Some(first) = placed.vips.iter().find(|vip| vip.addr == addr) {
         let wrong = Wrong::new(format!("{addr} is a virtual address twice"));
         let hint = format!("the first one is at line {}", report.line(first.span));
@@ -242,11 +244,21 @@ fn virtual_addr(
 
 fn vip_addr(text: &str) -> Result<IpAddr, Wrong> {
     let addr = value::host_addr(text)?;
-    if addr.is_loopback() {
-        let wrong = Wrong::new(format!("{} is a loopback address", quote(text)));
-        return Err(wrong.hint("an address of the nodes' network is expected"));
-    }
-    Ok(addr)
+    let (fault, hint) = match addr {
+        _ if addr.is_loopback() => (
+            "a loopback address",
+            "an address of the nodes' network is expected".to_owned(),
+        ),
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => (
+                "an IPv4 address written as IPv6, which no frame carries",
+                format!("`{v4}` is expected"),
+            ),
+            None => return Ok(addr),
+        },
+        IpAddr::V4(_) => return Ok(addr),
+    };
+    Err(Wrong::new(format!("{} is {fault}", quote(text))).hint(hint))
 }
 
 fn netmask(text: &str) -> Result<(), Wrong> {

@@ -431,28 +431,6 @@ mod tests {
         assert_eq!(Packet::parse(&arp), None);
     }
 
-    /// An IPv6 frame with extension headers of these numbers before the transport header; a fragment header has `offset` and `more`.
-    fn with_extensions(frame: &[u8], extensions: &[u8], offset: u16, more: bool) -> Vec<u8> {
-        let mut longer = frame[..54].to_vec();
-        let last = frame[20];
-        longer[20] = extensions.first().copied().unwrap_or(last);
-        for (i, extension) in extensions.iter().enumerate() {
-            let next = extensions.get(i + 1).copied().unwrap_or(last);
-            match extension {
-                44 => {
-                    longer.extend_from_slice(&[next, 0]);
-                    longer.extend_from_slice(&(offset << 3 | u16::from(more)).to_be_bytes());
-                    longer.extend_from_slice(&0xdead_beef_u32.to_be_bytes());
-                }
-                _ => longer.extend_from_slice(&[next, 0, 1, 4, 0, 0, 0, 0]),
-            }
-        }
-        longer.extend_from_slice(&frame[54..]);
-        let length = (longer.len() - 54) as u16;
-        longer[18..20].copy_from_slice(&length.to_be_bytes());
-        longer
-    }
-
     #[test]
     fn ipv6_extension_headers_are_walked() {
         let tcp = way6().tcp(4000, 80, Flags::Syn);

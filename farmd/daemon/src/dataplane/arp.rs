@@ -1,12 +1,13 @@
-//! Who answers for a VIP's Ethernet address, and who tells clients that it has moved.
+//! Who answers for a VIP's Ethernet address, and who tells clients that it has moved: by ARP, or by neighbour discovery for an IPv6 VIP.
 //!
-//! A broadcast request is answered by the requester's entry node only (in `vmac_invisible` too, so that one request gets one reply); a
+//! A request to all is answered by the requester's entry node only (in `vmac_invisible` too, so that one request gets one reply); a
 //! request sent to this host alone is a neighbour's probe and is always answered, with the address of the entry node as it is now. When the map makes this
-//! node the entry node of a requester it knows, it tells that requester at once. The kernel answers nothing: an nf_tables rule drops
-//! ARP for the VIPs after this socket has got its copy. Never uses the virtual MAC as a source.
+//! node the entry node of a requester it knows, it tells that requester at once. A host that is about to take an IPv6 VIP for itself is told by one node
+//! that it is taken. The kernel answers nothing: an nf_tables rule drops what asks for the VIPs after this socket has got its copy. Never uses the virtual
+//! MAC as a source.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,10 @@ use farm_core::balance::plan::{Plan, VipPlan};
 use farm_core::config::L2Mode;
 use farm_core::id::MacAddr;
 use farm_core::requesters::Requesters;
-use farm_core::wire::arp::{Arp, Operation};
 use farm_core::wire::heartbeat::Requester;
 use tracing::{debug, warn};
 
+use super::neighbour::{Counts, Heard, announcement};
 use super::{Count, Counters, Interface, Lease};
 
 /// Packets taken before the rings have their turn again.
@@ -68,51 +69,44 @@ impl Responder {
     }
 
     /// Reads and answers what has come in; returns requesters not known before.
-    pub fn handle_arp(&mut self, plan: &Plan, lease: &Lease, interface: &mut Interface) -> Vec<Requester> {
+    pub fn handle_heard(&mut self, plan: &Plan, lease: &Lease, interface: &mut Interface) -> Vec<Requester> {
         let mut learned = Vec::new();
         for _ in 0..BUDGET {
-            let arp = match interface.arp.recv() {
-                Ok(Some(frame)) => Arp::parse(frame),
+            let heard = match interface.neighbours.recv() {
+                Ok(Some(frame)) => Heard::parse(frame),
                 Ok(None) => return learned,
                 Err(error) => {
-                    debug!(%error, interface = interface.name, "reading ARP failed");
+                    debug!(%error, interface = interface.name, "reading ARP and ND failed");
                     return learned;
                 }
             };
-            let Some(arp) = arp else { continue };
-            self.notice_conflict(plan, interface, &arp);
-            let vip = plan
-                .vip(IpAddr::V4(arp.target))
-                .filter(|v| v.interface == interface.index);
-            let Some(vip) = vip.filter(|_| arp.operation == Operation::Request && arp.sender != arp.target) else {
+            let Some(heard) = heard else { continue };
+            self.notice_conflict(plan, interface, &heard);
+            let vip = heard.asked().and_then(|addr| plan.vip(addr));
+            let Some(vip) = vip.filter(|v| v.interface == interface.index) else {
                 continue;
             };
+            let (addr, mac) = heard.asker();
             let requester = Requester {
                 vip: vip.addr,
-                addr: IpAddr::V4(arp.sender),
-                mac: arp.sender_mac,
+                addr,
+                mac,
             };
-            if !arp.sender.is_unspecified() && !arp.sender_mac.is_group() && self.requesters.learn(requester) {
+            if !addr.is_unspecified() && !mac.is_group() && self.requesters.learn(requester) {
                 learned.push(requester);
             }
-            match self.answer(plan, vip, &arp).filter(|_| lease.holds(Instant::now())) {
-                Some(mac) => self.send(interface, &arp.reply_to(vip.own_mac, mac), Count::ArpAnswered),
-                None => self.counters.add(Count::ArpLeft, 1),
+            let counts = Counts::of(vip.addr);
+            match answer(plan, vip, &heard).filter(|_| lease.holds(Instant::now())) {
+                Some(mac) => self.send(
+                    interface,
+                    &heard.answer(vip.own_mac, mac),
+                    counts.answered,
+                    counts.failed,
+                ),
+                None => self.counters.add(counts.left, 1),
             }
         }
         learned
-    }
-
-    /// The Ethernet address to answer with, if this node is to answer.
-    fn answer(&self, plan: &Plan, vip: &VipPlan, arp: &Arp) -> Option<MacAddr> {
-        let entry = plan.entry_node(vip, IpAddr::V4(arp.sender))?;
-        let here = entry == plan.this;
-        match vip.mode {
-            L2Mode::Invisible(mac) => here.then_some(mac),
-            L2Mode::Directed if here => Some(vip.own_mac),
-            L2Mode::Directed if arp.destination == vip.own_mac => vip.peers.get(&entry).copied(),
-            L2Mode::Directed => None,
-        }
     }
 
     /// Tells the requesters whose entry node has changed, as far as this node was or is it.
@@ -137,7 +131,7 @@ impl Responder {
                 };
                 self.periodic.insert(vip.addr, periodic);
             }
-            let news: Vec<(MacAddr, MacAddr)> = self
+            let news: Vec<(Requester, MacAddr)> = self
                 .requesters
                 .iter()
                 .filter(|r| r.vip == vip.addr)
@@ -147,12 +141,11 @@ impl Responder {
                     if was == Some(entry) || (entry != new.this && was != Some(new.this)) {
                         return None;
                     }
-                    Some((r.mac, mac_of(new, vip, entry)?))
+                    Some((r, mac_of(new, vip, entry)?))
                 })
                 .collect();
-            let IpAddr::V4(addr) = vip.addr else { continue };
             for (to, mac) in news {
-                self.announce(interface, vip, addr, mac, to);
+                self.announce(interface, vip, mac, Some(&to));
             }
         }
         self.periodic.retain(|addr, _| new.vip(*addr).is_some());
@@ -161,9 +154,7 @@ impl Responder {
     /// Sends periodic announcements that are due.
     pub fn handle_timeout(&mut self, now: Instant, plan: &Plan, interfaces: &mut [Interface]) {
         for vip in &plan.vips {
-            let (Some(reroute), IpAddr::V4(addr)) = (vip.arp_reroute, vip.addr) else {
-                continue;
-            };
+            let Some(reroute) = vip.arp_reroute else { continue };
             let Some(interface) = interfaces.iter_mut().find(|i| i.index == vip.interface) else {
                 continue;
             };
@@ -180,17 +171,16 @@ impl Responder {
             // One node speaks for all: the owner of the first bucket.
             let speaker = plan.groups.get(vip.entry_group).and_then(|g| g.owners.owner_at(0));
             if broadcast && speaker == Some(plan.this) {
-                self.announce(interface, vip, addr, vip.service_mac(), MacAddr::BROADCAST);
+                self.announce(interface, vip, vip.service_mac(), None);
             }
             if settle {
-                let mine: Vec<MacAddr> = self
+                let mine: Vec<Requester> = self
                     .requesters
                     .iter()
                     .filter(|r| r.vip == vip.addr && plan.entry_node(vip, r.addr) == Some(plan.this))
-                    .map(|r| r.mac)
                     .collect();
                 for to in mine {
-                    self.announce(interface, vip, addr, vip.own_mac, to);
+                    self.announce(interface, vip, vip.own_mac, Some(&to));
                 }
             }
             if over {
@@ -199,44 +189,54 @@ impl Responder {
         }
     }
 
-    fn announce(&self, interface: &mut Interface, vip: &VipPlan, addr: Ipv4Addr, mac: MacAddr, to: MacAddr) {
-        self.send(
-            interface,
-            &Arp::announce(addr, vip.own_mac, mac, to),
-            Count::ArpAnnounced,
-        );
+    fn announce(&self, interface: &mut Interface, vip: &VipPlan, mac: MacAddr, to: Option<&Requester>) {
+        let counts = Counts::of(vip.addr);
+        match announcement(vip.addr, vip.own_mac, mac, to) {
+            Some(frame) => self.send(interface, &frame, counts.announced, counts.failed),
+            None => self.counters.add(counts.failed, 1),
+        }
     }
 
-    fn send(&self, interface: &mut Interface, arp: &Arp, count: Count) {
-        match interface.arp.send(&arp.emit()) {
+    fn send(&self, interface: &mut Interface, frame: &[u8], count: Count, failed: Count) {
+        match interface.neighbours.send(frame) {
             Ok(()) => self.counters.add(count, 1),
             Err(error) => {
-                self.counters.add(Count::ArpFailed, 1);
-                debug!(%error, interface = interface.name, "sending ARP failed");
+                self.counters.add(failed, 1);
+                debug!(%error, interface = interface.name, "sending ARP or ND failed");
             }
         }
     }
 
-    /// Somebody who is no member says the VIP is his: two hosts have one address.
-    fn notice_conflict(&mut self, plan: &Plan, interface: &Interface, arp: &Arp) {
-        let Some(vip) = plan
-            .vip(IpAddr::V4(arp.sender))
-            .filter(|v| v.interface == interface.index)
-        else {
+    /// Somebody who is no member says the VIP is his, or is about to take it: two hosts have one address.
+    fn notice_conflict(&mut self, plan: &Plan, interface: &Interface, heard: &Heard) {
+        let Some(vip) = plan.vip(heard.claimed()).filter(|v| v.interface == interface.index) else {
             return;
         };
-        let known = arp.source == vip.own_mac || vip.peers.values().any(|mac| *mac == arp.source);
+        let source = heard.source_mac();
+        let known = source == vip.own_mac || vip.peers.values().any(|mac| *mac == source);
         if known {
             return;
         }
-        self.counters.add(Count::ArpConflict, 1);
+        self.counters.add(Counts::of(vip.addr).conflict, 1);
         if self
             .conflict_logged
             .is_none_or(|at| at.elapsed() > Duration::from_secs(60))
         {
             self.conflict_logged = Some(Instant::now());
-            warn!(vip = %vip.addr, interface = interface.name, claimed_by = %arp.source, "another host claims the virtual address");
+            warn!(vip = %vip.addr, interface = interface.name, claimed_by = %source, "another host claims the virtual address");
         }
+    }
+}
+
+/// The Ethernet address to answer with, if this node is to answer.
+fn answer(plan: &Plan, vip: &VipPlan, heard: &Heard) -> Option<MacAddr> {
+    let entry = plan.entry_node(vip, heard.asker().0)?;
+    let here = entry == plan.this;
+    match vip.mode {
+        L2Mode::Invisible(mac) => here.then_some(mac),
+        L2Mode::Directed if here => Some(vip.own_mac),
+        L2Mode::Directed if heard.destination_mac() == vip.own_mac => vip.peers.get(&entry).copied(),
+        L2Mode::Directed => None,
     }
 }
 
@@ -247,5 +247,92 @@ fn mac_of(plan: &Plan, vip: &VipPlan, node: farm_core::id::NodeId) -> Option<Mac
         L2Mode::Invisible(_) => None,
         L2Mode::Directed if node == plan.this => Some(vip.own_mac),
         L2Mode::Directed => vip.peers.get(&node).copied(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use farm_core::balance::assign::BucketMap;
+    use farm_core::balance::plan::GroupPlan;
+    use farm_core::id::{BUCKETS, NodeId};
+    use farm_core::wire::nd::{Message, Nd, multicast_mac, solicited_node};
+
+    use super::*;
+
+    const OWN: MacAddr = MacAddr([2, 0, 0, 0, 0, 0]);
+    const PEER: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    const CLIENT: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
+    const VIRTUAL: MacAddr = MacAddr([0x5a, 0xfe, 0, 0, 0, 0x20]);
+    const VIP: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x20);
+
+    fn id(i: usize) -> NodeId {
+        NodeId::new(i).unwrap()
+    }
+
+    /// Node 0's plan with one VIP, all of whose buckets are those of the node `owner`.
+    fn plan(mode: L2Mode, owner: usize) -> Plan {
+        let owners = BucketMap::from_bytes(Box::new([id(owner).as_u8(); BUCKETS])).unwrap();
+        let vip = VipPlan {
+            addr: VIP.into(),
+            interface: 3,
+            own_mac: OWN,
+            mode,
+            entry_group: 0,
+            rules: Vec::new(),
+            peers: BTreeMap::from([(id(1), PEER)]),
+            choice: farm_core::config::PlaneChoice::default(),
+            arp_reroute: None,
+        };
+        Plan {
+            version: 1,
+            this: id(0),
+            seed: farm_core::balance::hash::Seed::default(),
+            vips: vec![vip],
+            groups: vec![GroupPlan {
+                owners,
+                ..GroupPlan::closed("web/g".to_owned())
+            }],
+            gone: BTreeMap::new(),
+        }
+    }
+
+    fn question(destination_mac: MacAddr, source: Ipv6Addr) -> Heard {
+        Heard::Nd(Nd {
+            destination_mac,
+            source_mac: CLIENT,
+            source,
+            destination: solicited_node(VIP),
+            message: Message::Solicitation,
+            target: VIP,
+            link_layer: None,
+        })
+    }
+
+    #[test]
+    fn a_solicitation_is_answered_by_the_entry_node_and_a_neighbours_probe_by_who_gets_it() {
+        let client = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x100);
+        let group = multicast_mac(solicited_node(VIP));
+        let invisible = L2Mode::Invisible(VIRTUAL);
+        for (mode, owner, destination, expected) in [
+            (L2Mode::Directed, 0, group, Some(OWN)),
+            (L2Mode::Directed, 1, group, None),
+            (L2Mode::Directed, 0, OWN, Some(OWN)),
+            (L2Mode::Directed, 1, OWN, Some(PEER)),
+            (invisible, 0, group, Some(VIRTUAL)),
+            (invisible, 1, group, None),
+            (invisible, 1, VIRTUAL, None),
+        ] {
+            let plan = plan(mode, owner);
+            // Also what asks for the address to take it has one node that answers.
+            for source in [client, Ipv6Addr::UNSPECIFIED] {
+                let answered = answer(&plan, &plan.vips[0], &question(destination, source));
+                assert_eq!(
+                    answered, expected,
+                    "{mode:?}, node {owner} is the entry, to {destination}"
+                );
+            }
+        }
     }
 }

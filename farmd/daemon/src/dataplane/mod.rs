@@ -12,6 +12,7 @@ pub mod judge;
 pub mod kernel;
 pub mod known;
 pub mod lister;
+pub mod neighbour;
 pub mod raw;
 pub mod replay;
 pub mod taken;
@@ -39,9 +40,9 @@ pub struct Interface {
     pub ring: farm_sys::packet_socket::PacketRing,
     /// Records connection requests; `None` where the kernel did not give it.
     pub syns: Option<replay::SynRing>,
-    /// Hears and answers ARP.
-    pub arp: farm_sys::arp_socket::ArpSocket,
-    /// Virtual MACs the ring receives; they leave with it.
+    /// Hears and answers ARP and neighbour discovery.
+    pub neighbours: farm_sys::neighbour_socket::NeighbourSocket,
+    /// Virtual MACs that the ring receives, and those of the groups that the other socket hears; they leave with these.
     pub joined: std::collections::BTreeSet<[u8; 6]>,
 }
 
@@ -209,6 +210,16 @@ pub enum Count {
     ArpConflict,
     /// ARP packets that could not be sent.
     ArpFailed,
+    /// Neighbour solicitations for a VIP that were answered.
+    NdAnswered,
+    /// Neighbour solicitations for a VIP left to another node.
+    NdLeft,
+    /// Unsolicited neighbour advertisements sent.
+    NdAnnounced,
+    /// Neighbour discovery in which a host that is no member claims a VIP, or is about to take it.
+    NdConflict,
+    /// Neighbour discovery that could not be sent.
+    NdFailed,
     /// Bytes accepted.
     BytesAccepted,
     /// Plans applied.
@@ -248,7 +259,7 @@ pub enum Count {
 }
 
 impl Count {
-    const ALL: [Self; 30] = [
+    const ALL: [Self; 35] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -261,6 +272,11 @@ impl Count {
         Self::ArpAnnounced,
         Self::ArpConflict,
         Self::ArpFailed,
+        Self::NdAnswered,
+        Self::NdLeft,
+        Self::NdAnnounced,
+        Self::NdConflict,
+        Self::NdFailed,
         Self::BytesAccepted,
         Self::PlansApplied,
         Self::Held,
@@ -295,6 +311,11 @@ impl Count {
             Self::ArpAnnounced => "arp_announced",
             Self::ArpConflict => "arp_conflict",
             Self::ArpFailed => "arp_failed",
+            Self::NdAnswered => "nd_answered",
+            Self::NdLeft => "nd_left",
+            Self::NdAnnounced => "nd_announced",
+            Self::NdConflict => "nd_conflict",
+            Self::NdFailed => "nd_failed",
             Self::BytesAccepted => "bytes_accepted",
             Self::PlansApplied => "plans_applied",
             Self::Held => "held",
@@ -331,12 +352,22 @@ impl Count {
 }
 
 /// Counters of a data plane; one writer, any number of readers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     reasons: [AtomicU64; Reason::ALL.len()],
     counts: [AtomicU64; Count::ALL.len()],
     /// What the program in the kernel counts; the reasons come first, in their order.
     kernel: OnceLock<KernelCounters>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            reasons: std::array::from_fn(|_| AtomicU64::new(0)),
+            counts: std::array::from_fn(|_| AtomicU64::new(0)),
+            kernel: OnceLock::new(),
+        }
+    }
 }
 
 impl Counters {

@@ -14,6 +14,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
@@ -227,7 +228,7 @@ impl Worker {
         loop {
             let mut fds = vec![self.wake.as_fd()];
             fds.extend(self.interfaces.iter().map(|i| i.ring.as_fd()));
-            fds.extend(self.interfaces.iter().map(|i| i.arp.as_fd()));
+            fds.extend(self.interfaces.iter().map(|i| i.neighbours.as_fd()));
             if let Some(tap) = &self.judge.tap {
                 fds.push(tap.tap.as_fd());
             }
@@ -268,7 +269,7 @@ impl Worker {
                 if ready & (1 << (1 + polled + i)) == 0 {
                     continue;
                 }
-                for requester in responder.handle_arp(&self.judge.plan, &self.judge.lease, interface) {
+                for requester in responder.handle_heard(&self.judge.plan, &self.judge.lease, interface) {
                     self.events.send(Event::Requester(requester));
                 }
             }
@@ -379,7 +380,7 @@ impl Worker {
         self.work_tap();
         let judged = began.elapsed();
         for interface in &mut self.interfaces {
-            join_virtual_macs(&plan, interface);
+            join_groups(&plan, interface);
         }
         self.install(&plan);
         let old = self.judge.swap(plan);
@@ -634,9 +635,13 @@ fn set_filter(plan: &Plan, kernel: Option<&Kernel>, counters: &Counters, interfa
     }
 }
 
-/// Lets the interface receive the virtual MACs of its VIPs.
-fn join_virtual_macs(plan: &Plan, interface: &mut Interface) {
-    for vip in plan.vips.iter().filter(|v| v.interface == interface.index) {
+/// Lets the interface receive the virtual MACs of its VIPs, and what asks for the Ethernet address of IPv6 ones.
+fn join_groups(plan: &Plan, interface: &mut Interface) {
+    let index = interface.index;
+    for vip in plan.vips.iter().filter(|v| v.interface == index) {
+        if let IpAddr::V6(addr) = vip.addr {
+            super::neighbour::hear_solicitations(interface, addr);
+        }
         let L2Mode::Invisible(mac) = vip.mode else { continue };
         if interface.joined.insert(mac.0)
             && let Err(error) = interface.ring.add_unicast_mac(mac.0)

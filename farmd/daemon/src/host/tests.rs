@@ -193,6 +193,103 @@ fn arp_ignore_of_the_administrator_stays() {
     });
 }
 
+/// Addresses that IPv6 has on the device of VIPs, with their flags (RFC 4862's "tentative" is 0x40).
+fn ipv6_of_device() -> Vec<(String, u32)> {
+    let all = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+    let lines = all.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines
+        .filter(|words| words[5] == DEVICE)
+        .map(|words| (words[0].to_owned(), u32::from_str_radix(words[4], 16).unwrap()))
+        .collect()
+}
+
+#[test]
+fn the_device_has_ipv6_only_while_it_carries_an_ipv6_vip_and_sends_nothing() {
+    on_bench(async |bench| {
+        let host = &mut bench.host;
+        let disabled = || sysctl::read(&sysctl::interface("ipv6", DEVICE, "disable_ipv6")).unwrap();
+        let (web, mail) = (module("web"), module("mail"));
+        host.set_up(&mail, &config(&[SERVICE], "198.18.0.101", true))
+            .await
+            .unwrap();
+        assert_eq!(disabled(), "1");
+
+        host.set_up(&web, &config(&[SERVICE], "2001:db8::20", true))
+            .await
+            .unwrap();
+        let vip = "20010db8000000000000000000000020".to_owned();
+        let there = ipv6_of_device();
+        assert_eq!(there.iter().map(|(addr, _)| addr).collect::<Vec<_>>(), [&vip]);
+        assert_eq!(there[0].1 & 0x40, 0, "it works at once, without a probe");
+        assert_eq!(
+            there[0].1 & 0x20,
+            0x20,
+            "the host does not choose it as its own (deprecated)"
+        );
+        let both = ["198.18.0.101", "2001:db8::20"].map(|addr| addr.parse().unwrap());
+        assert!(nft::is_installed(TABLE, SERVICE, &both, true).unwrap());
+        // Autoconfiguration and group reports would come within a second.
+        sleep(Duration::from_millis(1500)).await;
+        let sent = bench
+            .plane
+            .tap
+            .lock()
+            .unwrap()
+            .as_ref()
+            .map(|device| device.tap.drain().unwrap());
+        assert_eq!(sent, Some(0), "frames that the device has sent by itself");
+        assert_eq!(ipv6_of_device(), there);
+
+        assert_eq!(host.tear_down(&web).await, Vec::<String>::new());
+        assert_eq!((disabled(), ipv6_of_device()), ("1".to_owned(), Vec::new()));
+        assert_eq!(host.tear_down(&mail).await, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn an_interface_without_ipv6_is_refused_for_an_ipv6_vip() {
+    on_bench(async |bench| {
+        sysctl::write(&sysctl::interface("ipv6", SERVICE, "disable_ipv6"), "1").unwrap();
+        let web = module("web");
+        let error = bench.host.set_up(&web, &config(&[SERVICE], "2001:db8::20", true)).await;
+        assert!(
+            error.as_ref().is_err_and(|e| e.contains("svc0 has no IPv6 address")),
+            "{error:?}"
+        );
+        assert_eq!(
+            bench
+                .host
+                .set_up(&web, &config(&[SERVICE], "198.18.0.100", true))
+                .await
+                .map(|v| v.len()),
+            Ok(1)
+        );
+        bench.host.tear_down(&web).await;
+    });
+}
+
+#[test]
+fn an_ipv6_vip_that_was_left_by_a_farmd_is_not_touched_by_its_successor() {
+    on_bench(async |bench| {
+        let config = config(&[SERVICE], "2001:db8::20", true);
+        bench.host.set_up(&module("web"), &config).await.unwrap();
+        bench.host.leave_to_successor().unwrap();
+        bench.plane.set_tap(None);
+        bench.host.device = None;
+        assert_eq!(device_owner(), DeviceOwner::Left);
+        let index = interface::index(DEVICE).unwrap();
+
+        let mut next = Host::new(bench.var.path().to_owned(), Arc::<Shelf>::clone(&bench.plane))
+            .await
+            .unwrap();
+        assert_eq!(next.create_device().await.unwrap(), index);
+        assert_eq!(ipv6_of_device().len(), 1, "it is there before it is set anew");
+        next.set_up(&module("web"), &config).await.unwrap();
+        assert_eq!(ipv6_of_device().len(), 1);
+        assert_eq!(next.tear_down(&module("web")).await, Vec::<String>::new());
+    });
+}
+
 #[test]
 fn another_mac_is_told_once_whether_the_interface_is_checked_or_not() {
     on_bench(async |bench| {

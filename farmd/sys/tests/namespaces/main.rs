@@ -8,10 +8,10 @@
 
 mod lab;
 
-mod arp_socket;
 mod conntrack;
 mod icmp;
 mod interface;
+mod neighbour_socket;
 mod netlink;
 mod netns;
 mod nft;
