@@ -94,12 +94,17 @@ struct packet {
 
 enum { UNDECIDED = -100 };
 
-INLINE void count(__u32 what)
+INLINE void add(__u32 what, __u64 n)
 {
     __u64 *counter = map_lookup(&COUNTERS, &what);
 
     if (counter)
-        ++*counter;
+        *counter += n;
+}
+
+INLINE void count(__u32 what)
+{
+    add(what, 1);
 }
 
 INLINE int drop(__u32 why)
@@ -157,7 +162,8 @@ INLINE int accept(struct __sk_buff *skb, const struct control *control, __u32 wh
 {
     count(why);
     if (skb_store_bytes(skb, 0, control->tap_mac, ETH_ALEN, 0))
-        return TC_ACT_SHOT;
+        return drop(FORWARD_FAILED);
+    add(BYTES_ACCEPTED, skb->len);
     return redirect(control->tap, BPF_F_INGRESS);
 }
 
@@ -185,12 +191,17 @@ INLINE long address_frame(struct __sk_buff *skb, __u64 to, __u64 from)
     return skb_store_bytes(skb, 0, both, sizeof(both), 0);
 }
 
-/* True if this host has the connection, or has answered its request with a cookie that the frame brings back. */
-INLINE int has_socket(struct __sk_buff *skb, const struct packet *packet)
+enum has { HAS_NOT, HAS, ASK };
+
+/*
+ * Whether this host has the connection, or has answered its request with a cookie that the frame brings back. Where connections may end in
+ * containers, and of what looks like TIME_WAIT but may be an orphan in FIN_WAIT2, only farmd knows.
+ */
+INLINE enum has has_socket(struct __sk_buff *skb, const struct control *control, const struct packet *packet)
 {
     struct bpf_sock_tuple tuple = {};
+    enum has otherwise = control->tracked ? ASK : HAS_NOT, has = otherwise;
     struct bpf_sock *sk;
-    int has = 0;
 
     if (packet->v6) {
         __builtin_memcpy(tuple.ipv6.saddr, packet->source, 16);
@@ -206,7 +217,7 @@ INLINE int has_socket(struct __sk_buff *skb, const struct packet *packet)
         sk = skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
     }
     if (!sk)
-        return 0;
+        return otherwise;
     if (sk->state == BPF_TCP_LISTEN) {
         void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
         __u32 network_at = packet->network_at & 0x1f, transport_at = packet->transport_at & 0x7f;
@@ -216,13 +227,15 @@ INLINE int has_socket(struct __sk_buff *skb, const struct packet *packet)
             struct iphdr *ip4 = data + network_at;
             struct ipv6hdr *ip6 = data + network_at;
 
-            if (packet->v6)
-                has = (void *)(ip6 + 1) <= end && !tcp_check_syncookie(sk, ip6, sizeof(*ip6), tcp, sizeof(*tcp));
-            else
-                has = (void *)(ip4 + 1) <= end && !tcp_check_syncookie(sk, ip4, sizeof(*ip4), tcp, sizeof(*tcp));
+            if (packet->v6 && (void *)(ip6 + 1) <= end && !tcp_check_syncookie(sk, ip6, sizeof(*ip6), tcp, sizeof(*tcp)))
+                has = HAS;
+            if (!packet->v6 && (void *)(ip4 + 1) <= end && !tcp_check_syncookie(sk, ip4, sizeof(*ip4), tcp, sizeof(*tcp)))
+                has = HAS;
         }
-    } else {
-        has = sk->state != BPF_TCP_TIME_WAIT && sk->state != BPF_TCP_CLOSE;
+    } else if (sk->state == BPF_TCP_TIME_WAIT) {
+        has = ASK;
+    } else if (sk->state != BPF_TCP_CLOSE) {
+        has = HAS;
     }
     sk_release(sk);
     return has;
@@ -243,33 +256,24 @@ INLINE int by_state(struct __sk_buff *skb, const struct control *control, const 
         return punt(control);
     if (packet->kind == BELONGING && outside && (entry & BUCKET_HELD))
         return punt(control);
+    if (!starts && (state == STATE_GUARDED || state == STATE_DRAINING)) {
+        enum has has = has_socket(skb, control, packet);
+
+        if (has == ASK)
+            return punt(control);
+        accepted = has == HAS;
+    }
     switch (state) {
     case STATE_OWN:
         why = OWN;
         accepted = 1;
         break;
     case STATE_GUARDED:
-        if (starts) {
-            why = GUARDED_NEW;
-            accepted = 1;
-        } else if (has_socket(skb, packet)) {
-            why = GUARDED_KNOWN;
-            accepted = 1;
-        } else if (control->tracked) {
-            return punt(control);
-        } else {
-            why = GUARDED_UNKNOWN;
-        }
+        why = starts ? GUARDED_NEW : accepted ? GUARDED_KNOWN : GUARDED_UNKNOWN;
+        accepted |= starts;
         break;
     case STATE_DRAINING:
-        if (!starts && has_socket(skb, packet)) {
-            why = DRAINING_KNOWN;
-            accepted = 1;
-        } else if (!starts && control->tracked) {
-            return punt(control);
-        } else {
-            why = DRAINING_OTHER;
-        }
+        why = accepted ? DRAINING_KNOWN : DRAINING_OTHER;
         break;
     default:
         why = owner == OWNER_NONE ? NO_OWNER : FOREIGN;
@@ -404,13 +408,11 @@ INLINE int judge(struct __sk_buff *skb, const struct control *control, __u64 epo
     found = map_lookup(&VIP_NUMBERS, &packet.key);
     if (!found)
         return TC_ACT_UNSPEC;
-    if (ktime_get_ns() >= READ_ONCE(control->lease_until))
-        return drop(LEASE_ENDED);
     number = slot * MAX_VIPS + (*found & (MAX_VIPS - 1));
     vip = map_lookup(&VIPS, &number);
     peers = map_lookup(&PEERS, &number);
     /* Not this plan's: the raw data plane sees it too. */
-    if (!vip || !peers || !vip->valid)
+    if (!vip || !peers || vip->epoch != epoch)
         return TC_ACT_UNSPEC;
     if (packet.to_mac != vip->service_mac && !(packet.to_mac == vip->own_mac && is_member(peers, packet.from_mac)))
         return drop(OTHER_MAC);
@@ -467,6 +469,9 @@ int farm_ingress(struct __sk_buff *skb)
     /* So many plans later the slot may have been written while it was read. */
     if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
         return drop(PLAN_CHANGED);
+    /* At the end: this processor may have stood still since the frame came. */
+    if (verdict == TC_ACT_REDIRECT && ktime_get_ns() >= READ_ONCE(control->lease_until))
+        return drop(LEASE_ENDED);
     return verdict;
 }
 

@@ -59,6 +59,7 @@ enum count {
     FORWARD_FAILED,
     PUNTED,
     PLAN_CHANGED,
+    BYTES_ACCEPTED,
     COUNTS,
 };
 
@@ -80,11 +81,10 @@ struct vip_key {
 struct vip {
     __u64 service_mac; /* six bytes as a number, the first the lowest, as they lie in memory */
     __u64 own_mac;
-    __u32 valid;
+    __u64 epoch; /* of the plan it belongs to: any other has no such address */
     __u16 directed;
     __u16 entry_group;
     __u32 this_node;
-    __u32 pad;
 };
 
 struct peers {

@@ -281,12 +281,7 @@ impl Filter {
         KernelLease(Arc::clone(&self.shared))
     }
 
-    /// Number of the plan in force; 0 before the first.
-    pub fn epoch(&self) -> u64 {
-        self.shared.at(layout::EPOCH_AT).load(Ordering::Acquire)
-    }
-
-    /// Puts plan number `epoch` in force: all of its slot must have been written.
+    /// Puts plan number `epoch` in force: all of its slot must have been written. With 0 nothing is judged, and the program lets everything by.
     pub fn set_epoch(&mut self, epoch: u64) {
         self.shared.at(layout::EPOCH_AT).store(epoch, Ordering::Release);
     }
@@ -311,18 +306,15 @@ impl Filter {
         result.map_err(|e| failed("a virtual address cannot be noted", &e))
     }
 
-    /// Writes VIP `number` of the plan in `slot`; `None` if that plan has no such VIP.
+    /// Writes VIP `number` of plan number `epoch`, in that plan's slot.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn set_vip(&mut self, slot: u32, number: u32, vip: Option<(&Vip, &Peers)>) -> Result<(), BpfError> {
-        let index = slot * MAX_VIPS + number;
+    pub fn set_vip(&mut self, epoch: u64, number: u32, vip: &Vip, peers: &Peers) -> Result<(), BpfError> {
+        let index = slot_of(epoch) * MAX_VIPS + number;
         let fail = |e: aya::maps::MapError| failed("a virtual address cannot be written", &e);
-        let Some((vip, peers)) = vip else {
-            return self.vips.set(index, [0; layout::VIP_LEN], 0).map_err(fail);
-        };
         self.peers.set(index, peers.to_words(), 0).map_err(fail)?;
-        self.vips.set(index, vip.to_bytes(), 0).map_err(fail)
+        self.vips.set(index, vip.to_bytes(epoch), 0).map_err(fail)
     }
 
     /// Writes which page has the rules of each 256 ports, for TCP and for UDP.
@@ -382,6 +374,11 @@ impl Filter {
             nanos: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
         })
     }
+}
+
+/// Where plan number `epoch` lies.
+pub fn slot_of(epoch: u64) -> u32 {
+    (epoch % u64::from(SLOTS)) as u32
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, BpfError> {

@@ -186,6 +186,15 @@ impl Judge {
         punted.len()
     }
 
+    /// Judges all that the program in the kernel has left to this thread by now.
+    pub fn work_off_punted(&mut self, interfaces: &[Interface]) {
+        for _ in 0..super::raw::RING_SLOTS as usize / BUDGET {
+            if self.work_punted(interfaces) < BUDGET {
+                return;
+            }
+        }
+    }
+
     fn judge(&mut self, bytes: &mut [u8], forwards: &mut Vec<(Vec<u8>, NodeSet)>) {
         let Some(packet) = bytes.get(VNET..).and_then(Packet::parse) else {
             return;

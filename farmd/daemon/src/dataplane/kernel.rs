@@ -14,6 +14,7 @@ use farm_core::id::{BUCKETS, MacAddr};
 use farm_core::wire::heartbeat::BucketSet;
 use farm_sys::bpf::{
     BpfError, Control, Filter, KernelLease, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip, bucket, rule,
+    slot_of,
 };
 use tracing::{info, warn};
 
@@ -22,6 +23,8 @@ use tracing::{info, warn};
 pub struct Kernel {
     filter: Filter,
     control: Control,
+    /// Number of the plan that was written last.
+    epoch: u64,
     /// Service interfaces that have the program.
     attached: BTreeSet<u32>,
     /// Places of the virtual addresses in the tables.
@@ -37,6 +40,7 @@ impl Kernel {
     pub fn new(filter: Filter, plan: &Plan) -> Self {
         Self {
             filter,
+            epoch: 0,
             control: Control {
                 seed: (plan.seed.s0, plan.seed.s1),
                 // Until it is known.
@@ -123,13 +127,19 @@ impl Kernel {
     /// Judges by `plan` from now on, with `young` buckets of each group treated as such. Where the tables have no room for an address, or
     /// the kernel refuses it, its frames are captured.
     pub fn install(&mut self, plan: &Plan, young: &[BucketSet]) {
-        let epoch = self.filter.epoch() + 1;
-        let slot = (epoch % u64::from(SLOTS)) as u32;
-        let numbers = self.write(plan, young, slot).unwrap_or_else(|error| {
-            warn!(%error, "the kernel program cannot have the plan; frames are captured and judged in user space");
-            BTreeMap::new()
-        });
-        self.filter.set_epoch(epoch);
+        self.epoch += 1;
+        let numbers = match self.write(plan, young, self.epoch) {
+            Ok(numbers) => {
+                self.filter.set_epoch(self.epoch);
+                numbers
+            }
+            Err(error) => {
+                warn!(%error, "the kernel program cannot have the plan; frames are captured and judged in user space");
+                // What is half written is never looked at.
+                self.filter.set_epoch(0);
+                BTreeMap::new()
+            }
+        };
         // Only now: the slot in force says what becomes of their frames.
         for (interface, addr) in self.numbers.keys().copied().collect::<Vec<_>>() {
             if !numbers.contains_key(&(interface, addr)) {
@@ -153,8 +163,19 @@ impl Kernel {
         }
     }
 
-    /// Fills `slot`; the addresses it has, with their places. An address keeps its place as long as it is there.
-    fn write(&mut self, plan: &Plan, young: &[BucketSet], slot: u32) -> Result<BTreeMap<(u32, IpAddr), u32>, BpfError> {
+    /// Writes plan number `epoch`; the addresses it has, with their places. An address keeps its place as long as it is there.
+    fn write(
+        &mut self,
+        plan: &Plan,
+        young: &[BucketSet],
+        epoch: u64,
+    ) -> Result<BTreeMap<(u32, IpAddr), u32>, BpfError> {
+        let slot = slot_of(epoch);
+        let before = self
+            .pages
+            .get_mut(slot as usize)
+            .map(std::mem::take)
+            .unwrap_or_default();
         let mut pages: Vec<Page> = vec![[rule::NONE; 256]];
         let mut numbers = BTreeMap::new();
         let mut groups: BTreeSet<usize> = BTreeSet::new();
@@ -180,17 +201,9 @@ impl Kernel {
             numbers.insert(key, number);
             self.filter.set_directories(slot, number, &tcp, &udp)?;
             let peers = Peers(vip.peers.iter().map(|(node, mac)| (node.as_u8(), mac.0)).collect());
-            self.filter
-                .set_vip(slot, number, Some((&kernel_vip(plan, vip), &peers)))?;
+            self.filter.set_vip(epoch, number, &kernel_vip(plan, vip), &peers)?;
             groups.extend(concerned());
         }
-        // Places of addresses that this plan does not have.
-        for (key, number) in &self.numbers {
-            if !numbers.contains_key(key) {
-                self.filter.set_vip(slot, *number, None)?;
-            }
-        }
-        let before = self.pages.get(slot as usize).cloned().unwrap_or_default();
         for (number, page) in (0..).zip(&pages) {
             if before.get(number as usize) != Some(page) {
                 self.filter.set_page(slot, number, page)?;
@@ -255,6 +268,7 @@ fn buckets(group: &GroupPlan, young: &BucketSet) -> Box<[u16; BUCKETS]> {
 
 /// For TCP and UDP, the pages that hold the rule of each port, added to `pages` where they are not there yet; `None` if there is no room.
 fn directories(vip: &VipPlan, pages: &mut Vec<Page>) -> Option<(Page, Page)> {
+    let known = pages.len();
     let mut of = |protocol| -> Option<Page> {
         let mut directory = [0; 256];
         for (high, entry) in (0u16..).zip(&mut directory) {
@@ -271,7 +285,11 @@ fn directories(vip: &VipPlan, pages: &mut Vec<Page>) -> Option<(Page, Page)> {
         }
         Some(directory)
     };
-    Some((of(Protocol::Tcp)?, of(Protocol::Udp)?))
+    let both = of(Protocol::Tcp).and_then(|tcp| Some((tcp, of(Protocol::Udp)?)));
+    if both.is_none() {
+        pages.truncate(known);
+    }
+    both
 }
 
 /// The rules of 256 ports from `first` on; rules come the most specific first.

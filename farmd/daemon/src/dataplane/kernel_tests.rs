@@ -334,12 +334,23 @@ fn a_connection_of_this_host_is_found_in_the_kernel() {
         let stranger = Way::new(from, addr, VIRTUAL_MAC).tcp(peer.port(), port, Flags::Ack);
         assert!(!bench.compare(&plan, &stranger, false), "a listener is no connection");
         bench.kernel.install(&nothing, &[]);
-        // The client ends it, so TIME_WAIT is the client's.
-        drop(client);
-        drop(server);
+        if port == 80 {
+            // The client ends it, so TIME_WAIT is the client's.
+            drop(client);
+            drop(server);
+        } else {
+            // What the server keeps is TIME_WAIT, or an orphan that still waits for the client: the kernel's program cannot tell.
+            drop(server);
+        }
         std::thread::sleep(Duration::from_millis(50));
         bench.kernel.install(&plan, &[]);
-        assert!(!bench.compare(&plan, &frame, false), "it is over");
+        if port == 80 {
+            assert!(!bench.compare(&plan, &frame, false), "it is over");
+        } else {
+            let (_, counted) = bench.run(&frame);
+            let known = [Count::Punted as usize, Reason::DrainingKnown as usize];
+            assert!(counted.iter().any(|count| known.contains(count)), "{counted:?}");
+        }
     }
 }
 
@@ -359,7 +370,8 @@ fn past_the_lease_and_without_a_plan_nothing_passes() {
     assert_eq!(bench.run(&frame).0.code, REDIRECT);
     bench.kernel.lease().renew(farm_sys::bpf::monotonic_nanos());
     let (run, counted) = bench.run(&frame);
-    assert_eq!((run.code, counted), (SHOT, vec![Count::LeaseEnded as usize]));
+    assert_eq!(run.code, SHOT);
+    assert!(counted.contains(&(Count::LeaseEnded as usize)));
     bench.kernel.lease().renew(u64::MAX);
     assert_eq!(bench.run(&frame).0.code, REDIRECT);
     let elsewhere = Plan {

@@ -34,6 +34,8 @@ pub struct Known {
     /// What has ended, as it turned out, while the look-up was under way.
     ended: HashSet<Connection>,
     kernel: Connections,
+    /// Connections are opened without this thread, by the program in the kernel: each is asked for.
+    all: bool,
     counters: Arc<Counters>,
 }
 
@@ -47,6 +49,7 @@ impl Known {
             looked_since: None,
             ended: HashSet::new(),
             kernel,
+            all: false,
             counters,
         }
     }
@@ -54,6 +57,11 @@ impl Known {
     /// How many connections are remembered.
     pub fn count(&self) -> usize {
         self.flows.len()
+    }
+
+    /// Whether connections may be opened that this thread does not see.
+    pub fn set_all(&mut self, all: bool) {
+        self.all = all;
     }
 
     /// `new` takes the place of `old`.
@@ -73,7 +81,7 @@ impl Known {
     /// True if this host has the connection that a frame belongs to, a handshake with `sequence` included. Costs some microseconds
     /// where that is likely.
     pub fn has(&mut self, plan: &Plan, now: Instant, flow: &FlowKey, sequence: Option<u32>) -> bool {
-        if !self.flows.contains(flow) && !self.was_own(plan, flow) {
+        if !self.all && !self.flows.contains(flow) && !self.was_own(plan, flow) {
             return false;
         }
         match self.kernel.has(flow.into()) {

@@ -346,6 +346,7 @@ impl Count {
             Self::ForwardFailed => Some(bpf::Count::ForwardFailed),
             Self::Punted => Some(bpf::Count::Punted),
             Self::PlanChanged => Some(bpf::Count::PlanChanged),
+            Self::BytesAccepted => Some(bpf::Count::BytesAccepted),
             _ => None,
         }
     }

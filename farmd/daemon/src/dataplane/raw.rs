@@ -52,6 +52,9 @@ const MAX_FLOWS: usize = 1 << 20;
 /// Time between two log lines about a look-up that fails.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
+/// The loopback interface of every network namespace.
+const LOOPBACK: u32 = 1;
+
 /// Time that a frame takes from the program in the kernel to the stack, on a busy machine.
 const SETTLE: Duration = Duration::from_millis(2);
 
@@ -126,6 +129,7 @@ impl RawPlane {
             young: Vec::new(),
             young_until: None,
             look_up_at: None,
+            believed_from: None,
             standing: Arc::clone(&standing),
         };
         worker.judge.kernel = kernel;
@@ -216,6 +220,8 @@ struct Worker {
     young_until: Option<Instant>,
     /// When connections are looked up for the plan that waits.
     look_up_at: Option<Instant>,
+    /// Of look-ups that began earlier the answer is not whole.
+    believed_from: Option<Instant>,
     standing: Arc<Mutex<Standing>>,
 }
 
@@ -355,7 +361,11 @@ impl Worker {
         self.apply(plan);
         if change == Change::Closes {
             self.owes_report = true;
-            self.look_up();
+            if self.judge.kernel.as_ref().is_some_and(Kernel::is_at_work) {
+                self.settle();
+            } else {
+                self.look_up();
+            }
         } else if !self.owes_report {
             if self.known {
                 self.found = self.judge.known.held(&self.judge.plan);
@@ -377,21 +387,16 @@ impl Worker {
         for interface in &mut self.interfaces {
             self.judge.work_off(interface);
         }
-        self.work_tap();
+        if self.judge.kernel.as_ref().is_some_and(Kernel::is_at_work) {
+            self.judge.work_off_punted(&self.interfaces);
+        }
         let judged = began.elapsed();
         for interface in &mut self.interfaces {
             join_groups(&plan, interface);
         }
         self.install(&plan);
         let old = self.judge.swap(plan);
-        for interface in &mut self.interfaces {
-            set_filter(
-                &self.judge.plan,
-                self.judge.kernel.as_ref(),
-                &self.judge.counters,
-                interface,
-            );
-        }
+        self.set_filters();
         let filtered = began.elapsed();
         // Only from here on the new owner's filter passes what comes for it; all that came before was for the old one.
         self.record(&old);
@@ -410,7 +415,9 @@ impl Worker {
     /// Has the kernel judge by `plan`, which takes the place of the one at work. Buckets that have opened lately are told, so that what starts something in them
     /// comes to this thread, which knows what it has taken.
     fn install(&mut self, plan: &Plan) {
-        let Some(kernel) = &mut self.judge.kernel else { return };
+        if self.judge.kernel.is_none() {
+            return;
+        }
         let opened = change::opened(&self.judge.plan, plan);
         let now = Instant::now();
         if opened.iter().any(|set| !set.is_empty()) {
@@ -424,35 +431,62 @@ impl Worker {
             still.chain(opened.iter()).collect()
         });
         self.young = young.collect();
-        kernel.install(plan, &self.young);
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).in_kernel = kernel.taken().clone();
+        let young = self.young.clone();
+        self.install_with(plan, &young);
     }
 
     /// Until `next` takes its buckets away, what starts something in them comes to this thread, which notes it: the kernel answers it while the connections
     /// are looked up.
     fn watch_openings(&mut self, next: &Plan) {
-        let Some(kernel) = self.judge.kernel.as_mut().filter(|kernel| kernel.is_at_work()) else {
+        if !self.judge.kernel.as_ref().is_some_and(Kernel::is_at_work) {
             return;
-        };
+        }
         let closing = change::opened(next, &self.judge.plan);
         let watched = closing.iter().enumerate().map(|(i, closing)| {
             let young = self.young.get(i).into_iter().flat_map(BucketSet::iter);
             young.chain(closing.iter()).collect()
         });
-        kernel.install(&self.judge.plan, &watched.collect::<Vec<BucketSet>>());
-        let now = Instant::now();
-        self.judge.known.look_since(now);
-        // What the kernel has taken just before may not have reached the stack yet.
-        self.look_up_at = Some(now + SETTLE);
+        let watched: Vec<BucketSet> = watched.collect();
+        self.install_again(&watched);
+        self.settle();
     }
 
     /// No bucket has opened lately.
     fn grow_up(&mut self) {
         self.young_until = None;
         self.young = vec![BucketSet::default(); self.judge.plan.groups.len()];
-        if let Some(kernel) = &mut self.judge.kernel {
-            kernel.install(&self.judge.plan, &self.young);
+        let young = self.young.clone();
+        self.install_again(&young);
+    }
+
+    /// The plan at work, with other buckets young.
+    fn install_again(&mut self, young: &[BucketSet]) {
+        let plan = Arc::clone(&self.judge.plan);
+        self.install_with(&plan, young);
+        self.set_filters();
+    }
+
+    fn install_with(&mut self, plan: &Plan, young: &[BucketSet]) {
+        let Some(kernel) = &mut self.judge.kernel else { return };
+        kernel.install(plan, young);
+        self.judge.known.set_all(kernel.is_at_work());
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.in_kernel.clone_from(kernel.taken());
+    }
+
+    fn set_filters(&mut self) {
+        let (plan, kernel) = (&self.judge.plan, self.judge.kernel.as_ref());
+        for interface in &mut self.interfaces {
+            set_filter(plan, kernel, &self.judge.counters, interface);
         }
+    }
+
+    /// What the kernel takes until now may not have reached the stack yet: only a look-up that begins a little later counts.
+    fn settle(&mut self) {
+        let now = Instant::now();
+        self.judge.known.look_since(now);
+        self.believed_from = Some(now + SETTLE);
+        self.look_up_at = Some(now + SETTLE);
     }
 
     /// Takes the recorded connection requests out of their rings; `plan` says who was to answer them.
@@ -513,6 +547,11 @@ impl Worker {
             // Asked for a plan before this one.
             return self.look_up();
         }
+        if let Some(from) = self.believed_from.filter(|from| listed.began < *from) {
+            self.look_up_at = Some(from);
+            return;
+        }
+        self.believed_from = None;
         if let Some(kernel) = &mut self.judge.kernel {
             kernel.set_tracked(listed.tracked);
         }
@@ -569,9 +608,7 @@ impl Worker {
         }
         if self.look_up_at.is_some_and(|at| at <= now) {
             self.look_up_at = None;
-            if self.waiting.is_some() {
-                self.look_up();
-            }
+            self.look_up();
         }
         // While a plan waits openings are watched for it.
         if self.young_until.is_some_and(|at| at <= now) && self.waiting.is_none() {
@@ -596,7 +633,10 @@ impl Worker {
 
 /// The program in the kernel, with what it shares with this process.
 fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<Kernel, BpfError> {
-    let filter = Filter::load()?;
+    let mut filter = Filter::load()?;
+    // Before anybody relies on it: whether the kernel has such links at all.
+    filter.attach(LOOPBACK, "lo")?;
+    filter.detach(LOOPBACK);
     counters.include(filter.counters());
     let kernel = Kernel::new(filter, plan);
     lease.extend_to(kernel.lease());

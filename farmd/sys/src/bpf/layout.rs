@@ -40,10 +40,12 @@ pub enum Count {
     Punted,
     /// Dropped, because plans changed too fast under it.
     PlanChanged,
+    /// Bytes of frames that were accepted.
+    BytesAccepted,
 }
 
 /// Number of counters.
-pub const COUNTS: usize = 21;
+pub const COUNTS: usize = 22;
 
 /// Bits of a bucket.
 pub mod bucket {
@@ -141,14 +143,14 @@ pub struct Vip {
 }
 
 impl Vip {
-    pub(super) fn to_bytes(&self) -> [u8; VIP_LEN] {
+    pub(super) fn to_bytes(&self, epoch: u64) -> [u8; VIP_LEN] {
         let mut bytes = [0; VIP_LEN];
         bytes[0..8].copy_from_slice(&mac_word(self.service_mac).to_ne_bytes());
         bytes[8..16].copy_from_slice(&mac_word(self.own_mac).to_ne_bytes());
-        bytes[16..20].copy_from_slice(&1u32.to_ne_bytes());
-        bytes[20..22].copy_from_slice(&u16::from(self.directed).to_ne_bytes());
-        bytes[22..24].copy_from_slice(&self.entry_group.to_ne_bytes());
-        bytes[24..28].copy_from_slice(&u32::from(self.this).to_ne_bytes());
+        bytes[16..24].copy_from_slice(&epoch.to_ne_bytes());
+        bytes[24..26].copy_from_slice(&u16::from(self.directed).to_ne_bytes());
+        bytes[26..28].copy_from_slice(&self.entry_group.to_ne_bytes());
+        bytes[28..32].copy_from_slice(&u32::from(self.this).to_ne_bytes());
         bytes
     }
 }
