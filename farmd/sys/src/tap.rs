@@ -1,7 +1,7 @@
 //! A TAP device: an Ethernet interface of the host whose wire is this process.
 //!
 //! Owns the device, which lives as long as its handles, or on if [`TapHandle::set_persistent`] says so. The raw data plane writes accepted frames to it, and so gives them to
-//! the host's own stack; what the stack sends on it is thrown away. It never sets addresses or flags: that is
+//! the host's own stack; what is sent on it can be read, or thrown away. It never sets addresses or flags: that is
 //! [`crate::netlink`]'s.
 
 use std::fs::{File, OpenOptions};
