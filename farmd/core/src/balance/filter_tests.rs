@@ -244,17 +244,6 @@ fn frames() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// `words` words of IP options (no operation) put into an IPv4 frame.
-fn with_options(frame: &[u8], words: usize) -> Vec<u8> {
-    let mut longer = frame[..34].to_vec();
-    longer.extend(std::iter::repeat_n(1, words * 4));
-    longer.extend_from_slice(&frame[34..]);
-    longer[14] = 0x40 | (5 + words as u8);
-    let total = (longer.len() - 14) as u16;
-    longer[16..18].copy_from_slice(&total.to_be_bytes());
-    longer
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
