@@ -1,4 +1,5 @@
-//! The raw data plane: AF_PACKET ring in, TAP out, one thread.
+//! The data plane: AF_PACKET ring in, TAP out, one thread; ahead of it, where the kernel lets farmd, the program of [`super::kernel`], which leaves only to this
+//! thread what needs memory or a wait.
 //!
 //! The kernel's own receive path never sees VIP frames (an nf_tables rule drops them after the ring has got
 //! its copy); what the decision accepts is written to the TAP that carries the VIP, with its
@@ -11,6 +12,8 @@
 //! the next plan; what is another's by then is sent on to it. The connections found are the flow table for
 //! guarded and draining buckets; connections opened later in a guarded bucket are added as their first packet
 //! is accepted.
+
+mod in_kernel;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -25,7 +28,6 @@ use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_core::config::L2Mode;
 use farm_core::wire::heartbeat::{BucketSet, Requester};
-use farm_sys::bpf::{BpfError, Filter};
 use farm_sys::event_fd::EventFd;
 use tracing::{debug, info, warn};
 
@@ -37,7 +39,6 @@ use super::kernel::Kernel;
 use super::known::Known;
 use super::lister::{Listed, Lister};
 use super::replay::{Recorder, Timing};
-use super::taken::WATCH;
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice, Standing};
 use crate::event::{Event, EventSender, HeldGroup};
 
@@ -51,12 +52,6 @@ const RECOUNT_REST: u32 = 20;
 const MAX_FLOWS: usize = 1 << 20;
 /// Time between two log lines about a look-up that fails.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
-
-/// The loopback interface of every network namespace.
-const LOOPBACK: u32 = 1;
-
-/// Time that a frame takes from the program in the kernel to the stack, on a busy machine.
-const SETTLE: Duration = Duration::from_millis(2);
 
 /// Share of the processors that this thread asks for: some ten times that of an ordinary one.
 const NICE: i8 = -10;
@@ -98,7 +93,7 @@ impl RawPlane {
             }
         })?;
         let known = Known::new(Connections::open()?, Arc::clone(&counters));
-        let (kernel, problem) = match kernel(&plan, &lease, &counters) {
+        let (kernel, problem) = match in_kernel::kernel(&plan, &lease, &counters) {
             Ok(kernel) => (Some(kernel), None),
             Err(error) => {
                 info!(%error, "frames are captured and judged in user space");
@@ -412,83 +407,6 @@ impl Worker {
         debug!(version, ?judged, ?filtered, whole = ?began.elapsed(), "plan applied");
     }
 
-    /// Has the kernel judge by `plan`, which takes the place of the one at work. Buckets that have opened lately are told, so that what starts something in them
-    /// comes to this thread, which knows what it has taken.
-    fn install(&mut self, plan: &Plan) {
-        if self.judge.kernel.is_none() {
-            return;
-        }
-        let opened = change::opened(&self.judge.plan, plan);
-        let now = Instant::now();
-        if opened.iter().any(|set| !set.is_empty()) {
-            self.young_until = Some(now + WATCH);
-        }
-        let before = self.judge.plan.groups.iter().zip(std::mem::take(&mut self.young));
-        let before: Vec<(&str, BucketSet)> = before.map(|(group, set)| (group.name.as_str(), set)).collect();
-        let still = |name: &str| before.iter().find(|(known, _)| *known == name).map(|(_, set)| set);
-        let young = plan.groups.iter().zip(&opened).map(|(group, opened)| {
-            let still = still(&group.name).into_iter().flat_map(BucketSet::iter);
-            still.chain(opened.iter()).collect()
-        });
-        self.young = young.collect();
-        let young = self.young.clone();
-        self.install_with(plan, &young);
-    }
-
-    /// Until `next` takes its buckets away, what starts something in them comes to this thread, which notes it: the kernel answers it while the connections
-    /// are looked up.
-    fn watch_openings(&mut self, next: &Plan) {
-        if !self.judge.kernel.as_ref().is_some_and(Kernel::is_at_work) {
-            return;
-        }
-        let closing = change::opened(next, &self.judge.plan);
-        let watched = closing.iter().enumerate().map(|(i, closing)| {
-            let young = self.young.get(i).into_iter().flat_map(BucketSet::iter);
-            young.chain(closing.iter()).collect()
-        });
-        let watched: Vec<BucketSet> = watched.collect();
-        self.install_again(&watched);
-        self.settle();
-    }
-
-    /// No bucket has opened lately.
-    fn grow_up(&mut self) {
-        self.young_until = None;
-        self.young = vec![BucketSet::default(); self.judge.plan.groups.len()];
-        let young = self.young.clone();
-        self.install_again(&young);
-    }
-
-    /// The plan at work, with other buckets young.
-    fn install_again(&mut self, young: &[BucketSet]) {
-        let plan = Arc::clone(&self.judge.plan);
-        self.install_with(&plan, young);
-        self.set_filters();
-    }
-
-    fn install_with(&mut self, plan: &Plan, young: &[BucketSet]) {
-        let Some(kernel) = &mut self.judge.kernel else { return };
-        kernel.install(plan, young);
-        self.judge.known.set_all(kernel.is_at_work());
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.in_kernel.clone_from(kernel.taken());
-    }
-
-    fn set_filters(&mut self) {
-        let (plan, kernel) = (&self.judge.plan, self.judge.kernel.as_ref());
-        for interface in &mut self.interfaces {
-            set_filter(plan, kernel, &self.judge.counters, interface);
-        }
-    }
-
-    /// What the kernel takes until now may not have reached the stack yet: only a look-up that begins a little later counts.
-    fn settle(&mut self) {
-        let now = Instant::now();
-        self.judge.known.look_since(now);
-        self.believed_from = Some(now + SETTLE);
-        self.look_up_at = Some(now + SETTLE);
-    }
-
     /// Takes the recorded connection requests out of their rings; `plan` says who was to answer them.
     fn record(&mut self, plan: &Plan) {
         for interface in &mut self.interfaces {
@@ -629,18 +547,6 @@ impl Worker {
         self.responder
             .handle_timeout(now, &self.judge.plan, &mut self.interfaces);
     }
-}
-
-/// The program in the kernel, with what it shares with this process.
-fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<Kernel, BpfError> {
-    let mut filter = Filter::load()?;
-    // Before anybody relies on it: whether the kernel has such links at all.
-    filter.attach(LOOPBACK, "lo")?;
-    filter.detach(LOOPBACK);
-    counters.include(filter.counters());
-    let kernel = Kernel::new(filter, plan);
-    lease.extend_to(kernel.lease());
-    Ok(kernel)
 }
 
 fn set_program(interface: &Interface, program: &[filter::Insn]) -> io::Result<()> {
