@@ -160,9 +160,9 @@ INLINE int punt(const struct control *control)
 
 INLINE int accept(struct __sk_buff *skb, const struct control *control, __u32 why)
 {
-    count(why);
     if (skb_store_bytes(skb, 0, control->tap_mac, ETH_ALEN, 0))
-        return drop(FORWARD_FAILED);
+        return drop(TAP_FAILED);
+    count(why);
     add(BYTES_ACCEPTED, skb->len);
     return redirect(control->tap, BPF_F_INGRESS);
 }

@@ -60,6 +60,7 @@ enum count {
     PUNTED,
     PLAN_CHANGED,
     BYTES_ACCEPTED,
+    TAP_FAILED,
     COUNTS,
 };
 

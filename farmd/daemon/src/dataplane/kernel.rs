@@ -29,8 +29,6 @@ pub struct Kernel {
     attached: BTreeSet<u32>,
     /// Places of the virtual addresses in the tables.
     numbers: BTreeMap<(u32, IpAddr), u32>,
-    /// Virtual addresses that are judged in the kernel.
-    taken: BTreeSet<IpAddr>,
     /// Pages of rules that lie in each slot: rules hardly ever change.
     pages: Vec<Vec<Page>>,
 }
@@ -49,7 +47,6 @@ impl Kernel {
             },
             attached: BTreeSet::new(),
             numbers: BTreeMap::new(),
-            taken: BTreeSet::new(),
             pages: vec![Vec::new(); SLOTS as usize],
         }
     }
@@ -61,28 +58,28 @@ impl Kernel {
 
     /// True if frames for `addr` are judged in the kernel, and so none of what is captured of them counts.
     pub fn takes(&self, addr: IpAddr) -> bool {
-        self.taken.contains(&addr)
+        self.numbers.keys().any(|(_, taken)| *taken == addr)
     }
 
     /// True if some are.
     pub fn is_at_work(&self) -> bool {
-        !self.taken.is_empty()
+        !self.numbers.is_empty()
     }
 
     /// Addresses that are judged in the kernel.
-    pub fn taken(&self) -> &BTreeSet<IpAddr> {
-        &self.taken
+    pub fn taken(&self) -> BTreeSet<IpAddr> {
+        self.numbers.keys().map(|(_, addr)| *addr).collect()
     }
 
     /// Puts the program in the way of an interface; where that fails, frames are captured.
-    pub fn attach(&mut self, index: u32, name: &str) {
-        match self.filter.attach(index, name) {
-            Ok(()) => {
-                info!(interface = name, "frames are judged in the kernel (eBPF at tc ingress)");
-                self.attached.insert(index);
-            }
-            Err(error) => warn!(interface = name, %error, "frames are captured and judged in user space"),
-        }
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach(&mut self, index: u32, name: &str) -> Result<(), BpfError> {
+        self.filter.attach(index, name)?;
+        info!(interface = name, "frames are judged in the kernel (eBPF at tc ingress)");
+        self.attached.insert(index);
+        Ok(())
     }
 
     /// Takes the program off an interface.
@@ -121,7 +118,6 @@ impl Kernel {
             warn!(%error, %addr, "the kernel program");
         }
         self.numbers.remove(&(interface, addr));
-        self.taken.remove(&addr);
     }
 
     /// Judges by `plan` from now on, with `young` buckets of each group treated as such. Where the tables have no room for an address, or
@@ -157,7 +153,6 @@ impl Kernel {
         match self.filter.set_vip_number(interface, addr, Some(number)) {
             Ok(()) => {
                 self.numbers.insert((interface, addr), number);
-                self.taken.insert(addr);
             }
             Err(error) => warn!(%error, %addr, "frames are captured and judged in user space"),
         }

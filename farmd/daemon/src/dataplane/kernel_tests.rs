@@ -43,6 +43,9 @@ impl Bench {
         let kernel = ns.run(|| {
             let filter = match Filter::load() {
                 Ok(filter) => filter,
+                Err(error) if error.is_missing() && std::env::var_os("FARM_NEED_BPF").is_some() => {
+                    panic!("{error}, and FARM_NEED_BPF says that it must have one")
+                }
                 Err(error) if error.is_missing() || error.is_denied() => {
                     println!("the kernel's program is not looked at: {error}");
                     return None;
@@ -52,7 +55,7 @@ impl Bench {
             let mut kernel = Kernel::new(filter, seed);
             kernel.set_tap(Some((INTERFACE, TAP_MAC)));
             kernel.set_tracked(false);
-            kernel.attach(INTERFACE, "lo");
+            kernel.attach(INTERFACE, "lo").unwrap();
             kernel.lease().renew(u64::MAX);
             Some(kernel)
         })?;

@@ -347,6 +347,7 @@ impl Count {
             Self::Punted => Some(bpf::Count::Punted),
             Self::PlanChanged => Some(bpf::Count::PlanChanged),
             Self::BytesAccepted => Some(bpf::Count::BytesAccepted),
+            Self::TapFailed => Some(bpf::Count::TapFailed),
             _ => None,
         }
     }

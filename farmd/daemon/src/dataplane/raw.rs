@@ -303,9 +303,7 @@ impl Worker {
                     }
                 }
                 Command::Attach(mut interface) => {
-                    if let Some(kernel) = &mut self.judge.kernel {
-                        kernel.attach(interface.index, &interface.name);
-                    }
+                    self.attach_program(&interface);
                     set_filter(
                         &self.judge.plan,
                         self.judge.kernel.as_ref(),

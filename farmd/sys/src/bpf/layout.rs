@@ -42,10 +42,12 @@ pub enum Count {
     PlanChanged,
     /// Bytes of frames that were accepted.
     BytesAccepted,
+    /// Accepted, but the kernel could not address it to the TAP.
+    TapFailed,
 }
 
 /// Number of counters.
-pub const COUNTS: usize = 22;
+pub const COUNTS: usize = 23;
 
 /// Bits of a bucket.
 pub mod bucket {

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use farm_core::balance::plan::Plan;
 use farm_core::wire::heartbeat::BucketSet;
 use farm_sys::bpf::{BpfError, Filter};
+use tracing::warn;
 
 use super::{Worker, set_filter};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::taken::WATCH;
-use crate::dataplane::{Counters, Lease, change};
+use crate::dataplane::{Counters, Interface, Lease, change};
 
 /// The loopback interface of every network namespace.
 const LOOPBACK: u32 = 1;
@@ -31,6 +32,17 @@ pub(super) fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<
 }
 
 impl Worker {
+    /// Puts the program in the way of a service interface. Where that fails, whoever asks is told why its frames are captured.
+    pub(super) fn attach_program(&mut self, interface: &Interface) {
+        let Some(kernel) = &mut self.judge.kernel else { return };
+        let problem = kernel.attach(interface.index, &interface.name).err();
+        if let Some(error) = &problem {
+            warn!(interface = interface.name, %error, "frames are captured and judged in user space");
+        }
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        standing.problem = problem.map(|error| error.to_string());
+    }
+
     /// Has the kernel judge by `plan`, which takes the place of the one at work. Buckets that have opened lately are told, so that what starts something in them
     /// comes to this thread, which knows what it has taken.
     pub(super) fn install(&mut self, plan: &Plan) {
@@ -79,18 +91,18 @@ impl Worker {
     }
 
     /// The plan at work, with other buckets young.
-    pub(super) fn install_again(&mut self, young: &[BucketSet]) {
+    fn install_again(&mut self, young: &[BucketSet]) {
         let plan = Arc::clone(&self.judge.plan);
         self.install_with(&plan, young);
         self.set_filters();
     }
 
-    pub(super) fn install_with(&mut self, plan: &Plan, young: &[BucketSet]) {
+    fn install_with(&mut self, plan: &Plan, young: &[BucketSet]) {
         let Some(kernel) = &mut self.judge.kernel else { return };
         kernel.install(plan, young);
         self.judge.known.set_all(kernel.is_at_work());
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.in_kernel.clone_from(kernel.taken());
+        standing.in_kernel = kernel.taken();
     }
 
     pub(super) fn set_filters(&mut self) {
