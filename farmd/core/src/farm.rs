@@ -501,11 +501,15 @@ impl Farm {
             } else {
                 0
             };
+            let serves = |(node, peer): (&NodeId, &PeerGroup<'_>)| {
+                electorate.view.contains(*node) && peer.eligible && peer.report.weight > 0
+            };
+            let unserved = closed == Closed::No && weight == 0 && !peers.iter().any(serves);
             let around = Surroundings {
                 view: electorate.view,
                 coordinator: electorate.coordinator,
                 weight,
-                closed,
+                closed: if unserved { Closed::Unserved } else { closed },
                 unheard: electorate.unheard,
                 peers: &peers,
                 away: &away.held(name, i),
