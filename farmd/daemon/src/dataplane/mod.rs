@@ -73,6 +73,8 @@ pub trait DataPlane: Send + Sync {
     fn learn(&self, requester: Requester);
     /// Where frames are judged.
     fn standing(&self) -> Standing;
+    /// Has what is in the kernel stay at work until `until` when this ends, for the farmd that takes this process's place: nothing is open by the plan at work.
+    fn leave(&self, until: Instant);
     /// Ends it and waits until it has ended.
     fn stop(&mut self);
 }

@@ -71,8 +71,14 @@ impl Worker {
     }
 
     fn install_with(&mut self, plan: &Plan, young: &[BucketSet]) {
+        let follows = self.follows(plan);
         let Some(kernel) = &mut self.judge.kernel else { return };
-        kernel.install(plan, young);
+        if follows {
+            kernel.cover(plan);
+        } else {
+            kernel.install(plan, young);
+            kernel.succeed();
+        }
         self.judge.known.set_all(kernel.is_at_work());
         let taken = kernel.taken();
         self.stand(|standing| standing.in_kernel = taken);
