@@ -138,6 +138,8 @@ impl RawPlane {
             counted: false,
             follows_until: Instant::now() + FOLLOW_LIMIT,
             leaves: false,
+            punts_lost: 0,
+            punts_lost_told: None,
             standing: Arc::clone(&standing),
         };
         worker.judge.kernel = kernel;
@@ -240,6 +242,10 @@ struct Worker {
     follows_until: Instant,
     /// What is in the kernel is left to the next farmd.
     leaves: bool,
+    /// Frames that the TAP had no room for, when that was last looked at.
+    punts_lost: u64,
+    /// When that was last in the log.
+    punts_lost_told: Option<Instant>,
     standing: Arc<Mutex<Standing>>,
 }
 
@@ -353,6 +359,7 @@ impl Worker {
                         kernel.set_tap(tap.as_ref().map(|tap| (tap.tap.ifindex(), tap.mac)));
                     }
                     self.judge.tap = tap;
+                    self.punts_lost = self.punts_lost_by_now();
                 }
                 Command::Learn(requester) => self.responder.learn(requester),
                 Command::Listed(listed) => self.handle_listed(listed),
@@ -571,6 +578,7 @@ impl Worker {
                 self.judge.read_statistics(interface);
             }
             self.watch_program();
+            self.count_lost_punts();
             self.succeed();
         }
         if self.record_at.is_some_and(|at| at <= now) {
