@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_sys::bpf::{Attachment, BpfError, Filter};
+use farm_sys::interface;
 use tracing::{debug, info, warn};
 
 use super::Worker;
@@ -148,6 +149,8 @@ impl Worker {
         }
         match kernel.is_in_place(index) {
             Ok(true) => return false,
+            // It went with its interface, which is looked after elsewhere.
+            Ok(false) if interface::index(name).ok() != Some(index) => return false,
             Ok(false) => {}
             Err(error) => {
                 debug!(%error, interface = name, "where the program is");
