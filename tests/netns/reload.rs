@@ -1,14 +1,19 @@
 //! farmd is restarted in place, on every node, while clients are connected and connect: nobody notices.
 
+use std::fs;
 use std::net::SocketAddrV4;
-use std::time::Duration;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use farm_core::api::exit;
 use farm_lab::hold::{HoldConfig, Holder};
+use farm_lab::process::spawn_kept;
 use farm_lab::space::Space;
 use farm_lab::{Lab, LabConfig, MODULE, Mode, Node, VIP, wait_until};
 
-use crate::common::{counter, farm_of, mentions, own_row, patient_clients, shell_ok};
+use crate::common::{counter, farm_of, install, mentions, own_row, patient_clients, program, shell_ok, start};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
@@ -227,4 +232,67 @@ fn reload_of_a_farmd_loses_no_frame_of_a_connection_of_its_node() {
         no_frame_is_lost(3, Mode::Directed, attach);
     }
     no_frame_is_lost(3, Mode::Invisible, "tcx");
+}
+
+/// What takes farmd's place never judges anything: what was left in the kernel accepts until its lease ends, and nothing from then on.
+#[test]
+fn reload_into_a_program_that_hangs_ends_in_closed() {
+    let lab = Lab::new(LabConfig {
+        plane: "bpf",
+        attach: "tcx",
+        ..farm_of(1)
+    });
+    let lab = lab.expect("a lab can be built");
+    let node = &lab.nodes[0];
+    // A farmd whose file can be replaced.
+    let bin = node.dirs().base.join("bin");
+    fs::create_dir(&bin).expect("a folder");
+    for name in ["farmd", "farm"] {
+        fs::copy(program(name), bin.join(name)).expect("a program");
+    }
+    let log = fs::File::create(node.dirs().base.join("farmd.log")).expect("a file");
+    let mut command = node.command(&bin.join("farmd")).expect("the node has power");
+    command.stderr(log).process_group(0);
+    let mut outer = spawn_kept(command).expect("farmd starts");
+    node.wait_farmd(Duration::from_secs(10)).expect("it answers");
+    install(&lab, node, &|_, module| module);
+    start(&lab, MODULE);
+    let hold = HoldConfig {
+        limit: Duration::from_secs(2),
+        ..HoldConfig::new(WEB, 20)
+    };
+    let holder = Holder::start(&lab.client, hold).expect("connections can be held");
+    holder.wait_rounds(2, Duration::from_secs(30)).expect("they go on");
+
+    fs::write(bin.join("hung"), "#!/bin/sh\nexec sleep 60\n").expect("a script");
+    let runnable = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(bin.join("hung"), runnable).expect("a mode");
+    fs::rename(bin.join("hung"), bin.join("farmd")).expect("it takes farmd's place");
+    let left = Instant::now();
+    let mut command = node.command(&bin.join("farm")).expect("the node has power");
+    // Waits for a farmd that never answers.
+    command.arg("reload").stdout(Stdio::null()).process_group(0);
+    let mut asking = spawn_kept(command).expect("farm runs");
+    wait_until(Duration::from_secs(10), "farmd to be away", || {
+        node.log_text().contains("farmd has ended").then_some(())
+    })
+    .expect("it restarts");
+    holder
+        .wait_rounds(10, Duration::from_secs(7))
+        .expect("connections go on without a farmd");
+    wait_until(Duration::from_secs(20), "the lease to end", || {
+        (left.elapsed() > Duration::from_secs(13)).then_some(())
+    })
+    .expect("time passes");
+    let report = holder.stop().expect("the holder ends");
+    assert_eq!(report.broken().len(), 20, "{:?}", report.held);
+    for held in report.broken() {
+        let after = held.broken.as_ref().expect("it is broken").0 - left;
+        assert!(after > Duration::from_secs(8), "{after:?}");
+    }
+    drop(lab);
+    for child in [&mut asking, &mut outer] {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
 }
