@@ -402,7 +402,9 @@ impl Farm {
         }
         let heard = self.membership.heard(now);
         self.reports.retain(|peer, _| heard.contains(*peer));
-        let known = NodeSet::from_bits(heard.bits() | self.membership.view().bits());
+        // Who has left to be back at once goes on to have its connections, and gets their frames.
+        let away: NodeSet = self.away.nodes().collect();
+        let known = NodeSet::from_bits(heard.bits() | self.membership.view().bits() | away.bits());
         self.macs.retain(|peer, _| known.contains(*peer));
         for node in self.away.update(now, &self.reports) {
             self.events.push_back(Event::NotBack(node));
