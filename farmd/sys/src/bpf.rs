@@ -4,6 +4,7 @@
 //! business. Built in if there was a clang; [`Filter::load`] says what is missing otherwise.
 
 mod layout;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun, TestRunOptions};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader};
 
 pub use layout::{
@@ -183,7 +184,10 @@ pub struct DryRun {
 pub struct Filter {
     ebpf: Ebpf,
     shared: Arc<Shared>,
+    /// Held open, as all tables are: programs that are loaded later refer to its descriptor.
+    _control: Map,
     links: BTreeMap<u32, SchedClassifierLink>,
+    early: BTreeMap<u32, xdp::Early>,
     numbers: HashMap<MapData, [u8; layout::KEY_LEN], u32>,
     vips: Array<MapData, [u8; layout::VIP_LEN]>,
     peers: Array<MapData, [u64; layout::PEERS_LEN]>,
@@ -227,7 +231,9 @@ impl Filter {
         let shared = Shared::map(data).map_err(|e| failed("the control block cannot be mapped", &e))?;
         Ok(Self {
             shared: Arc::new(shared),
+            _control: control,
             links: BTreeMap::new(),
+            early: BTreeMap::new(),
             numbers: typed(&mut ebpf, "VIP_NUMBERS")?,
             vips: typed(&mut ebpf, "VIPS")?,
             peers: typed(&mut ebpf, "PEERS")?,
@@ -360,20 +366,27 @@ impl Filter {
     /// # Errors
     /// What the kernel says, also to a frame of fewer than 14 bytes.
     pub fn dry_run(&mut self, frame: &[u8], repeat: u32) -> Result<DryRun, BpfError> {
-        let mut out = vec![0; frame.len().max(64) + 256];
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.data_out = Some(&mut out);
-        options.repeat = repeat;
-        let program = self.program()?;
-        let result = program.test_run(options).map_err(|e| failed("a dry run", &e))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(DryRun {
-            code: result.return_value.cast_signed(),
-            frame: out,
-            nanos: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
-        })
+        dry_run(self.program()?, frame, repeat)
     }
+}
+
+/// [`Filter::dry_run`] of any program.
+fn dry_run<P>(program: &P, frame: &[u8], repeat: u32) -> Result<DryRun, BpfError>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let mut out = vec![0; frame.len().max(64) + 256];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.data_out = Some(&mut out);
+    options.repeat = repeat;
+    let result = program.test_run(options).map_err(|e| failed("a dry run", &e))?;
+    out.truncate(result.data_size_out as usize);
+    Ok(DryRun {
+        code: result.return_value.cast_signed(),
+        frame: out,
+        nanos: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
+    })
 }
 
 /// Where plan number `epoch` lies.
