@@ -24,3 +24,4 @@ mod replay;
 mod serving;
 mod tools;
 mod wire;
+mod xdp;

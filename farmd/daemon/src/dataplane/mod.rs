@@ -7,6 +7,7 @@
 pub mod arp;
 pub mod change;
 pub mod connections;
+pub mod early;
 pub mod half_open;
 pub mod judge;
 pub mod kernel;
@@ -84,6 +85,8 @@ pub struct Standing {
     pub in_kernel: BTreeSet<IpAddr>,
     /// Why none can be, if so.
     pub problem: Option<String>,
+    /// For each of these addresses, whether XDP is ahead of the kernel's decision, or why not.
+    pub early: BTreeMap<IpAddr, String>,
 }
 
 impl Standing {
@@ -92,12 +95,16 @@ impl Standing {
         let (kernel, user): (Vec<&IpAddr>, Vec<&IpAddr>) = vips.iter().partition(|vip| self.in_kernel.contains(*vip));
         let names = |vips: &[&IpAddr]| vips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         match (kernel.is_empty(), user.is_empty()) {
-            (_, true) if !kernel.is_empty() => ("bpf".to_owned(), "eBPF at tc ingress".to_owned()),
+            (_, true) if !kernel.is_empty() => (
+                "bpf".to_owned(),
+                format!("eBPF at tc ingress{}", self.tell_early(&kernel)),
+            ),
             (false, false) => (
                 "bpf, raw".to_owned(),
                 format!(
-                    "eBPF at tc ingress for {}; {} in user space: no room in the kernel's tables",
+                    "eBPF at tc ingress for {}{}; {} in user space: no room in the kernel's tables",
                     names(&kernel),
+                    self.tell_early(&kernel),
                     names(&user)
                 ),
             ),
@@ -110,6 +117,12 @@ impl Standing {
                 ("raw".to_owned(), why)
             }
         }
+    }
+
+    /// Of XDP, once for each interface.
+    fn tell_early(&self, vips: &[&IpAddr]) -> String {
+        let early: BTreeSet<&String> = vips.iter().filter_map(|vip| self.early.get(*vip)).collect();
+        early.into_iter().map(|text| format!("; {text}")).collect()
     }
 }
 
@@ -421,6 +434,11 @@ mod tests {
         let standing = |in_kernel: &[IpAddr], problem: Option<&str>| Standing {
             in_kernel: in_kernel.iter().copied().collect(),
             problem: problem.map(str::to_owned),
+            ..Standing::default()
+        };
+        let early = |of: &[(usize, &str)]| Standing {
+            early: of.iter().map(|(i, text)| (vips[*i], (*text).to_owned())).collect(),
+            ..standing(&vips, None)
         };
         let tell = |standing: Standing, choice| {
             let (plane, why) = standing.tell(choice, &vips);
@@ -434,6 +452,20 @@ mod tests {
             (
                 tell(standing(&vips[..1], None), PlaneChoice::Auto),
                 "bpf, raw (eBPF at tc ingress for 198.18.0.20; 198.18.0.21 in user space: no room in the kernel's tables)",
+            ),
+            (
+                tell(
+                    early(&[(0, "XDP on eth0 (ixgbe)"), (1, "XDP on eth0 (ixgbe)")]),
+                    PlaneChoice::Auto,
+                ),
+                "bpf (eBPF at tc ingress; XDP on eth0 (ixgbe))",
+            ),
+            (
+                tell(
+                    early(&[(0, "XDP on eth0 (ixgbe)"), (1, "no XDP on br0: it is a bridge device")]),
+                    PlaneChoice::Bpf,
+                ),
+                "bpf (eBPF at tc ingress; XDP on eth0 (ixgbe); no XDP on br0: it is a bridge device)",
             ),
             (tell(standing(&[], None), PlaneChoice::Raw), "raw (as configured)"),
             (

@@ -103,6 +103,8 @@ impl Worker {
         self.judge.known.set_all(kernel.is_at_work());
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         standing.in_kernel = kernel.taken();
+        drop(standing);
+        self.steer_early(plan);
     }
 
     pub(super) fn set_filters(&mut self) {
