@@ -3,7 +3,9 @@
 //! Owns what `bpf/farm.bpf.c` has in the kernel, which goes away with it. It writes what it is given: which frames are whose is the daemon's
 //! business. Built in if there was a clang; [`Filter::load`] says what is missing otherwise.
 
+mod attach;
 mod layout;
+mod link;
 mod xdp;
 
 use std::collections::BTreeMap;
@@ -16,10 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun, TestRunOptions, TestRunResult};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader};
 
+pub use attach::{Attachment, Predecessor, remove_left_filters};
 pub use layout::{
     BUCKETS, COUNTS, Control, Count, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip, bucket, rule,
 };
@@ -186,8 +188,9 @@ pub struct Filter {
     shared: Arc<Shared>,
     /// Held open, as all tables are: programs that are loaded later refer to its descriptor.
     _control: Map,
-    links: BTreeMap<u32, SchedClassifierLink>,
     early: BTreeMap<u32, xdp::Early>,
+    attachment: Attachment,
+    places: BTreeMap<u32, attach::Place>,
     numbers: HashMap<MapData, [u8; layout::KEY_LEN], u32>,
     vips: Array<MapData, [u8; layout::VIP_LEN]>,
     peers: Array<MapData, [u64; layout::PEERS_LEN]>,
@@ -200,7 +203,7 @@ pub struct Filter {
 impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Filter")
-            .field("links", &self.links.keys())
+            .field("places", &self.places)
             .finish_non_exhaustive()
     }
 }
@@ -232,8 +235,9 @@ impl Filter {
         Ok(Self {
             shared: Arc::new(shared),
             _control: control,
-            links: BTreeMap::new(),
             early: BTreeMap::new(),
+            attachment: Attachment::Tcx,
+            places: BTreeMap::new(),
             numbers: typed(&mut ebpf, "VIP_NUMBERS")?,
             vips: typed(&mut ebpf, "VIPS")?,
             peers: typed(&mut ebpf, "PEERS")?,
@@ -243,36 +247,6 @@ impl Filter {
             counters: KernelCounters(Arc::new(typed(&mut ebpf, "COUNTERS")?)),
             ebpf,
         })
-    }
-
-    /// Puts the program in the way of what comes in on the interface with this index, as a tcx link: it leaves when it is detached, with this
-    /// value, and with the process.
-    ///
-    /// # Errors
-    /// What the kernel says; one older than 6.6 has no such links.
-    pub fn attach(&mut self, ifindex: u32, name: &str) -> Result<(), BpfError> {
-        if self.links.contains_key(&ifindex) {
-            return Ok(());
-        }
-        let fail = |e: &dyn std::error::Error| {
-            failed(
-                &format!("the program cannot be attached to {name} (tcx needs Linux 6.6)"),
-                e,
-            )
-        };
-        let program = self.program()?;
-        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = program
-            .attach_with_options(name, TcAttachType::Ingress, order)
-            .map_err(|e| fail(&e))?;
-        let link = program.take_link(id).map_err(|e| fail(&e))?;
-        self.links.insert(ifindex, link);
-        Ok(())
-    }
-
-    /// Takes the program off the interface.
-    pub fn detach(&mut self, ifindex: u32) {
-        self.links.remove(&ifindex);
     }
 
     fn program(&mut self) -> Result<&mut SchedClassifier, BpfError> {

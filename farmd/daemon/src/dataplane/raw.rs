@@ -15,6 +15,7 @@
 
 mod early;
 mod in_kernel;
+mod in_place;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -94,7 +95,7 @@ impl RawPlane {
             }
         })?;
         let known = Known::new(Connections::open()?, Arc::clone(&counters));
-        let (kernel, problem) = match in_kernel::kernel(&plan, &lease, &counters) {
+        let (kernel, problem) = match in_place::kernel(&plan, &lease, &counters) {
             Ok(kernel) => (Some(kernel), None),
             Err(error) => {
                 info!(%error, "frames are captured and judged in user space");
@@ -324,10 +325,13 @@ impl Worker {
                     for interface in self.interfaces.iter().filter(|i| i.index == index) {
                         self.judge.read_statistics(interface);
                     }
+                    let gone = self
+                        .interfaces
+                        .iter()
+                        .find(|i| i.index == index)
+                        .map(|i| i.name.clone());
                     self.interfaces.retain(|i| i.index != index);
-                    if let Some(kernel) = &mut self.judge.kernel {
-                        kernel.detach(index);
-                    }
+                    self.detach_program(index, gone.as_deref());
                 }
                 Command::Tap(tap) => {
                     if let Some(kernel) = &mut self.judge.kernel {
@@ -546,6 +550,7 @@ impl Worker {
             for interface in &self.interfaces {
                 self.judge.read_statistics(interface);
             }
+            self.watch_program();
         }
         if self.record_at.is_some_and(|at| at <= now) {
             let plan = Arc::clone(&self.judge.plan);

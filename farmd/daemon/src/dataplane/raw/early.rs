@@ -4,7 +4,6 @@
 //! An interface that has it is worked as before: what XDP passes up meets the program at tc, and without XDP that one judges every frame.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 use std::time::Instant;
 
 use farm_core::balance::plan::Plan;
@@ -178,7 +177,6 @@ impl Worker {
         self.early
             .retain(|index, _| interfaces.iter().any(|interface| interface.index == *index));
         self.early_at = self.early.values().filter_map(Early::next_at).min();
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.early = told;
+        self.stand(|standing| standing.early = told);
     }
 }
