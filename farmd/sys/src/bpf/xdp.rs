@@ -17,7 +17,7 @@ const PROGRAMS: [&str; 2] = ["farm_early", "farm_early_drop"];
 #[derive(Debug)]
 pub(super) struct Early {
     // Detaches when it is dropped.
-    _link: XdpLink,
+    link: XdpLink,
     sends: bool,
 }
 
@@ -40,12 +40,16 @@ impl Filter {
             }
             failed
         };
+        let before = self.early.remove(&ifindex);
         let program = self.early_program(sends)?;
-        let id = program
-            .attach_to_if_index(ifindex, XdpMode::Driver)
-            .map_err(|e| fail(&e))?;
+        let id = match before {
+            // In one step, and without a word to the driver.
+            Some(early) => program.attach_to_link(early.link),
+            None => program.attach_to_if_index(ifindex, XdpMode::Driver),
+        };
+        let id = id.map_err(|e| fail(&e))?;
         let link = program.take_link(id).map_err(|e| fail(&e))?;
-        self.early.insert(ifindex, Early { _link: link, sends });
+        self.early.insert(ifindex, Early { link, sends });
         Ok(())
     }
 
