@@ -13,6 +13,7 @@
 //! guarded and draining buckets; connections opened later in a guarded bucket are added as their first packet
 //! is accepted.
 
+mod early;
 mod in_kernel;
 mod in_place;
 
@@ -141,6 +142,8 @@ impl RawPlane {
             punts_lost: 0,
             punts_lost_told: None,
             standing: Arc::clone(&standing),
+            early: early::Earlies::new(),
+            early_at: None,
         };
         worker.judge.kernel = kernel;
         let thread = thread::Builder::new()
@@ -247,6 +250,9 @@ struct Worker {
     /// When that was last in the log.
     punts_lost_told: Option<Instant>,
     standing: Arc<Mutex<Standing>>,
+    /// What has become of XDP on each interface, and when the next step is due.
+    early: early::Earlies,
+    early_at: Option<Instant>,
 }
 
 impl Worker {
@@ -269,6 +275,7 @@ impl Worker {
                 self.record_at,
                 self.young_until.filter(|_| self.waiting.is_none()),
                 self.look_up_at,
+                self.early_at,
                 self.responder.next_at(),
                 Some(self.statistics_at),
             ];
@@ -567,6 +574,10 @@ impl Worker {
         if self.look_up_at.is_some_and(|at| at <= now) {
             self.look_up_at = None;
             self.look_up();
+        }
+        if self.early_at.is_some_and(|at| at <= now) {
+            let plan = Arc::clone(&self.judge.plan);
+            self.steer_early(&plan);
         }
         // While a plan waits openings are watched for it.
         if self.young_until.is_some_and(|at| at <= now) && self.waiting.is_none() {

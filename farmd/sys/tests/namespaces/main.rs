@@ -20,3 +20,4 @@ mod packet_ring;
 mod sock_diag;
 mod tap;
 mod vip;
+mod xdp;
