@@ -28,6 +28,7 @@ use farm_core::balance::plan::Plan;
 use farm_core::config::PlaneChoice;
 use farm_core::wire::heartbeat::Requester;
 use farm_sys::bpf::{self, KernelCounters, KernelLease};
+use kernel::tables::NoRoom;
 
 /// A service interface that is ready to be worked with.
 #[derive(Debug)]
@@ -86,6 +87,8 @@ pub struct Standing {
     pub attachment: Option<bpf::Attachment>,
     /// Why none can be, if so.
     pub problem: Option<String>,
+    /// Virtual addresses for which the kernel's tables have no room, and why.
+    pub refused: BTreeMap<IpAddr, NoRoom>,
     /// Service interfaces that have no program, by name, and why.
     pub captured: BTreeMap<String, String>,
 }
@@ -95,28 +98,28 @@ impl Standing {
     pub fn tell(&self, choice: PlaneChoice, vips: &[IpAddr]) -> (String, String) {
         let (kernel, user): (Vec<&IpAddr>, Vec<&IpAddr>) = vips.iter().partition(|vip| self.in_kernel.contains(*vip));
         let names = |vips: &[&IpAddr]| vips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let captured = || self.captured.values().cloned().collect::<Vec<_>>().join("; ");
+        let mut reasons: Vec<String> = self.captured.values().cloned().collect();
+        reasons.extend(user.iter().filter_map(|vip| Some(self.refused.get(*vip)?.to_string())));
+        reasons.dedup();
+        let captured = (!reasons.is_empty()).then(|| reasons.join("; "));
         let way = self.attachment.map_or(String::new(), |way| format!(", {way}"));
         match (kernel.is_empty(), user.is_empty()) {
             (_, true) if !kernel.is_empty() => ("bpf".to_owned(), format!("eBPF at tc ingress{way}")),
-            (false, false) => {
-                let why = Some(captured()).filter(|why| !why.is_empty());
-                (
-                    "bpf, raw".to_owned(),
-                    format!(
-                        "eBPF at tc ingress{way} for {}; {} in user space: {}",
-                        names(&kernel),
-                        names(&user),
-                        why.unwrap_or_else(|| "no room in the kernel's tables".to_owned()),
-                    ),
-                )
-            }
+            (false, false) => (
+                "bpf, raw".to_owned(),
+                format!(
+                    "eBPF at tc ingress{way} for {}; {} in user space: {}",
+                    names(&kernel),
+                    names(&user),
+                    captured.as_deref().unwrap_or("the kernel did not take them"),
+                ),
+            ),
             _ => {
-                let why = match (choice, &self.problem) {
-                    (PlaneChoice::Raw, _) => "as configured".to_owned(),
-                    (_, Some(problem)) => problem.clone(),
-                    (_, None) if !self.captured.is_empty() => captured(),
-                    (_, None) => "no virtual address is served here".to_owned(),
+                let why = match (choice, &self.problem, captured) {
+                    (PlaneChoice::Raw, ..) => "as configured".to_owned(),
+                    (_, Some(problem), _) => problem.clone(),
+                    (_, None, Some(captured)) => captured,
+                    (_, None, None) => "no virtual address is served here".to_owned(),
                 };
                 ("raw".to_owned(), why)
             }
@@ -439,6 +442,10 @@ mod tests {
             problem: problem.map(str::to_owned),
             ..Standing::default()
         };
+        let full = |in_kernel: &[IpAddr]| Standing {
+            refused: BTreeMap::from([(vips[1], NoRoom::Groups)]),
+            ..standing(in_kernel, None)
+        };
         let mut taken_off = standing(&[], None);
         taken_off
             .captured
@@ -454,7 +461,15 @@ mod tests {
             ),
             (
                 tell(standing(&vips[..1], None), PlaneChoice::Auto),
-                "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: no room in the kernel's tables)",
+                "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: the kernel did not take them)",
+            ),
+            (
+                tell(full(&vips[..1]), PlaneChoice::Auto),
+                "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: the kernel's tables have room for the first 32 groups)",
+            ),
+            (
+                tell(full(&[]), PlaneChoice::Bpf),
+                "raw (the kernel's tables have room for the first 32 groups)",
             ),
             (tell(standing(&[], None), PlaneChoice::Raw), "raw (as configured)"),
             (tell(taken_off, PlaneChoice::Auto), "raw (eth0 takes none)"),

@@ -74,8 +74,11 @@ impl Worker {
         let Some(kernel) = &mut self.judge.kernel else { return };
         kernel.install(plan, young);
         self.judge.known.set_all(kernel.is_at_work());
-        let taken = kernel.taken();
-        self.stand(|standing| standing.in_kernel = taken);
+        let (taken, refused) = (kernel.taken(), kernel.refused().clone());
+        self.stand(|standing| {
+            standing.in_kernel = taken;
+            standing.refused = refused;
+        });
     }
 
     pub(super) fn set_filters(&mut self) {
