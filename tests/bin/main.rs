@@ -6,6 +6,7 @@
 mod bench;
 mod chaos;
 mod demo;
+mod plan_time;
 mod screen;
 mod stop;
 mod up;
@@ -66,6 +67,12 @@ enum Command {
         #[arg(long)]
         vip: Vec<Ipv4Addr>,
     },
+    /// Time a plan: compute it for 32 nodes and put it into the kernel's tables
+    PlanTime {
+        /// Write every figure to this file as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Run a farm with nginx to play with, until Ctrl-C
     Up {
         /// Number of servers
@@ -106,6 +113,7 @@ fn main() -> ExitCode {
     let result = match args.command {
         Command::Demo { once, nodes, mode } => demo::run(once, nodes.into(), mode.into()),
         Command::Bench { rounds, seconds, json } => bench::run(rounds.into(), seconds.into(), json.as_deref()),
+        Command::PlanTime { json } => plan_time::run(json.as_deref()),
         Command::Up { nodes, mode, routed } => up::run(nodes.into(), mode.into(), routed),
         Command::Chaos(args) => chaos::run(&args),
         // Served above: it is a program of its own, which any signal ends at once.

@@ -12,6 +12,7 @@ mod origin;
 mod publish;
 mod rate;
 mod reload;
+mod rules;
 mod share;
 mod sight;
 mod status;

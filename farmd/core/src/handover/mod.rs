@@ -256,7 +256,11 @@ impl Handover {
 
     /// Where this node stands, as far as the next step depends on it.
     pub fn phase(&self) -> Phase {
-        match (self.closed != Closed::No, self.closing.is_some(), self.pending.is_some()) {
+        match (
+            self.closed != Closed::No,
+            self.closing.is_some(),
+            self.pending.is_some(),
+        ) {
             (false, false, false) => Phase::Steady,
             (false, true, false) => Phase::Yielding,
             (false, true, true) => Phase::Releasing,
