@@ -245,8 +245,7 @@ impl Kernel {
         Ok(numbers)
     }
 
-    /// The program, for tests that run it on single frames.
-    #[cfg(test)]
+    /// The program, for tests and measurements that run it on single frames.
     pub fn filter(&mut self) -> &mut Filter {
         &mut self.filter
     }
