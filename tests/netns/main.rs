@@ -26,3 +26,4 @@ mod replay;
 mod serving;
 mod tools;
 mod wire;
+mod xdp;

@@ -174,12 +174,7 @@ int farm_ingress(struct __sk_buff *skb)
     return verdict;
 }
 
-/* What a program costs that does nothing: measurements take it off. */
-SEC("classifier")
-int farm_nothing(struct __sk_buff *skb)
-{
-    (void)skb;
-    return TC_ACT_SHOT;
-}
+#include "nothing.h"
+#include "xdp.h"
 
 char LICENSE[] SEC("license") = "GPL";

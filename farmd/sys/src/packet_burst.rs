@@ -12,6 +12,9 @@ use crate::sockopt;
 /// Most frames of one call.
 pub const MAX_BURST: usize = 128;
 
+/// Memory for frames on their way (the kernel doubles it): some 80 short ones, fewer than the queues they may have to wait in have room for.
+const ON_THEIR_WAY: libc::c_int = 32 << 10;
+
 /// The socket.
 #[derive(Debug)]
 pub struct PacketBurst {
@@ -29,6 +32,8 @@ impl PacketBurst {
             .map_err(|error| sockopt::context(&error, "cannot open a packet socket"))?;
         sockopt::set(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &1)
             .map_err(|error| sockopt::context(&error, "packet socket past the queueing discipline"))?;
+        sockopt::set(&socket, libc::SOL_SOCKET, libc::SO_SNDBUF, &ON_THEIR_WAY)
+            .map_err(|error| sockopt::context(&error, "packet socket's send buffer"))?;
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as libc::c_ushort,
             sll_protocol: 0,

@@ -42,6 +42,8 @@ const TRANSITION: f64 = 100.0;
 struct Case {
     name: &'static str,
     frame: Vec<u8>,
+    /// At XDP instead of tc.
+    early: bool,
     /// What one such frame raises, so that what is measured is what is said.
     counts: Option<usize>,
     goal: Option<f64>,
@@ -66,7 +68,7 @@ pub fn run(effort: Effort, say: Progress<'_>) -> Result<Outcome> {
     for round in 1..=rounds {
         say(&format!("round {round}/{rounds}"))?;
         for case in &mut steady {
-            case.values.push(judge.net_nanos(&case.frame, repeat)?);
+            case.values.push(case.measure(&mut judge, repeat)?);
         }
         idle.push(judge.idle_nanos(&steady[0].frame, repeat)?);
     }
@@ -80,7 +82,7 @@ pub fn run(effort: Effort, say: Progress<'_>) -> Result<Outcome> {
     check(&mut judge, &young)?;
     for _ in 0..rounds {
         for case in &mut young {
-            case.values.push(judge.net_nanos(&case.frame, repeat)?);
+            case.values.push(case.measure(&mut judge, repeat)?);
         }
     }
     let all: Vec<Case> = steady.into_iter().chain(young).collect();
@@ -123,9 +125,22 @@ impl Case {
         Self {
             name,
             frame,
+            early: false,
             counts,
             goal,
             values: Vec::new(),
+        }
+    }
+
+    /// The same at XDP.
+    fn early(self) -> Self {
+        Self { early: true, ..self }
+    }
+
+    fn measure(&self, judge: &mut Judge, repeat: u32) -> Result<f64> {
+        match self.early {
+            true => judge.net_nanos_early(&self.frame, repeat),
+            false => judge.net_nanos(&self.frame, repeat),
         }
     }
 }
@@ -208,7 +223,7 @@ fn steady(connections: &[Connected]) -> Result<Vec<Case>> {
     let reason = |reason: Reason| Reason::ALL.iter().position(|r| *r == reason);
     let (v4, v6) = (IpAddr::from(VIP), IpAddr::from(VIP6));
     let ack = |to: IpAddr, port: u16| way(to, port).tcp(Segment::Ack);
-    let case = |name, frame: Result<Vec<u8>>, of, goal| Ok(Case::new(name, frame?, of, goal));
+    let case = |name, frame: Result<Vec<u8>>, of, goal| -> Result<Case> { Ok(Case::new(name, frame?, of, goal)) };
     [
         case("TCP, owned", ack(v4, OWN), reason(Reason::Own), Some(STEADY)),
         case("TCP, foreign", ack(v4, FOREIGN), reason(Reason::Foreign), Some(STEADY)),
@@ -265,6 +280,15 @@ fn steady(connections: &[Connected]) -> Result<Vec<Case>> {
             reason(Reason::GuardedKnown),
             Some(TRANSITION),
         ),
+        case(
+            "XDP, TCP, foreign",
+            ack(v4, FOREIGN),
+            reason(Reason::Foreign),
+            Some(STEADY),
+        )
+        .map(Case::early),
+        case("XDP, TCP, owned: passed up", ack(v4, OWN), None, Some(STEADY)).map(Case::early),
+        case("XDP, TCP, not for a VIP", ack(OTHER.into(), OWN), None, None).map(Case::early),
     ]
     .into_iter()
     .collect()
@@ -273,7 +297,7 @@ fn steady(connections: &[Connected]) -> Result<Vec<Case>> {
 /// Each frame raises the counter that it is to raise.
 fn check(judge: &mut Judge, cases: &[Case]) -> Result<()> {
     for case in cases {
-        let counted = judge.counted(&case.frame)?;
+        let counted = judge.counted(&case.frame, case.early)?;
         let right = match case.counts {
             Some(one) => counted.contains(&one),
             None => counted.is_empty(),

@@ -8,7 +8,7 @@ use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep, TcpHeader};
 use farm_core::balance::assign::BucketMap;
 use farm_core::balance::hash::Seed;
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan, RulePlan, VipPlan};
-use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol};
+use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol, XdpChoice};
 use farm_core::id::{BUCKETS, MacAddr, NodeId};
 
 /// The address that all servers share: of a group, so that a host that gets it by flooding takes it to its stack whatever filters there.
@@ -136,6 +136,7 @@ pub fn plan(interface: u32, vips: &[IpAddr], rules: &[RulePlan], groups: Vec<Gro
         rules: rules.to_vec(),
         peers: BTreeMap::from([(PEER, PEER_MAC)]),
         choice: PlaneChoice::Bpf,
+        xdp: XdpChoice::Off,
         arp_reroute: None,
     };
     Plan {

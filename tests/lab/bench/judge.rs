@@ -86,6 +86,19 @@ impl Judge {
         Ok(whole as f64 - idle as f64)
     }
 
+    /// As [`Self::net_nanos`], at XDP: of the program there, without those of one that does nothing there.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn net_nanos_early(&mut self, frame: &[u8], repeat: u32) -> Result<f64> {
+        let Self { kernel, nothing, space } = self;
+        let (whole, idle) = space.run(|| -> Result<(u64, u64)> {
+            let whole = kernel.filter().dry_run_xdp(frame, repeat, false)?.nanos;
+            Ok((whole, nothing.dry_run_xdp(frame, repeat)?))
+        })?;
+        Ok(whole as f64 - idle as f64)
+    }
+
     /// Nanoseconds of the program that does nothing.
     ///
     /// # Errors
@@ -95,14 +108,17 @@ impl Judge {
         Ok(space.run(|| nothing.dry_run(frame, repeat))? as f64)
     }
 
-    /// The counters that one run for `frame` raises.
+    /// The counters that one run for `frame` raises, at tc or, if `early`, at XDP.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn counted(&mut self, frame: &[u8]) -> Result<Vec<usize>> {
+    pub fn counted(&mut self, frame: &[u8], early: bool) -> Result<Vec<usize>> {
         let Self { kernel, space, .. } = self;
         let before = kernel.filter().counters().read()?;
-        space.run(|| kernel.filter().dry_run(frame, 1))?;
+        space.run(|| match early {
+            false => kernel.filter().dry_run(frame, 1),
+            true => kernel.filter().dry_run_xdp(frame, 1, false),
+        })?;
         let after = kernel.filter().counters().read()?;
         Ok((0..COUNTS).filter(|i| after[*i] > before[*i]).collect())
     }

@@ -41,6 +41,8 @@ pub enum Filtering {
     Nothing,
     /// The farm's program at tc ingress.
     Farm,
+    /// The same, with the one at XDP ahead of it.
+    FarmEarly,
     /// An iptables rule in the `raw` table that drops everything for the address.
     IptablesRaw,
     /// iptables' `cluster` match.
@@ -49,7 +51,14 @@ pub enum Filtering {
 
 impl Filtering {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::None, Self::Nothing, Self::Farm, Self::IptablesRaw, Self::Cluster];
+    pub const ALL: [Self; 6] = [
+        Self::None,
+        Self::Nothing,
+        Self::Farm,
+        Self::FarmEarly,
+        Self::IptablesRaw,
+        Self::Cluster,
+    ];
 
     /// Its name.
     pub const fn name(self) -> &'static str {
@@ -57,6 +66,7 @@ impl Filtering {
             Self::None => "nothing attached",
             Self::Nothing => "tc, drops all at once",
             Self::Farm => "farm, bpf at tc",
+            Self::FarmEarly => "farm, bpf with XDP",
             Self::IptablesRaw => "iptables, raw table",
             Self::Cluster => "xt_cluster",
         }
@@ -130,7 +140,8 @@ impl Lane {
                 program.attach(NODE_LINK)?;
                 Ok(Kept::Nothing { _program: program })
             })?,
-            Filtering::Farm => farm(&receiver)?,
+            Filtering::Farm => farm(&receiver, false)?,
+            Filtering::FarmEarly => farm(&receiver, true)?,
             Filtering::IptablesRaw => {
                 let rule = format!("*raw\n-A PREROUTING -i {NODE_LINK} -d {VIP}/32 -j DROP\nCOMMIT\n");
                 receiver.iptables(&rule)?;
@@ -144,7 +155,10 @@ impl Lane {
         };
         if serving {
             // Where accepted frames come to the stack: from the TAP, or straight.
-            let device = if filtering == Filtering::Farm { TAP } else { "lo" };
+            let device = match filtering {
+                Filtering::Farm | Filtering::FarmEarly => TAP,
+                _ => "lo",
+            };
             receiver.ip(&[format!("address add {VIP}/32 dev {device}")])?;
         }
         let ports = [OWNED_PORT, FOREIGN_PORT];
@@ -269,7 +283,7 @@ pub fn backlog_drops() -> Result<u64> {
 /// Through it the farm's program gives accepted frames to the stack.
 const TAP: &str = "farm0";
 
-fn farm(receiver: &Space) -> Result<Kept> {
+fn farm(receiver: &Space, early: bool) -> Result<Kept> {
     let tap = receiver.run(|| Tap::create(TAP))?;
     receiver.sysctl(&format!("net.ipv4.conf.{TAP}.rp_filter"), "0")?;
     receiver.ip(&[format!("link set {TAP} arp off up")])?;
@@ -281,6 +295,9 @@ fn farm(receiver: &Space) -> Result<Kept> {
         kernel.set_tap(Some((tap.ifindex(), mac)));
         kernel.set_tracked(false);
         kernel.attach(link, NODE_LINK)?;
+        if early {
+            kernel.attach_early(link, NODE_LINK, false)?;
+        }
         kernel.lease().renew(u64::MAX);
         kernel.install(&plan, &[]);
         if !kernel.takes(IpAddr::V4(VIP)) {

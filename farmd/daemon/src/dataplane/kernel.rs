@@ -83,6 +83,19 @@ impl Kernel {
         Ok(())
     }
 
+    /// Puts the program at XDP ahead of the one that an interface has; if it `sends`, it sends on to members too.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach_early(&mut self, index: u32, name: &str, sends: bool) -> Result<(), BpfError> {
+        self.filter.attach_xdp(index, name, sends)
+    }
+
+    /// Takes the program at XDP off an interface.
+    pub fn detach_early(&mut self, index: u32) {
+        self.filter.detach_xdp(index);
+    }
+
     /// How the program is attached.
     pub fn attachment(&self) -> Attachment {
         self.filter.attachment()
@@ -110,8 +123,9 @@ impl Kernel {
         self.filter.attach(index, name).inspect_err(|_| self.detach(index))
     }
 
-    /// Takes the program off an interface.
+    /// Takes the programs off an interface.
     pub fn detach(&mut self, index: u32) {
+        self.filter.detach_xdp(index);
         self.filter.detach(index);
         self.attached.remove(&index);
         let left: Vec<(u32, IpAddr)> = self.numbers.keys().filter(|(i, _)| *i == index).copied().collect();

@@ -13,6 +13,7 @@
 //! guarded and draining buckets; connections opened later in a guarded bucket are added as their first packet
 //! is accepted.
 
+mod early;
 mod in_kernel;
 mod in_place;
 
@@ -127,6 +128,8 @@ impl RawPlane {
             look_up_at: None,
             believed_from: None,
             standing: Arc::clone(&standing),
+            early: early::Earlies::new(),
+            early_at: None,
         };
         worker.judge.kernel = kernel;
         let thread = thread::Builder::new()
@@ -219,6 +222,9 @@ struct Worker {
     /// Of look-ups that began earlier the answer is not whole.
     believed_from: Option<Instant>,
     standing: Arc<Mutex<Standing>>,
+    /// What has become of XDP on each interface, and when the next step is due.
+    early: early::Earlies,
+    early_at: Option<Instant>,
 }
 
 impl Worker {
@@ -241,6 +247,7 @@ impl Worker {
                 self.record_at,
                 self.young_until.filter(|_| self.waiting.is_none()),
                 self.look_up_at,
+                self.early_at,
                 self.responder.next_at(),
                 Some(self.statistics_at),
             ];
@@ -529,6 +536,10 @@ impl Worker {
         if self.look_up_at.is_some_and(|at| at <= now) {
             self.look_up_at = None;
             self.look_up();
+        }
+        if self.early_at.is_some_and(|at| at <= now) {
+            let plan = Arc::clone(&self.judge.plan);
+            self.steer_early(&plan);
         }
         // While a plan waits openings are watched for it.
         if self.young_until.is_some_and(|at| at <= now) && self.waiting.is_none() {

@@ -1,17 +1,18 @@
-//! The kernel program that drops every frame at once: what any program costs at the same place, to be taken off what ours costs.
+//! The kernel programs that drop every frame at once: what any program costs at the same place, to be taken off what ours cost.
 //!
-//! For measurements only; farmd never loads it.
+//! For measurements only; farmd never loads them.
 
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun, TestRunOptions};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp};
 use aya::{Ebpf, EbpfLoader};
 
-use super::{BpfError, OBJECT, failed};
+use super::{BpfError, OBJECT, dry_run, failed};
 
-/// Its name in the object.
+/// Their names in the object: at tc, and at XDP.
 const PROGRAM: &str = "farm_nothing";
+const EARLY: &str = "farm_nothing_early";
 
-/// The program in the kernel; it leaves with the value.
+/// The programs in the kernel; they leave with the value.
 pub struct Nothing(Ebpf);
 
 impl std::fmt::Debug for Nothing {
@@ -21,7 +22,7 @@ impl std::fmt::Debug for Nothing {
 }
 
 impl Nothing {
-    /// Loads it.
+    /// Loads them.
     ///
     /// # Errors
     /// As [`super::Filter::load`].
@@ -31,14 +32,13 @@ impl Nothing {
             .load(object)
             .map_err(|e| failed("the kernel does not take the program's tables", &e))?;
         let mut nothing = Self(ebpf);
-        nothing
-            .program()?
-            .load()
-            .map_err(|e| failed("the kernel does not take the program", &e))?;
+        let refused = |e| failed("the kernel does not take the program", &e);
+        nothing.program()?.load().map_err(refused)?;
+        nothing.early()?.load().map_err(refused)?;
         Ok(nothing)
     }
 
-    /// Puts it in the way of what comes in on the interface called `name`, as a tcx link.
+    /// Puts the one at tc in the way of what comes in on the interface called `name`, as a tcx link.
     ///
     /// # Errors
     /// What the kernel says.
@@ -49,16 +49,20 @@ impl Nothing {
         Ok(())
     }
 
-    /// Nanoseconds that it takes for `frame`, the mean of `repeat` dry runs.
+    /// Nanoseconds that the one at tc takes for `frame`, the mean of `repeat` dry runs.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn dry_run(&mut self, frame: &[u8], repeat: u32) -> Result<u64, BpfError> {
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.repeat = repeat;
-        let result = self.program()?.test_run(options).map_err(|e| failed("a dry run", &e))?;
-        Ok(u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX))
+        Ok(dry_run(self.program()?, frame, repeat)?.nanos)
+    }
+
+    /// The same for the one at XDP.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn dry_run_xdp(&mut self, frame: &[u8], repeat: u32) -> Result<u64, BpfError> {
+        Ok(dry_run(self.early()?, frame, repeat)?.nanos)
     }
 
     fn program(&mut self) -> Result<&mut SchedClassifier, BpfError> {
@@ -66,5 +70,12 @@ impl Nothing {
         program
             .and_then(|program| program.try_into().ok())
             .ok_or_else(|| BpfError::new(format!("there is no {PROGRAM} in the object")))
+    }
+
+    fn early(&mut self) -> Result<&mut Xdp, BpfError> {
+        let program = self.0.program_mut(EARLY);
+        program
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| BpfError::new(format!("there is no {EARLY} in the object")))
     }
 }

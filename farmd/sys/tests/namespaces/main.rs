@@ -19,3 +19,4 @@ mod packet_ring;
 mod sock_diag;
 mod tap;
 mod vip;
+mod xdp;

@@ -8,7 +8,12 @@ use crate::bench::{Effort, Figure, line};
 use crate::outcome::{Outcome, Plot, Progress, Table};
 
 /// The filters that are compared.
-const KINDS: [Filtering; 3] = [Filtering::None, Filtering::Farm, Filtering::Cluster];
+const KINDS: [Filtering; 4] = [
+    Filtering::None,
+    Filtering::Farm,
+    Filtering::FarmEarly,
+    Filtering::Cluster,
+];
 
 /// Frames of the pattern that is repeated: a share is told by tenths.
 const PATTERN: usize = 10;

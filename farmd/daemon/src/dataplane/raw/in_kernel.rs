@@ -76,6 +76,7 @@ impl Worker {
         self.judge.known.set_all(kernel.is_at_work());
         let taken = kernel.taken();
         self.stand(|standing| standing.in_kernel = taken);
+        self.steer_early(plan);
     }
 
     pub(super) fn set_filters(&mut self) {
