@@ -273,7 +273,10 @@ impl Node {
         }
         self.close_history();
         let _ = match self.legacy() {
-            Some(legacy) => self.effects.send(Effect::LeaveTo(legacy)),
+            Some(legacy) => {
+                self.leave_plane();
+                self.effects.send(Effect::LeaveTo(legacy))
+            }
             None => {
                 self.plane.apply(Arc::new(self.published.empty_plan()));
                 self.effects.send(Effect::Exit)

@@ -74,6 +74,8 @@ pub trait DataPlane: Send + Sync {
     fn learn(&self, requester: Requester);
     /// Where frames are judged.
     fn standing(&self) -> Standing;
+    /// Has what is in the kernel stay at work until `until` when this ends, for the farmd that takes this process's place: nothing is open by the plan at work.
+    fn leave(&self, until: Instant);
     /// Ends it and waits until it has ended.
     fn stop(&mut self);
 }
@@ -282,10 +284,12 @@ pub enum Count {
     PlanChanged,
     /// Times that somebody else has taken the program off an interface.
     ProgramLost,
+    /// Frames that the program in the kernel left to the daemon, lost because they came faster than they were read.
+    PuntLost,
 }
 
 impl Count {
-    const ALL: [Self; 36] = [
+    const ALL: [Self; 37] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -322,6 +326,7 @@ impl Count {
         Self::Punted,
         Self::PlanChanged,
         Self::ProgramLost,
+        Self::PuntLost,
     ];
 
     const fn name(self) -> &'static str {
@@ -362,6 +367,7 @@ impl Count {
             Self::Punted => "punted",
             Self::PlanChanged => "plan_changed",
             Self::ProgramLost => "program_lost",
+            Self::PuntLost => "punt_lost",
         }
     }
 

@@ -44,6 +44,7 @@ impl DataPlane for Shelf {
         *self.tap.lock().unwrap() = tap;
     }
     fn learn(&self, _: Requester) {}
+    fn leave(&self, _: std::time::Instant) {}
     fn stop(&mut self) {}
 }
 

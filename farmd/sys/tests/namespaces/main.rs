@@ -8,6 +8,7 @@
 
 mod lab;
 
+mod attach;
 mod conntrack;
 mod icmp;
 mod interface;
