@@ -9,7 +9,11 @@ use farmd::host::{self, DeviceOwner};
 use farmd::logwriter::{self, FLUSH_LIMIT};
 use farmd::script::Folders;
 use farmd::start::{self, Exit, Options};
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing::warn;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// The daemon of a farm: servers that share one virtual address.
 ///
@@ -49,18 +53,23 @@ fn main() -> ExitCode {
             return ExitCode::from(if usage { Exit::Usage as u8 } else { 0 });
         }
     };
-    let filter = EnvFilter::try_from_env("FARM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, problem) = filter(std::env::var("FARM_LOG").ok().as_deref());
     // Nothing on the way of a heartbeat or a packet may wait for whoever reads this output.
     match logwriter::start(std::io::stderr()) {
         Ok(writer) => tracing_subscriber::fmt()
-            .with_env_filter(filter)
+            .with_max_level(LevelFilter::TRACE)
             .with_writer(writer)
             .with_ansi(false)
+            .finish()
+            .with(filter)
             .init(),
         Err(error) => {
             eprintln!("farmd: no thread for the log can be started: {error}");
             return ExitCode::from(Exit::Failed as u8);
         }
+    }
+    if let Some(problem) = problem {
+        warn!("{problem}");
     }
     logwriter::tell_panics();
     let Arguments {
@@ -143,4 +152,36 @@ fn clean_up(folders: &Folders) -> ExitCode {
     } else {
         Exit::Failed as u8
     })
+}
+
+/// What goes to standard error by `FARM_LOG`, and what is wrong with that.
+fn filter(wanted: Option<&str>) -> (Targets, Option<String>) {
+    let usual = || Targets::new().with_default(LevelFilter::INFO);
+    match wanted.map(str::parse) {
+        None => (usual(), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (
+            usual(),
+            Some(format!("FARM_LOG is not understood, info counts: {error}")),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn the_filter_is_a_level_or_levels_by_module_and_info_if_it_is_neither() {
+        let (by_module, none) = filter(Some("info,farmd::dataplane=debug"));
+        assert!(by_module.would_enable("farmd::dataplane::raw", &Level::DEBUG) && none.is_none());
+        assert!(!by_module.would_enable("farmd::node", &Level::DEBUG));
+        assert!(filter(Some("debug")).0.would_enable("farmd", &Level::DEBUG));
+        let (usual, problem) = filter(Some("farmd=loud"));
+        assert!(usual.would_enable("farmd", &Level::INFO) && !usual.would_enable("farmd", &Level::DEBUG));
+        assert!(problem.is_some_and(|text| text.contains("FARM_LOG")));
+        assert!(filter(None).1.is_none());
+    }
 }

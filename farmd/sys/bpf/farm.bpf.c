@@ -221,6 +221,7 @@ int farm_ingress(struct __sk_buff *skb)
     return verdict;
 }
 
+#include "nothing.h"
 #include "xdp.h"
 
 char LICENSE[] SEC("license") = "GPL";

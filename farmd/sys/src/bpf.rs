@@ -6,6 +6,7 @@
 mod attach;
 mod layout;
 mod link;
+pub mod nothing;
 mod xdp;
 
 use std::collections::BTreeMap;
@@ -47,6 +48,13 @@ impl BpfError {
         Self {
             text: text.into(),
             kind: None,
+        }
+    }
+
+    fn missing() -> Self {
+        Self {
+            kind: Some(io::ErrorKind::NotFound),
+            ..Self::new("this farmd was built without clang, so it has no kernel program")
         }
     }
 
@@ -218,8 +226,7 @@ impl Filter {
     /// That it is not built in, that the kernel has no BPF or too old a one, or that the process may not load it (CAP_BPF and
     /// CAP_NET_ADMIN).
     pub fn load() -> Result<Self, BpfError> {
-        let object =
-            OBJECT.ok_or_else(|| BpfError::new("this farmd was built without clang, so it has no kernel program"))?;
+        let object = OBJECT.ok_or_else(BpfError::missing)?;
         let mut ebpf = EbpfLoader::new()
             .load(object)
             .map_err(|e| failed("the kernel does not take the program's tables", &e))?;

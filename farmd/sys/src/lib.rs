@@ -16,6 +16,7 @@ mod netlink_message;
 pub mod netns;
 pub mod nft;
 pub mod nic;
+pub mod packet_burst;
 pub mod packet_socket;
 pub mod poll;
 pub mod process;

@@ -401,8 +401,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// The program, for tests that run it on single frames.
-    #[cfg(test)]
+    /// The program, for tests and measurements that run it on single frames.
     pub fn filter(&mut self) -> &mut Filter {
         &mut self.filter
     }
