@@ -22,5 +22,6 @@ mod refusals;
 mod reload;
 mod replay;
 mod serving;
+mod signals;
 mod tools;
 mod wire;
