@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
+use farm_sys::process::Signal;
+use farm_sys::signal_fd::SignalFd;
 use farmd::effect::End;
 use farmd::host::{self, DeviceOwner};
 use farmd::logwriter::{self, FLUSH_LIMIT};
 use farmd::script::Folders;
 use farmd::start::{self, Exit, Options};
-use farm_sys::process::Signal;
-use farm_sys::signal_fd::SignalFd;
 use tracing_subscriber::EnvFilter;
 
 /// The daemon of a farm: servers that share one virtual address.

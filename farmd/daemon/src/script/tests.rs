@@ -175,7 +175,10 @@ fn it_starts_with_no_signal_blocked_however_many_farmd_blocks() {
     });
     let (outcome, output) = run.join().unwrap();
     assert_eq!(outcome, ScriptOutcome::Exited(0));
-    assert_eq!(output.split_whitespace().collect::<Vec<_>>(), ["SigBlk:", "0000000000000000"]);
+    assert_eq!(
+        output.split_whitespace().collect::<Vec<_>>(),
+        ["SigBlk:", "0000000000000000"]
+    );
 }
 
 #[test]
