@@ -14,6 +14,7 @@ use farm_core::balance::plan::Plan;
 use farm_core::config::{self, Boot, ClusterConfig};
 use farm_core::id::{Incarnation, NodeId};
 use farm_core::wire::auth::ClusterKey;
+use farm_sys::bpf::Predecessor;
 use farm_sys::event_fd::EventFd;
 use farm_sys::signal_fd::SignalFd;
 use farm_sys::{caps, interface, process};
@@ -116,6 +117,12 @@ pub fn run(options: &Options, signals: SignalFd) -> Result<End, StartError> {
     let commands = bind_commands(&cluster, this)?;
     let socket_path = folders.run.join("farmd.sock");
     let legacy = take_over(folders)?;
+    let left = Predecessor::find().unwrap_or_else(|error| {
+        warn!("{error}; frames are lost until this farmd judges them");
+        Predecessor::default()
+    });
+    // Without a legacy nobody may go on by the plan of before, and what was left of it ends here.
+    let before = if legacy.is_some() { left } else { Predecessor::default() };
     let clock = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_micros() as u64);
@@ -135,7 +142,7 @@ pub fn run(options: &Options, signals: SignalFd) -> Result<End, StartError> {
             this,
             key,
             incarnation,
-            (options.node.clone(), legacy),
+            (options.node.clone(), legacy, before),
             Bound {
                 heartbeats,
                 commands,
@@ -165,11 +172,11 @@ async fn serve(
     this: NodeId,
     key: ClusterKey,
     incarnation: Incarnation,
-    before: (Option<String>, Option<Legacy>),
+    before: (Option<String>, Option<Legacy>, Predecessor),
     bound: Bound,
 ) -> Result<End, StartError> {
     let failed = |what: &str, e: &dyn fmt::Display| fail(Exit::Failed, format!("{what}: {e}"));
-    let (named, legacy) = before;
+    let (named, legacy, program) = before;
     let journal = Journal::start(&folders.var).map_err(|e| failed("module logs", &e))?;
     let (history, problems) = History::load(&folders.var, journal.clone());
     problems.iter().for_each(|problem| warn!("history: {problem}"));
@@ -196,6 +203,7 @@ async fn serve(
         Arc::clone(&counters),
         events.clone(),
         timing,
+        program,
     )
     .map_err(|e| failed("data plane", &e))?;
     let plane: Arc<dyn DataPlane> = Arc::new(plane);

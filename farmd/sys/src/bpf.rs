@@ -3,7 +3,10 @@
 //! Owns what `bpf/farm.bpf.c` has in the kernel, which goes away with it. It writes what it is given: which frames are whose is the daemon's
 //! business. Built in if there was a clang; [`Filter::load`] says what is missing otherwise.
 
+mod attach;
 mod layout;
+mod link;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,10 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader};
 
+pub use attach::{Attachment, Predecessor, remove_left_filters};
 pub use layout::{
     BUCKETS, COUNTS, Control, Count, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip, bucket, rule,
 };
@@ -183,7 +186,11 @@ pub struct DryRun {
 pub struct Filter {
     ebpf: Ebpf,
     shared: Arc<Shared>,
-    links: BTreeMap<u32, SchedClassifierLink>,
+    /// Held open, as all tables are: programs that are loaded later refer to its descriptor.
+    _control: Map,
+    early: BTreeMap<u32, xdp::Early>,
+    attachment: Attachment,
+    places: BTreeMap<u32, attach::Place>,
     numbers: HashMap<MapData, [u8; layout::KEY_LEN], u32>,
     vips: Array<MapData, [u8; layout::VIP_LEN]>,
     peers: Array<MapData, [u64; layout::PEERS_LEN]>,
@@ -196,7 +203,7 @@ pub struct Filter {
 impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Filter")
-            .field("links", &self.links.keys())
+            .field("places", &self.places)
             .finish_non_exhaustive()
     }
 }
@@ -227,7 +234,10 @@ impl Filter {
         let shared = Shared::map(data).map_err(|e| failed("the control block cannot be mapped", &e))?;
         Ok(Self {
             shared: Arc::new(shared),
-            links: BTreeMap::new(),
+            _control: control,
+            early: BTreeMap::new(),
+            attachment: Attachment::Tcx,
+            places: BTreeMap::new(),
             numbers: typed(&mut ebpf, "VIP_NUMBERS")?,
             vips: typed(&mut ebpf, "VIPS")?,
             peers: typed(&mut ebpf, "PEERS")?,
@@ -237,36 +247,6 @@ impl Filter {
             counters: KernelCounters(Arc::new(typed(&mut ebpf, "COUNTERS")?)),
             ebpf,
         })
-    }
-
-    /// Puts the program in the way of what comes in on the interface with this index, as a tcx link: it leaves when it is detached, with this
-    /// value, and with the process.
-    ///
-    /// # Errors
-    /// What the kernel says; one older than 6.6 has no such links.
-    pub fn attach(&mut self, ifindex: u32, name: &str) -> Result<(), BpfError> {
-        if self.links.contains_key(&ifindex) {
-            return Ok(());
-        }
-        let fail = |e: &dyn std::error::Error| {
-            failed(
-                &format!("the program cannot be attached to {name} (tcx needs Linux 6.6)"),
-                e,
-            )
-        };
-        let program = self.program()?;
-        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = program
-            .attach_with_options(name, TcAttachType::Ingress, order)
-            .map_err(|e| fail(&e))?;
-        let link = program.take_link(id).map_err(|e| fail(&e))?;
-        self.links.insert(ifindex, link);
-        Ok(())
-    }
-
-    /// Takes the program off the interface.
-    pub fn detach(&mut self, ifindex: u32) {
-        self.links.remove(&ifindex);
     }
 
     fn program(&mut self) -> Result<&mut SchedClassifier, BpfError> {
@@ -360,20 +340,27 @@ impl Filter {
     /// # Errors
     /// What the kernel says, also to a frame of fewer than 14 bytes.
     pub fn dry_run(&mut self, frame: &[u8], repeat: u32) -> Result<DryRun, BpfError> {
-        let mut out = vec![0; frame.len().max(64) + 256];
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.data_out = Some(&mut out);
-        options.repeat = repeat;
-        let program = self.program()?;
-        let result = program.test_run(options).map_err(|e| failed("a dry run", &e))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(DryRun {
-            code: result.return_value.cast_signed(),
-            frame: out,
-            nanos: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
-        })
+        dry_run(self.program()?, frame, repeat)
     }
+}
+
+/// [`Filter::dry_run`] of any program.
+fn dry_run<P>(program: &P, frame: &[u8], repeat: u32) -> Result<DryRun, BpfError>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let mut out = vec![0; frame.len().max(64) + 256];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.data_out = Some(&mut out);
+    options.repeat = repeat;
+    let result = program.test_run(options).map_err(|e| failed("a dry run", &e))?;
+    out.truncate(result.data_size_out as usize);
+    Ok(DryRun {
+        code: result.return_value.cast_signed(),
+        frame: out,
+        nanos: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
+    })
 }
 
 /// Where plan number `epoch` lies.

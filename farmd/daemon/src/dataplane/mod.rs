@@ -7,6 +7,7 @@
 pub mod arp;
 pub mod change;
 pub mod connections;
+pub mod early;
 pub mod half_open;
 pub mod judge;
 pub mod kernel;
@@ -73,6 +74,8 @@ pub trait DataPlane: Send + Sync {
     fn learn(&self, requester: Requester);
     /// Where frames are judged.
     fn standing(&self) -> Standing;
+    /// Has what is in the kernel stay at work until `until` when this ends, for the farmd that takes this process's place: nothing is open by the plan at work.
+    fn leave(&self, until: Instant);
     /// Ends it and waits until it has ended.
     fn stop(&mut self);
 }
@@ -82,8 +85,14 @@ pub trait DataPlane: Send + Sync {
 pub struct Standing {
     /// Virtual addresses whose frames are judged in the kernel.
     pub in_kernel: BTreeSet<IpAddr>,
+    /// How the program gets its frames; `None` as long as it has none.
+    pub attachment: Option<bpf::Attachment>,
     /// Why none can be, if so.
     pub problem: Option<String>,
+    /// For each of these addresses, whether XDP is ahead of the kernel's decision, or why not.
+    pub early: BTreeMap<IpAddr, String>,
+    /// Service interfaces that have no program, by name, and why.
+    pub captured: BTreeMap<String, String>,
 }
 
 impl Standing {
@@ -91,25 +100,42 @@ impl Standing {
     pub fn tell(&self, choice: PlaneChoice, vips: &[IpAddr]) -> (String, String) {
         let (kernel, user): (Vec<&IpAddr>, Vec<&IpAddr>) = vips.iter().partition(|vip| self.in_kernel.contains(*vip));
         let names = |vips: &[&IpAddr]| vips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let captured = || self.captured.values().cloned().collect::<Vec<_>>().join("; ");
+        let way = self.attachment.map_or(String::new(), |way| format!(", {way}"));
         match (kernel.is_empty(), user.is_empty()) {
-            (_, true) if !kernel.is_empty() => ("bpf".to_owned(), "eBPF at tc ingress".to_owned()),
-            (false, false) => (
-                "bpf, raw".to_owned(),
-                format!(
-                    "eBPF at tc ingress for {}; {} in user space: no room in the kernel's tables",
-                    names(&kernel),
-                    names(&user)
-                ),
+            (_, true) if !kernel.is_empty() => (
+                "bpf".to_owned(),
+                format!("eBPF at tc ingress{way}{}", self.tell_early(&kernel)),
             ),
+            (false, false) => {
+                let why = Some(captured()).filter(|why| !why.is_empty());
+                (
+                    "bpf, raw".to_owned(),
+                    format!(
+                        "eBPF at tc ingress{way} for {}{}; {} in user space: {}",
+                        names(&kernel),
+                        self.tell_early(&kernel),
+                        names(&user),
+                        why.unwrap_or_else(|| "no room in the kernel's tables".to_owned()),
+                    ),
+                )
+            }
             _ => {
                 let why = match (choice, &self.problem) {
                     (PlaneChoice::Raw, _) => "as configured".to_owned(),
                     (_, Some(problem)) => problem.clone(),
+                    (_, None) if !self.captured.is_empty() => captured(),
                     (_, None) => "no virtual address is served here".to_owned(),
                 };
                 ("raw".to_owned(), why)
             }
         }
+    }
+
+    /// Of XDP, once for each interface.
+    fn tell_early(&self, vips: &[&IpAddr]) -> String {
+        let early: BTreeSet<&String> = vips.iter().filter_map(|vip| self.early.get(*vip)).collect();
+        early.into_iter().map(|text| format!("; {text}")).collect()
     }
 }
 
@@ -256,10 +282,14 @@ pub enum Count {
     Punted,
     /// Frames that the program in the kernel dropped because plans changed too fast under it.
     PlanChanged,
+    /// Times that somebody else has taken the program off an interface.
+    ProgramLost,
+    /// Frames that the program in the kernel left to the daemon, lost because they came faster than they were read.
+    PuntLost,
 }
 
 impl Count {
-    const ALL: [Self; 35] = [
+    const ALL: [Self; 37] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -295,6 +325,8 @@ impl Count {
         Self::ReplayOverflow,
         Self::Punted,
         Self::PlanChanged,
+        Self::ProgramLost,
+        Self::PuntLost,
     ];
 
     const fn name(self) -> &'static str {
@@ -334,6 +366,8 @@ impl Count {
             Self::ReplayOverflow => "replay_overflow",
             Self::Punted => "punted",
             Self::PlanChanged => "plan_changed",
+            Self::ProgramLost => "program_lost",
+            Self::PuntLost => "punt_lost",
         }
     }
 
@@ -420,8 +454,18 @@ mod tests {
         let vips: Vec<IpAddr> = ["198.18.0.20", "198.18.0.21"].map(|addr| addr.parse().unwrap()).into();
         let standing = |in_kernel: &[IpAddr], problem: Option<&str>| Standing {
             in_kernel: in_kernel.iter().copied().collect(),
+            attachment: Some(bpf::Attachment::Tcx).filter(|_| !in_kernel.is_empty()),
             problem: problem.map(str::to_owned),
+            ..Standing::default()
         };
+        let early = |of: &[(usize, &str)]| Standing {
+            early: of.iter().map(|(i, text)| (vips[*i], (*text).to_owned())).collect(),
+            ..standing(&vips, None)
+        };
+        let mut taken_off = standing(&[], None);
+        taken_off
+            .captured
+            .insert("eth0".to_owned(), "eth0 takes none".to_owned());
         let tell = |standing: Standing, choice| {
             let (plane, why) = standing.tell(choice, &vips);
             format!("{plane} ({why})")
@@ -429,13 +473,28 @@ mod tests {
         for (told, expected) in [
             (
                 tell(standing(&vips, None), PlaneChoice::Auto),
-                "bpf (eBPF at tc ingress)",
+                "bpf (eBPF at tc ingress, tcx)",
             ),
             (
                 tell(standing(&vips[..1], None), PlaneChoice::Auto),
-                "bpf, raw (eBPF at tc ingress for 198.18.0.20; 198.18.0.21 in user space: no room in the kernel's tables)",
+                "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: no room in the kernel's tables)",
+            ),
+            (
+                tell(
+                    early(&[(0, "XDP on eth0 (ixgbe)"), (1, "XDP on eth0 (ixgbe)")]),
+                    PlaneChoice::Auto,
+                ),
+                "bpf (eBPF at tc ingress, tcx; XDP on eth0 (ixgbe))",
+            ),
+            (
+                tell(
+                    early(&[(0, "XDP on eth0 (ixgbe)"), (1, "no XDP on br0: it is a bridge device")]),
+                    PlaneChoice::Bpf,
+                ),
+                "bpf (eBPF at tc ingress, tcx; XDP on eth0 (ixgbe); no XDP on br0: it is a bridge device)",
             ),
             (tell(standing(&[], None), PlaneChoice::Raw), "raw (as configured)"),
+            (tell(taken_off, PlaneChoice::Auto), "raw (eth0 takes none)"),
             (
                 tell(standing(&[], Some("no clang")), PlaneChoice::Auto),
                 "raw (no clang)",

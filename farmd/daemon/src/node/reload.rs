@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use farm_core::api::history::Happening;
 use farm_core::api::{ModuleState, Reply, exit};
+use farm_core::farm::away;
 use farm_core::id::ModuleName;
 use farm_core::module::state::HANDOVER_LIMIT;
 use tokio::sync::mpsc::UnboundedSender;
@@ -112,6 +113,14 @@ impl Node {
     /// A module has begun to stop or to restart meanwhile.
     fn is_disturbed(&self) -> bool {
         self.ending || self.modules.values().any(|m| m.machine.active() && !m.machine.ready())
+    }
+
+    /// Leaves what is in the kernel at work for the connections of this host, until the next farmd judges by a plan of its own; as long as the others
+    /// take them for this host's, and a pulse less. The plan in force has nothing open: PROTOCOL.md says why nobody else answers for what it accepts.
+    pub(super) fn leave_plane(&self) {
+        let goodbye = self.left.unwrap_or_else(|| self.now());
+        let time = away::LIMIT.saturating_sub(self.cluster.heartbeat_interval);
+        self.plane.leave(self.start + goodbye + time);
     }
 
     /// What the next farmd is to know; `None` if there is to be none.

@@ -1,48 +1,23 @@
 //! The part of the data plane's thread that keeps the program in the kernel in step: its plans, which buckets it leaves to the thread, and from when on a look-up of
 //! connections is whole although the program opens some.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farm_core::balance::plan::Plan;
 use farm_core::wire::heartbeat::BucketSet;
-use farm_sys::bpf::{BpfError, Filter};
-use tracing::warn;
+use farm_sys::interface;
+use tracing::{debug, warn};
 
-use super::{Worker, set_filter};
+use super::{FAILURE_LOG_INTERVAL, Worker, set_filter};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::taken::WATCH;
-use crate::dataplane::{Counters, Interface, Lease, change};
+use crate::dataplane::{Count, change};
 
-/// The loopback interface of every network namespace.
-const LOOPBACK: u32 = 1;
 /// Time that a frame takes from the program in the kernel to the stack, on a busy machine.
 const SETTLE: Duration = Duration::from_millis(2);
 
-/// The program in the kernel, with what it shares with this process.
-pub(super) fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<Kernel, BpfError> {
-    let mut filter = Filter::load()?;
-    // Before anybody relies on it: whether the kernel has such links at all.
-    filter.attach(LOOPBACK, "lo")?;
-    filter.detach(LOOPBACK);
-    counters.include(filter.counters());
-    let kernel = Kernel::new(filter, plan);
-    lease.extend_to(kernel.lease());
-    Ok(kernel)
-}
-
 impl Worker {
-    /// Puts the program in the way of a service interface. Where that fails, whoever asks is told why its frames are captured.
-    pub(super) fn attach_program(&mut self, interface: &Interface) {
-        let Some(kernel) = &mut self.judge.kernel else { return };
-        let problem = kernel.attach(interface.index, &interface.name).err();
-        if let Some(error) = &problem {
-            warn!(interface = interface.name, %error, "frames are captured and judged in user space");
-        }
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.problem = problem.map(|error| error.to_string());
-    }
-
     /// Has the kernel judge by `plan`, which takes the place of the one at work. Buckets that have opened lately are told, so that what starts something in them
     /// comes to this thread, which knows what it has taken.
     pub(super) fn install(&mut self, plan: &Plan) {
@@ -91,18 +66,25 @@ impl Worker {
     }
 
     /// The plan at work, with other buckets young.
-    fn install_again(&mut self, young: &[BucketSet]) {
+    pub(super) fn install_again(&mut self, young: &[BucketSet]) {
         let plan = Arc::clone(&self.judge.plan);
         self.install_with(&plan, young);
         self.set_filters();
     }
 
     fn install_with(&mut self, plan: &Plan, young: &[BucketSet]) {
+        let follows = self.follows(plan);
         let Some(kernel) = &mut self.judge.kernel else { return };
-        kernel.install(plan, young);
+        if follows {
+            kernel.cover(plan);
+        } else {
+            kernel.install(plan, young);
+            kernel.succeed();
+        }
         self.judge.known.set_all(kernel.is_at_work());
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.in_kernel = kernel.taken();
+        let taken = kernel.taken();
+        self.stand(|standing| standing.in_kernel = taken);
+        self.steer_early(plan);
     }
 
     pub(super) fn set_filters(&mut self) {
@@ -118,5 +100,35 @@ impl Worker {
         self.judge.known.look_since(now);
         self.believed_from = Some(now + SETTLE);
         self.look_up_at = Some(now + SETTLE);
+    }
+
+    /// Frames that the TAP has had no room for since it was made.
+    pub(super) fn punts_lost_by_now(&self) -> u64 {
+        let Some(device) = &self.judge.tap else { return 0 };
+        interface::dropped_on_send(device.tap.name()).unwrap_or_else(|error| {
+            debug!(%error, "what the TAP has dropped");
+            self.punts_lost
+        })
+    }
+
+    /// Counts what the program has left to this thread and the TAP had no room for.
+    pub(super) fn count_lost_punts(&mut self) {
+        let now = self.punts_lost_by_now();
+        let lost = now.saturating_sub(self.punts_lost);
+        self.punts_lost = now;
+        if lost == 0 || !self.judge.kernel.as_ref().is_some_and(Kernel::is_at_work) {
+            return;
+        }
+        self.judge.counters.add(Count::PuntLost, lost);
+        if self
+            .punts_lost_told
+            .is_none_or(|at| at.elapsed() > FAILURE_LOG_INTERVAL)
+        {
+            self.punts_lost_told = Some(Instant::now());
+            warn!(
+                lost,
+                "frames that the kernel leaves to farmd come faster than it reads them: some are lost, and their senders repeat them"
+            );
+        }
     }
 }
