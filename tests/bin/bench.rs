@@ -3,6 +3,8 @@
 //! Owns the options, the order of the parts, and what is printed and written; the measurements are `farm_lab::bench`. A missed goal is told and is no
 //! failure.
 
+mod plan;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -16,12 +18,12 @@ use crate::report::{markdown, plot};
 use crate::stop;
 
 /// Names of the parts, in the order in which they run.
-const PARTS: [&str; 5] = [ways::NAME, cost::NAME, drop::NAME, rest::NAME, growth::NAME];
+const PARTS: [&str; 6] = [ways::NAME, cost::NAME, drop::NAME, plan::NAME, rest::NAME, growth::NAME];
 
 /// Options of `farm-lab bench`.
 #[derive(Args)]
 pub struct BenchArgs {
-    /// Only these parts: ways, cost, drop, rest, growth
+    /// Only these parts: ways, cost, drop, plan, rest, growth
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = PARTS)]
     only: Vec<String>,
     /// A short form of everything: two minutes or so in all; options that are given count all the same
@@ -68,6 +70,7 @@ impl BenchArgs {
             ways::NAME => ways::run(effort, say),
             cost::NAME => cost::run(effort, say),
             drop::NAME => drop::run(effort, say),
+            plan::NAME => plan::run(),
             rest::NAME => rest::run(effort, say),
             growth::NAME => growth::run(effort, say),
             _ => bail!("there is no part `{part}`"),

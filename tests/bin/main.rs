@@ -6,7 +6,6 @@
 mod bench;
 mod chaos;
 mod demo;
-mod plan_time;
 mod report;
 mod screen;
 mod stop;
@@ -56,12 +55,6 @@ enum Command {
         /// A virtual address that answers datagrams
         #[arg(long)]
         vip: Vec<Ipv4Addr>,
-    },
-    /// Time a plan: compute it for 32 nodes and put it into the kernel's tables
-    PlanTime {
-        /// Write every figure to this file as JSON
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
     },
     /// Hold many connections for `bench`
     #[command(hide = true)]
@@ -115,7 +108,6 @@ fn main() -> ExitCode {
     stop::watch();
     let result = match args.command {
         Command::Demo { once, nodes, mode } => demo::run(once, nodes.into(), mode.into()),
-        Command::PlanTime { json } => plan_time::run(json.as_deref()),
         Command::Bench(args) => bench::run(&args),
         Command::Up { nodes, mode, routed } => up::run(nodes.into(), mode.into(), routed),
         Command::Chaos(args) => chaos::run(&args),

@@ -24,6 +24,7 @@ mod refusals;
 mod reload;
 mod replay;
 mod serving;
+mod signals;
 mod tools;
 mod wire;
 mod xdp;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
+use farm_sys::process::Signal;
+use farm_sys::signal_fd::SignalFd;
 use farmd::effect::End;
 use farmd::host::{self, DeviceOwner};
 use farmd::logwriter::{self, FLUSH_LIMIT};
@@ -53,6 +55,17 @@ fn main() -> ExitCode {
             return ExitCode::from(if usage { Exit::Usage as u8 } else { 0 });
         }
     };
+    // Before there is a second thread, which would be ended by what this one blocks. A clean-up may be.
+    let signals = match &arguments.command {
+        Some(Verb::Cleanup) => None,
+        None => match SignalFd::block(&[Signal::Term, Signal::Int]) {
+            Ok(signals) => Some(signals),
+            Err(error) => {
+                eprintln!("farmd: signals cannot be read: {error}");
+                return ExitCode::from(Exit::Failed as u8);
+            }
+        },
+    };
     let (filter, problem) = filter(std::env::var("FARM_LOG").ok().as_deref());
     // Nothing on the way of a heartbeat or a packet may wait for whoever reads this output.
     match logwriter::start(std::io::stderr()) {
@@ -77,7 +90,7 @@ fn main() -> ExitCode {
         var,
         run,
         node,
-        command,
+        command: _,
     } = arguments;
     let folders = Folders {
         etc,
@@ -85,12 +98,12 @@ fn main() -> ExitCode {
         run,
         node: String::new(),
     };
-    match command {
-        Some(Verb::Cleanup) => clean_up(&folders),
-        None => {
+    match signals {
+        None => clean_up(&folders),
+        Some(signals) => {
             // Before it may be replaced by a newer one of the same name.
             let program = std::env::current_exe();
-            let result = start::run(&Options { folders, node });
+            let result = start::run(&Options { folders, node }, signals);
             logwriter::flush(FLUSH_LIMIT);
             match result {
                 Ok(End::Exit) => ExitCode::SUCCESS,
@@ -105,6 +118,8 @@ fn main() -> ExitCode {
 }
 
 /// Puts another farmd, with the same words, in the place of this one; returns only if that fails.
+///
+/// A SIGTERM that has come since the owner loop ended waits in the process, and that farmd reads it.
 fn restart(program: std::io::Result<PathBuf>) -> ExitCode {
     use std::os::unix::process::CommandExt as _;
     let error = match program {

@@ -21,6 +21,7 @@ pub mod packet_socket;
 pub mod poll;
 pub mod process;
 pub mod sched;
+pub mod signal_fd;
 pub mod sock_diag;
 mod sockopt;
 pub mod sysctl;

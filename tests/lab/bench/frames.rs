@@ -133,7 +133,7 @@ pub fn plan(interface: u32, vips: &[IpAddr], rules: &[RulePlan], groups: Vec<Gro
         own_mac: OWN_MAC,
         mode: L2Mode::Invisible(SERVICE_MAC),
         entry_group: 0,
-        rules: rules.to_vec(),
+        rules: rules.into(),
         peers: BTreeMap::from([(PEER, PEER_MAC)]),
         choice: PlaneChoice::Bpf,
         xdp: XdpChoice::Off,

@@ -1,14 +1,11 @@
-//! `farm-lab plan-time`: how long a plan takes, from a node that comes or goes to the tables in the kernel.
+//! Part `plan` of `farm-lab bench`: how long a plan takes, from a node that comes or goes to the tables in the kernel.
 //!
 //! Owns the farms of 32 nodes that exist only as their hand-over, the plans made from them, and the arithmetic. No packet flows; what is
 //! timed is the daemon's own code: the step of the hand-over with the bucket states that follow from it, the tables of the program at tc, and the
 //! socket filter of the raw data plane.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,14 +15,14 @@ use farm_core::balance::hash::Seed;
 use farm_core::balance::plan::{GroupPlan, Plan, RulePlan, VipPlan};
 use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol};
 use farm_core::handover::{Closed, Handover, PeerGroup, Surroundings};
-use farm_core::id::{MacAddr, NodeId, NodeSet};
+use farm_core::id::{BUCKETS, MacAddr, NodeId, NodeSet};
 use farm_core::wire::heartbeat::GroupReport;
+use farm_lab::outcome::{Outcome, Table};
 use farm_sys::bpf::Filter;
 use farm_sys::netns::NetNs;
 use farm_sys::packet_socket::PacketRing;
 use farmd::dataplane::kernel::Kernel;
 use farmd::dataplane::{change, kernel_program};
-use serde::Serialize;
 
 use crate::stop;
 
@@ -40,16 +37,15 @@ const GOAL: Duration = Duration::from_millis(1);
 const VIRTUAL_MAC: MacAddr = MacAddr([0x5a, 0xfe, 198, 18, 0, 20]);
 
 /// How long one step took over all rounds, in microseconds.
-#[derive(Clone, Serialize)]
-pub struct Row {
+struct Row {
     /// What was done.
-    pub step: String,
+    step: String,
     /// Half of the times took no longer.
-    pub median_us: f64,
+    median_us: f64,
     /// 99 of 100 took no longer.
-    pub p99_us: f64,
+    p99_us: f64,
     /// The issue of every change of buckets, which is to take a millisecond at most; the others come with a new configuration.
-    pub has_goal: bool,
+    has_goal: bool,
 }
 
 impl Row {
@@ -66,42 +62,45 @@ impl Row {
     }
 }
 
-/// Measures, prints, and writes the figures to `json` if asked; always true when it could measure.
-pub fn run(json: Option<&Path>) -> Result<bool> {
-    let rows = measure()?;
-    print!("{}", table(&rows));
-    if let Some(file) = json {
-        fs::write(file, serde_json::to_string_pretty(&rows)?)
-            .with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    Ok(true)
-}
+/// Name of this part.
+pub const NAME: &str = "plan";
 
-/// The figures as a table of Markdown.
-pub fn table(rows: &[Row]) -> String {
-    let goal = GOAL.as_secs_f64() * 1e6;
-    let mut text = "| step | median | 99 % | goal |\n| --- | --- | --- | --- |\n".to_owned();
-    for row in rows {
-        let goal = match row.has_goal {
-            true if row.median_us <= goal => "1 ms: kept",
-            true => "1 ms: **missed**",
-            false => "",
-        };
-        // A String takes everything.
-        let _ = writeln!(
-            text,
-            "| {} | {:.0} µs | {:.0} µs | {goal} |",
-            row.step, row.median_us, row.p99_us
-        );
-    }
-    text
-}
-
-/// All steps.
+/// Measures all steps.
 ///
 /// # Errors
 /// Not root, or the kernel does not take the program.
-pub fn measure() -> Result<Vec<Row>> {
+pub fn run() -> Result<Outcome> {
+    let goal = GOAL.as_secs_f64() * 1e6;
+    let mut outcome = Outcome::new(NAME, 0);
+    let mut table = Table::new(
+        &format!("A plan of {BUCKETS} buckets and {NODES} nodes, in µs"),
+        &["step", "p50", "p99", "goal p50"],
+    );
+    for row in measure()? {
+        let goal_cell = if row.has_goal {
+            format!("{goal:.0}")
+        } else {
+            "–".to_owned()
+        };
+        if row.has_goal && row.median_us > goal {
+            outcome.missed.push(format!(
+                "plan, {}: {:.0} µs, goal {goal:.0} µs",
+                row.step, row.median_us
+            ));
+        }
+        table.row([
+            row.step,
+            format!("{:.0}", row.median_us),
+            format!("{:.0}", row.p99_us),
+            goal_cell,
+        ]);
+    }
+    outcome.tables.push(table);
+    Ok(outcome)
+}
+
+/// All steps.
+fn measure() -> Result<Vec<Row>> {
     let mut farm = Farm::settled()?;
     let mut rows = vec![farm.compute()?];
     let moves = farm.two_maps()?;
