@@ -91,7 +91,7 @@ impl Node {
                 text: "farmd restarts in place".to_owned(),
             });
             self.journal.audit(&by, "reload", Ok("farmd restarts in place"));
-            self.record(None, Happening::Stopped { by });
+            self.record(None, Happening::Stopped { by, reload: true });
             info!("the others have the share; farmd restarts in place");
             return self.say_goodbye(now, true);
         } else if now >= reloading.deadline {
@@ -123,7 +123,18 @@ impl Node {
             .filter(|(_, m)| m.machine.state() == ModuleState::Up);
         let modules: BTreeMap<ModuleName, BTreeMap<String, String>> =
             up.map(|(name, m)| (name.clone(), m.machine.resources())).collect();
-        Some(Legacy::new(modules))
+        let stopped = self.modules.iter().filter(|(_, m)| !m.machine.active());
+        let rested = stopped.map(|(name, m)| (name.clone(), m.machine.why())).collect();
+        Some(Legacy::new(modules, rested))
+    }
+
+    /// Has modules that are in STOP say why, as the farmd before did.
+    pub(super) fn rest(&mut self, rested: BTreeMap<ModuleName, String>) {
+        for (name, why) in rested {
+            if let Some(module) = self.modules.get_mut(&name) {
+                module.machine.rest_because(why);
+            }
+        }
     }
 
     /// Goes on with a module whose application has been running all the time.
