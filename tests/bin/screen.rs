@@ -123,7 +123,12 @@ impl Screen {
 /// Columns of the terminal; `None` if it does not tell. Asked anew each time: a window changes its size.
 fn columns() -> Option<usize> {
     let mut stty = Command::new("stty");
-    let told = stty.arg("size").stdin(Stdio::inherit()).stderr(Stdio::null()).output().ok()?;
+    let told = stty
+        .arg("size")
+        .stdin(Stdio::inherit())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
     let told = String::from_utf8(told.stdout).ok()?;
     let columns = told.split_whitespace().nth(1)?.parse().ok()?;
     (columns > 2 * HANG + INDENT).then_some(columns)

@@ -25,3 +25,4 @@ mod replay;
 mod serving;
 mod tools;
 mod wire;
+mod xdp;

@@ -166,7 +166,10 @@ fn a_node_with_another_configuration_stays_outside_and_says_why() {
     lab.nodes[0].farm_ok(&["start", MODULE]).expect("the first node starts");
     let (code, said) = start_second(&lab);
     assert_eq!(code, Some(i32::from(exit::FAILED)), "it has no share: {said}");
-    mentions(&said, &["kept out: the active userconfig.xml (farm config) differs from that of node1"]);
+    mentions(
+        &said,
+        &["kept out: the active userconfig.xml (farm config) differs from that of node1"],
+    );
     mentions(&first_serves_alone(&lab), &["differs from that of node1"]);
 }
 

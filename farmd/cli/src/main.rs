@@ -114,7 +114,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
 /// The folder that was named, else that of the environment, else the usual one.
 fn folder(named: Option<PathBuf>, variable: &str, usual: &str) -> PathBuf {
     let of_environment = || std::env::var_os(variable).filter(|value| !value.is_empty());
-    named.or_else(|| of_environment().map(PathBuf::from)).unwrap_or_else(|| usual.into())
+    named
+        .or_else(|| of_environment().map(PathBuf::from))
+        .unwrap_or_else(|| usual.into())
 }
 
 /// Does what one verb says, on the node that `context` names.

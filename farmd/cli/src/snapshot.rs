@@ -195,7 +195,10 @@ fn may_write(out: &Path, replace: bool) -> Result<(), Failure> {
     if !replace && out.symlink_metadata().is_ok() {
         return Err(PackError::Exists { path: out.to_owned() }.into());
     }
-    match out.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+    match out
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
+    {
         Some(folder) => Err(Failure::new(
             exit::NOT_FOUND,
             format!("there is no folder {} for {shown}", folder.display()),

@@ -402,7 +402,9 @@ impl Farm {
         }
         let heard = self.membership.heard(now);
         self.reports.retain(|peer, _| heard.contains(*peer));
-        let known = NodeSet::from_bits(heard.bits() | self.membership.view().bits());
+        // Who has left to be back at once goes on to have its connections, and gets their frames.
+        let away: NodeSet = self.away.nodes().collect();
+        let known = NodeSet::from_bits(heard.bits() | self.membership.view().bits() | away.bits());
         self.macs.retain(|peer, _| known.contains(*peer));
         for node in self.away.update(now, &self.reports) {
             self.events.push_back(Event::NotBack(node));
@@ -501,11 +503,15 @@ impl Farm {
             } else {
                 0
             };
+            let serves = |(node, peer): (&NodeId, &PeerGroup<'_>)| {
+                electorate.view.contains(*node) && peer.eligible && peer.report.weight > 0
+            };
+            let unserved = closed == Closed::No && weight == 0 && !peers.iter().any(serves);
             let around = Surroundings {
                 view: electorate.view,
                 coordinator: electorate.coordinator,
                 weight,
-                closed,
+                closed: if unserved { Closed::Unserved } else { closed },
                 unheard: electorate.unheard,
                 peers: &peers,
                 away: &away.held(name, i),

@@ -235,10 +235,7 @@ impl Node {
                 module.boot_at = Some(now + module.config.service.boot_delay);
             }
         }
-        node.rest(parts.rested);
-        for resumed in parts.resumed {
-            node.resume(resumed);
-        }
+        node.go_on(parts.resumed, parts.rested);
         node.resume_drains();
         node
     }
@@ -269,7 +266,10 @@ impl Node {
         }
         self.close_history();
         let _ = match self.legacy() {
-            Some(legacy) => self.effects.send(Effect::LeaveTo(legacy)),
+            Some(legacy) => {
+                self.leave_plane();
+                self.effects.send(Effect::LeaveTo(legacy))
+            }
             None => {
                 self.plane.apply(Arc::new(self.published.empty_plan()));
                 self.effects.send(Effect::Exit)

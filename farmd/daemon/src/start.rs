@@ -14,6 +14,7 @@ use farm_core::balance::plan::Plan;
 use farm_core::config::{self, Boot, ClusterConfig};
 use farm_core::id::{Incarnation, NodeId};
 use farm_core::wire::auth::ClusterKey;
+use farm_sys::bpf::Predecessor;
 use farm_sys::event_fd::EventFd;
 use farm_sys::{caps, interface, process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -25,7 +26,7 @@ use crate::dataplane::replay::Timing;
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::{End, Executor};
 use crate::event::{Event, EventSender};
-use crate::heartbeat_io::HeartbeatIo;
+use crate::heartbeat_io::{self, HeartbeatIo};
 use crate::history::History;
 use crate::host::{self, DeviceOwner, Host};
 use crate::journal::Journal;
@@ -116,6 +117,12 @@ pub fn run(options: &Options) -> Result<End, StartError> {
     let commands = bind_commands(&cluster, this)?;
     let socket_path = folders.run.join("farmd.sock");
     let legacy = take_over(folders)?;
+    let left = Predecessor::find().unwrap_or_else(|error| {
+        warn!("{error}; frames are lost until this farmd judges them");
+        Predecessor::default()
+    });
+    // Without a legacy nobody may go on by the plan of before, and what was left of it ends here.
+    let before = if legacy.is_some() { left } else { Predecessor::default() };
     let clock = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_micros() as u64);
@@ -135,7 +142,7 @@ pub fn run(options: &Options) -> Result<End, StartError> {
             this,
             key,
             incarnation,
-            (options.node.clone(), legacy),
+            (options.node.clone(), legacy, before),
             Bound {
                 heartbeats,
                 commands,
@@ -163,11 +170,11 @@ async fn serve(
     this: NodeId,
     key: ClusterKey,
     incarnation: Incarnation,
-    before: (Option<String>, Option<Legacy>),
+    before: (Option<String>, Option<Legacy>, Predecessor),
     bound: Bound,
 ) -> Result<End, StartError> {
     let failed = |what: &str, e: &dyn fmt::Display| fail(Exit::Failed, format!("{what}: {e}"));
-    let (named, legacy) = before;
+    let (named, legacy, program) = before;
     // Before anything is begun that only an orderly end undoes.
     let stop_signals = StopSignals::listen().map_err(|e| failed("signals", &e))?;
     let journal = Journal::start(&folders.var).map_err(|e| failed("module logs", &e))?;
@@ -196,6 +203,7 @@ async fn serve(
         Arc::clone(&counters),
         events.clone(),
         timing,
+        program,
     )
     .map_err(|e| failed("data plane", &e))?;
     let plane: Arc<dyn DataPlane> = Arc::new(plane);
@@ -211,9 +219,11 @@ async fn serve(
         ));
     }
     // Where the kernel lets a foreign address be bound (`ip_nonlocal_bind`).
-    for (lan, addr) in foreign(&cluster, this) {
-        warnings.push(format!("{addr} is no address of this host: no heartbeat leaves on lan {lan}"));
-    }
+    let here = own_addrs();
+    let foreign = heartbeat_io::foreign(&cluster, this, &here);
+    warnings.extend(
+        foreign.map(|(lan, addr)| format!("{addr} is no address of this host: no heartbeat leaves on lan {lan}")),
+    );
     prepare_safe(folders, &farm).map_err(|e| fail(Exit::Io, e.to_string()))?;
     let modules = load_modules(folders, &cluster, &journal, &mut warnings)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
@@ -317,7 +327,7 @@ pub fn check(folders: &Folders, named: Option<&str>) -> Result<(), StartError> {
         );
         return Err(fail(Exit::Data, text));
     }
-    if let Some((lan, addr)) = foreign(&cluster, this).first() {
+    if let Some((lan, addr)) = heartbeat_io::foreign(&cluster, this, &own_addrs()).next() {
         let text = format!("{addr} of node {name} (lan {lan}) is not an address of this host");
         return Err(fail(Exit::Unavailable, text));
     }
@@ -474,14 +484,6 @@ fn find_node(cluster: &ClusterConfig, name: Option<&str>) -> Result<NodeId, Star
 fn own_addrs() -> Vec<IpAddr> {
     let all = interface::interfaces().into_iter().flat_map(|i| i.addrs);
     all.map(|(addr, _)| addr).collect()
-}
-
-/// The addresses of a node that this host does not have, each with its lan's name.
-fn foreign(cluster: &ClusterConfig, node: NodeId) -> Vec<(&str, IpAddr)> {
-    let here = own_addrs();
-    let addrs = cluster.lans.iter().flat_map(|lan| lan.nodes.iter().map(move |of| (lan, of)));
-    let foreign = addrs.filter(|(_, (of, addr))| *of == node && !here.contains(addr));
-    foreign.map(|(lan, (_, addr))| (lan.name.as_str(), *addr)).collect()
 }
 
 fn read_key(etc: &Path) -> Result<ClusterKey, StartError> {

@@ -174,4 +174,6 @@ int farm_ingress(struct __sk_buff *skb)
     return verdict;
 }
 
+#include "xdp.h"
+
 char LICENSE[] SEC("license") = "GPL";

@@ -27,6 +27,7 @@ static long (*skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *
     (void *)BPF_FUNC_skb_store_bytes;
 static long (*redirect)(__u32 ifindex, __u64 flags) = (void *)BPF_FUNC_redirect;
 static long (*clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 flags) = (void *)BPF_FUNC_clone_redirect;
+static __u64 (*xdp_get_buff_len)(struct xdp_md *ctx) = (void *)BPF_FUNC_xdp_get_buff_len;
 static struct bpf_sock *(*skc_lookup_tcp)(void *ctx, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns, __u64 flags) =
     (void *)BPF_FUNC_skc_lookup_tcp;
 static long (*sk_release)(void *sock) = (void *)BPF_FUNC_sk_release;

@@ -6,6 +6,7 @@
 mod attach;
 mod layout;
 mod link;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader};
 
 pub use attach::{Attachment, Predecessor, remove_left_filters};
@@ -185,6 +186,9 @@ pub struct DryRun {
 pub struct Filter {
     ebpf: Ebpf,
     shared: Arc<Shared>,
+    /// Held open, as all tables are: programs that are loaded later refer to its descriptor.
+    _control: Map,
+    early: BTreeMap<u32, xdp::Early>,
     attachment: Attachment,
     places: BTreeMap<u32, attach::Place>,
     numbers: HashMap<MapData, [u8; layout::KEY_LEN], u32>,
@@ -230,6 +234,8 @@ impl Filter {
         let shared = Shared::map(data).map_err(|e| failed("the control block cannot be mapped", &e))?;
         Ok(Self {
             shared: Arc::new(shared),
+            _control: control,
+            early: BTreeMap::new(),
             attachment: Attachment::Tcx,
             places: BTreeMap::new(),
             numbers: typed(&mut ebpf, "VIP_NUMBERS")?,
@@ -334,20 +340,27 @@ impl Filter {
     /// # Errors
     /// What the kernel says, also to a frame of fewer than 14 bytes.
     pub fn dry_run(&mut self, frame: &[u8], repeat: u32) -> Result<DryRun, BpfError> {
-        let mut out = vec![0; frame.len().max(64) + 256];
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.data_out = Some(&mut out);
-        options.repeat = repeat;
-        let program = self.program()?;
-        let result = program.test_run(options).map_err(|e| failed("a dry run", &e))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(DryRun {
-            code: result.return_value.cast_signed(),
-            frame: out,
-            nanos: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
-        })
+        dry_run(self.program()?, frame, repeat)
     }
+}
+
+/// [`Filter::dry_run`] of any program.
+fn dry_run<P>(program: &P, frame: &[u8], repeat: u32) -> Result<DryRun, BpfError>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let mut out = vec![0; frame.len().max(64) + 256];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.data_out = Some(&mut out);
+    options.repeat = repeat;
+    let result = program.test_run(options).map_err(|e| failed("a dry run", &e))?;
+    out.truncate(result.data_size_out as usize);
+    Ok(DryRun {
+        code: result.return_value.cast_signed(),
+        frame: out,
+        nanos: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
+    })
 }
 
 /// Where plan number `epoch` lies.

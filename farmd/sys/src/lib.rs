@@ -15,6 +15,7 @@ pub mod netlink;
 mod netlink_message;
 pub mod netns;
 pub mod nft;
+pub mod nic;
 pub mod packet_socket;
 pub mod poll;
 pub mod process;

@@ -23,7 +23,13 @@ pub fn collect(bundle: &mut Bundle) {
 
 fn collect_from(bundle: &mut Bundle, program: &str, limit: Duration) {
     let mut command = Command::new(program);
-    command.args(["--unit=farmd", "--lines", LINES, "--no-pager", "--output=short-iso-precise"]);
+    command.args([
+        "--unit=farmd",
+        "--lines",
+        LINES,
+        "--no-pager",
+        "--output=short-iso-precise",
+    ]);
     command.stdin(Stdio::null());
     let (sender, answer) = mpsc::channel();
     // One that hangs is left behind: this program ends soon.
@@ -61,7 +67,10 @@ mod tests {
         let (log, notes) = collected("echo", LIMIT);
         assert!(log.is_some_and(|log| log.contains("--unit=farmd")) && notes.is_empty());
         let (log, notes) = collected("no-such-program-4711", LIMIT);
-        assert!(log.is_none() && notes[0].contains("there is no no-such-program-4711"), "{notes:?}");
+        assert!(
+            log.is_none() && notes[0].contains("there is no no-such-program-4711"),
+            "{notes:?}"
+        );
         let (log, notes) = collected("false", LIMIT);
         assert!(log.is_none() && notes[0].contains("failed"), "{notes:?}");
     }

@@ -7,7 +7,7 @@ use super::*;
 use crate::balance::assign::{BucketMap, assign};
 use crate::balance::plan::{GroupPlan, RulePlan};
 use crate::balance::test_frames::*;
-use crate::config::{GroupConfig, PlaneChoice, PortRule, VipConfig};
+use crate::config::{GroupConfig, PlaneChoice, PortRule, VipConfig, XdpChoice};
 use crate::id::NodeId;
 
 const INVISIBLE: L2Mode = L2Mode::Invisible(VIRTUAL_MAC);
@@ -205,6 +205,7 @@ fn the_most_specific_rule_counts() {
     let config = VipConfig {
         tcp_reset: true,
         plane: PlaneChoice::Auto,
+        xdp: XdpChoice::Auto,
         drain: Duration::ZERO,
         interfaces: Vec::new(),
         groups: vec![

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::balance::assign::BucketMap;
 use crate::balance::hash::{self, Seed};
-use crate::config::{Affinity, L2Mode, PlaneChoice, PortRule, Protocol, VipConfig};
+use crate::config::{Affinity, L2Mode, PlaneChoice, PortRule, Protocol, VipConfig, XdpChoice};
 use crate::id::{BUCKETS, Bucket, MacAddr, NodeId, NodeSet};
 use crate::wire::heartbeat::BucketSet;
 use crate::wire::packet::Packet;
@@ -95,6 +95,8 @@ pub struct VipPlan {
     pub peers: BTreeMap<NodeId, MacAddr>,
     /// Where its frames are to be judged.
     pub choice: PlaneChoice,
+    /// Whether XDP, as the module's configuration wants it.
+    pub xdp: XdpChoice,
     /// Periodic announcements, if wanted.
     pub arp_reroute: Option<crate::config::ArpReroute>,
 }

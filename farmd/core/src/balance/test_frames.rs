@@ -8,7 +8,7 @@ use etherparse::{PacketBuilder, PacketBuilderStep, TcpHeader};
 use farm_core::balance::assign::BucketMap;
 use farm_core::balance::hash::Seed;
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan, RulePlan, VipPlan};
-use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol};
+use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol, XdpChoice};
 use farm_core::id::{BUCKETS, MacAddr, NodeId};
 
 pub const CLIENT_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x99]);
@@ -200,6 +200,7 @@ pub fn vip_plan(addr: IpAddr, mode: L2Mode, rules: Vec<RulePlan>) -> VipPlan {
         rules,
         peers: BTreeMap::from([(id(1), mac(1)), (id(2), mac(2))]),
         choice: PlaneChoice::Auto,
+        xdp: XdpChoice::Auto,
         arp_reroute: None,
     }
 }

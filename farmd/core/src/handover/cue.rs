@@ -27,17 +27,17 @@ impl Handover {
 
     /// See [`Cue`].
     pub(super) fn cue(&mut self, around: &Surroundings<'_>) -> Cue {
-        if around.closed != Closed::No && (!self.shut || self.draining != (around.closed == Closed::Draining)) {
+        if around.closed != Closed::No && self.closed != around.closed {
             return Cue::Close;
         }
         if let Some(map) = self.newer_map(around) {
             return Cue::Newer(map.clone());
         }
-        if self.shut {
+        if self.closed != Closed::No {
             return match around.closed {
                 Closed::No => Cue::Reopen,
-                Closed::Draining | Closed::Shut if self.committed > Epoch::default() => Cue::Outdated,
-                Closed::Draining | Closed::Shut => Cue::Quiet,
+                _ if self.committed > Epoch::default() => Cue::Outdated,
+                Closed::Draining | Closed::Unserved | Closed::Shut => Cue::Quiet,
             };
         }
         if self.committed < self.known && self.has_open_all_of(&self.map) {

@@ -66,6 +66,9 @@ pub enum Closed {
     No,
     /// It takes nothing new; its connections go on.
     Draining,
+    /// No member of the view has a server that is ready. As [`Closed::Draining`], and buckets have no owner. That is no map, which would be newer than
+    /// that of nodes that serve out of sight.
+    Unserved,
     /// Everything: it is fenced, kept out, or stopped.
     Shut,
 }
@@ -194,9 +197,8 @@ pub struct Handover {
     closing: Option<Awaited>,
     /// The data plane works with the committed map once it works with this plan.
     behind: Option<Awaited>,
-    shut: bool,
-    /// While shut, connections go on.
-    draining: bool,
+    /// How everything is closed, and whether it is.
+    closed: Closed,
     /// What each peer holds, and from it who holds each bucket.
     held_by: Vec<(NodeId, BucketSet)>,
     holders: BTreeMap<usize, NodeSet>,
@@ -223,8 +225,7 @@ impl Handover {
             pending: None,
             closing: None,
             behind: Some(None),
-            shut: false,
-            draining: false,
+            closed: Closed::No,
             held_by: Vec::new(),
             holders: BTreeMap::new(),
             wanted: None,
@@ -244,7 +245,7 @@ impl Handover {
             }
             self.take(step, cue, around, &mut outcome);
         }
-        if !self.shut {
+        if self.closed == Closed::No {
             self.watch_holders(around, &mut outcome);
             self.watch_leaving(around, &mut outcome);
             // Connections that were found where none were known, by a farmd that has been restarted under them.
@@ -255,7 +256,11 @@ impl Handover {
 
     /// Where this node stands, as far as the next step depends on it.
     pub fn phase(&self) -> Phase {
-        match (self.shut, self.closing.is_some(), self.pending.is_some()) {
+        match (
+            self.closed != Closed::No,
+            self.closing.is_some(),
+            self.pending.is_some(),
+        ) {
             (false, false, false) => Phase::Steady,
             (false, true, false) => Phase::Yielding,
             (false, true, true) => Phase::Releasing,
@@ -376,9 +381,11 @@ impl Handover {
     /// Bucket states for the data plane.
     pub fn plan(&self, name: String) -> GroupPlan {
         let mut plan = GroupPlan::closed(name);
-        plan.owners = self.map.clone();
+        if self.closed != Closed::Unserved {
+            plan.owners = self.map.clone();
+        }
         plan.holders.clone_from(&self.holders);
-        if self.shut && !self.draining {
+        if self.closed == Closed::Shut {
             return plan;
         }
         plan.leaving.clone_from(&self.leaving);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::state::{HANDOVER_LIMIT, MAX_RESOURCES, ModuleAction, ModuleEvent, ModuleMachine, Script, ScriptOutcome};
 use crate::api::{ModuleState, Quality};
 use crate::config::{
-    Boot, CheckerAction, ModuleConfig, PlaneChoice, ServiceConfig, TcpCheckerConfig, UserConfig, VipConfig,
+    Boot, CheckerAction, ModuleConfig, PlaneChoice, ServiceConfig, TcpCheckerConfig, UserConfig, VipConfig, XdpChoice,
 };
 
 pub(super) fn config(actions: &[CheckerAction]) -> ModuleConfig {
@@ -35,6 +35,7 @@ pub(super) fn config(actions: &[CheckerAction]) -> ModuleConfig {
         vip: Some(VipConfig {
             tcp_reset: true,
             plane: PlaneChoice::Auto,
+            xdp: XdpChoice::Auto,
             drain: Duration::ZERO,
             interfaces: Vec::new(),
             groups: Vec::new(),

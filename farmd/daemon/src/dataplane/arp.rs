@@ -283,6 +283,7 @@ mod tests {
             rules: Vec::new(),
             peers: BTreeMap::from([(id(1), PEER)]),
             choice: farm_core::config::PlaneChoice::default(),
+            xdp: farm_core::config::XdpChoice::default(),
             arp_reroute: None,
         };
         Plan {

@@ -206,7 +206,7 @@ fn most(clients: BTreeMap<IpAddr, u32>) -> Vec<ClientConnections> {
 mod tests {
     use farm_core::balance::hash::Seed;
     use farm_core::balance::plan::{GroupPlan, RulePlan, VipPlan};
-    use farm_core::config::{L2Mode, PlaneChoice};
+    use farm_core::config::{L2Mode, PlaneChoice, XdpChoice};
     use farm_core::id::{MacAddr, NodeId};
 
     use super::*;
@@ -235,6 +235,7 @@ mod tests {
                 rules: vec![rule(443, 0), rule(80, 1)],
                 peers: BTreeMap::new(),
                 choice: PlaneChoice::Auto,
+                xdp: XdpChoice::Auto,
                 arp_reroute: None,
             }],
             groups: ["web/secure", "web/plain"]

@@ -13,8 +13,8 @@ use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol};
 use farm_core::id::{BUCKETS, MacAddr};
 use farm_core::wire::heartbeat::BucketSet;
 use farm_sys::bpf::{
-    Attachment, BpfError, Control, Filter, KernelLease, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip,
-    bucket, rule, slot_of,
+    Attachment, BpfError, Control, Filter, KernelLease, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, Predecessor,
+    SLOTS, Vip, bucket, rule, slot_of,
 };
 use tracing::{info, warn};
 
@@ -31,6 +31,10 @@ pub struct Kernel {
     numbers: BTreeMap<(u32, IpAddr), u32>,
     /// Pages of rules that lie in each slot: rules hardly ever change.
     pages: Vec<Vec<Page>>,
+    /// The program of the farmd before, which judges what this one lets by.
+    before: Option<Predecessor>,
+    /// Addresses that it judges, each on an interface.
+    covered: BTreeSet<(u32, IpAddr)>,
 }
 
 impl Kernel {
@@ -48,7 +52,46 @@ impl Kernel {
             attached: BTreeSet::new(),
             numbers: BTreeMap::new(),
             pages: vec![Vec::new(); SLOTS as usize],
+            before: None,
+            covered: BTreeSet::new(),
         }
+    }
+
+    /// Goes on where the farmd before has left its program: that one judges until [`Self::succeed`].
+    pub fn follow(&mut self, before: Predecessor) {
+        self.before = Some(before).filter(|before| before.interfaces().next().is_some());
+    }
+
+    /// True while the program of the farmd before is there.
+    pub fn follows(&self) -> bool {
+        self.before.is_some()
+    }
+
+    /// The program of the farmd before judges the frames of these addresses, where it is.
+    pub fn cover(&mut self, plan: &Plan) {
+        let Some(before) = &self.before else { return };
+        let there: BTreeSet<u32> = before.interfaces().collect();
+        let vips = plan
+            .vips
+            .iter()
+            .filter(|vip| vip.choice != PlaneChoice::Raw && there.contains(&vip.interface));
+        self.covered = vips.map(|vip| (vip.interface, vip.addr)).collect();
+    }
+
+    /// Takes the program of the farmd before off: this one has its plan.
+    pub fn succeed(&mut self) {
+        self.covered.clear();
+        if self.before.take().is_some() {
+            info!("frames are judged by this farmd's program; that of the one before is off");
+        }
+    }
+
+    /// Leaves the program where it is to the farmd that takes this process's place.
+    ///
+    /// # Errors
+    /// What the kernel says; it is off then.
+    pub fn leave(&mut self) -> Result<(), BpfError> {
+        self.filter.leave()
     }
 
     /// The program's lease.
@@ -58,17 +101,21 @@ impl Kernel {
 
     /// True if frames for `addr` are judged in the kernel, and so none of what is captured of them counts.
     pub fn takes(&self, addr: IpAddr) -> bool {
-        self.numbers.keys().any(|(_, taken)| *taken == addr)
+        self.covered
+            .iter()
+            .chain(self.numbers.keys())
+            .any(|(_, taken)| *taken == addr)
     }
 
     /// True if some are.
     pub fn is_at_work(&self) -> bool {
-        !self.numbers.is_empty()
+        !self.covered.is_empty() || !self.numbers.is_empty()
     }
 
     /// Addresses that are judged in the kernel.
     pub fn taken(&self) -> BTreeSet<IpAddr> {
-        self.numbers.keys().map(|(_, addr)| *addr).collect()
+        let all = self.covered.iter().chain(self.numbers.keys());
+        all.map(|(_, addr)| *addr).collect()
     }
 
     /// Puts the program in the way of an interface; where that fails, frames are captured.
@@ -76,11 +123,26 @@ impl Kernel {
     /// # Errors
     /// What the kernel says.
     pub fn attach(&mut self, index: u32, name: &str) -> Result<(), BpfError> {
-        self.filter.attach(index, name)?;
+        self.filter
+            .attach(index, name)
+            .inspect_err(|_| self.end_before(index))?;
         let attachment = self.filter.attachment();
         info!(interface = name, %attachment, "frames are judged in the kernel (eBPF at tc ingress)");
         self.attached.insert(index);
         Ok(())
+    }
+
+    /// Puts the program at XDP ahead of the one that an interface has; if it `sends`, it sends on to members too.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach_early(&mut self, index: u32, name: &str, sends: bool) -> Result<(), BpfError> {
+        self.filter.attach_xdp(index, name, sends)
+    }
+
+    /// Takes the program at XDP off an interface.
+    pub fn detach_early(&mut self, index: u32) {
+        self.filter.detach_xdp(index);
     }
 
     /// How the program is attached.
@@ -110,14 +172,24 @@ impl Kernel {
         self.filter.attach(index, name).inspect_err(|_| self.detach(index))
     }
 
-    /// Takes the program off an interface.
+    /// Takes the programs off an interface.
     pub fn detach(&mut self, index: u32) {
+        self.end_before(index);
+        self.filter.detach_xdp(index);
         self.filter.detach(index);
         self.attached.remove(&index);
         let left: Vec<(u32, IpAddr)> = self.numbers.keys().filter(|(i, _)| *i == index).copied().collect();
         for (interface, addr) in left {
             self.forget(interface, addr);
         }
+    }
+
+    /// Nothing on this interface is for the program of the farmd before any more.
+    fn end_before(&mut self, index: u32) {
+        if let Some(before) = &mut self.before {
+            before.end(index);
+        }
+        self.covered.retain(|(interface, _)| *interface != index);
     }
 
     /// What is accepted reaches the stack through this device; `None` if there is none.

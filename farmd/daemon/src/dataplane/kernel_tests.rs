@@ -4,6 +4,9 @@
 #[path = "../../../core/src/balance/test_frames.rs"]
 mod test_frames;
 
+#[path = "kernel_early_tests.rs"]
+mod early;
+
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -78,6 +81,10 @@ impl Bench {
 
     /// Panics unless the kernel does with `frame` what the core decides by `plan`, which is installed. Returns whether it left it to the daemon.
     fn compare(&mut self, plan: &Plan, frame: &[u8], has_socket: bool) -> bool {
+        // What is dropped or sent at XDP, the program at tc drops or sends as well.
+        for sends in [true, false] {
+            self.compare_early(plan, frame, sends);
+        }
         let packet = Packet::parse(frame);
         let decision = packet.as_ref().map(|packet| {
             let mut fragments = FragmentTable::default();

@@ -7,6 +7,7 @@
 pub mod arp;
 pub mod change;
 pub mod connections;
+pub mod early;
 pub mod half_open;
 pub mod judge;
 pub mod kernel;
@@ -73,6 +74,8 @@ pub trait DataPlane: Send + Sync {
     fn learn(&self, requester: Requester);
     /// Where frames are judged.
     fn standing(&self) -> Standing;
+    /// Has what is in the kernel stay at work until `until` when this ends, for the farmd that takes this process's place: nothing is open by the plan at work.
+    fn leave(&self, until: Instant);
     /// Ends it and waits until it has ended.
     fn stop(&mut self);
 }
@@ -86,6 +89,8 @@ pub struct Standing {
     pub attachment: Option<bpf::Attachment>,
     /// Why none can be, if so.
     pub problem: Option<String>,
+    /// For each of these addresses, whether XDP is ahead of the kernel's decision, or why not.
+    pub early: BTreeMap<IpAddr, String>,
     /// Service interfaces that have no program, by name, and why.
     pub captured: BTreeMap<String, String>,
 }
@@ -98,14 +103,18 @@ impl Standing {
         let captured = || self.captured.values().cloned().collect::<Vec<_>>().join("; ");
         let way = self.attachment.map_or(String::new(), |way| format!(", {way}"));
         match (kernel.is_empty(), user.is_empty()) {
-            (_, true) if !kernel.is_empty() => ("bpf".to_owned(), format!("eBPF at tc ingress{way}")),
+            (_, true) if !kernel.is_empty() => (
+                "bpf".to_owned(),
+                format!("eBPF at tc ingress{way}{}", self.tell_early(&kernel)),
+            ),
             (false, false) => {
                 let why = Some(captured()).filter(|why| !why.is_empty());
                 (
                     "bpf, raw".to_owned(),
                     format!(
-                        "eBPF at tc ingress{way} for {}; {} in user space: {}",
+                        "eBPF at tc ingress{way} for {}{}; {} in user space: {}",
                         names(&kernel),
+                        self.tell_early(&kernel),
                         names(&user),
                         why.unwrap_or_else(|| "no room in the kernel's tables".to_owned()),
                     ),
@@ -121,6 +130,12 @@ impl Standing {
                 ("raw".to_owned(), why)
             }
         }
+    }
+
+    /// Of XDP, once for each interface.
+    fn tell_early(&self, vips: &[&IpAddr]) -> String {
+        let early: BTreeSet<&String> = vips.iter().filter_map(|vip| self.early.get(*vip)).collect();
+        early.into_iter().map(|text| format!("; {text}")).collect()
     }
 }
 
@@ -269,10 +284,12 @@ pub enum Count {
     PlanChanged,
     /// Times that somebody else has taken the program off an interface.
     ProgramLost,
+    /// Frames that the program in the kernel left to the daemon, lost because they came faster than they were read.
+    PuntLost,
 }
 
 impl Count {
-    const ALL: [Self; 36] = [
+    const ALL: [Self; 37] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -309,6 +326,7 @@ impl Count {
         Self::Punted,
         Self::PlanChanged,
         Self::ProgramLost,
+        Self::PuntLost,
     ];
 
     const fn name(self) -> &'static str {
@@ -349,6 +367,7 @@ impl Count {
             Self::Punted => "punted",
             Self::PlanChanged => "plan_changed",
             Self::ProgramLost => "program_lost",
+            Self::PuntLost => "punt_lost",
         }
     }
 
@@ -439,6 +458,10 @@ mod tests {
             problem: problem.map(str::to_owned),
             ..Standing::default()
         };
+        let early = |of: &[(usize, &str)]| Standing {
+            early: of.iter().map(|(i, text)| (vips[*i], (*text).to_owned())).collect(),
+            ..standing(&vips, None)
+        };
         let mut taken_off = standing(&[], None);
         taken_off
             .captured
@@ -455,6 +478,20 @@ mod tests {
             (
                 tell(standing(&vips[..1], None), PlaneChoice::Auto),
                 "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: no room in the kernel's tables)",
+            ),
+            (
+                tell(
+                    early(&[(0, "XDP on eth0 (ixgbe)"), (1, "XDP on eth0 (ixgbe)")]),
+                    PlaneChoice::Auto,
+                ),
+                "bpf (eBPF at tc ingress, tcx; XDP on eth0 (ixgbe))",
+            ),
+            (
+                tell(
+                    early(&[(0, "XDP on eth0 (ixgbe)"), (1, "no XDP on br0: it is a bridge device")]),
+                    PlaneChoice::Bpf,
+                ),
+                "bpf (eBPF at tc ingress, tcx; XDP on eth0 (ixgbe); no XDP on br0: it is a bridge device)",
             ),
             (tell(standing(&[], None), PlaneChoice::Raw), "raw (as configured)"),
             (tell(taken_off, PlaneChoice::Auto), "raw (eth0 takes none)"),

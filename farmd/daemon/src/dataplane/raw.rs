@@ -13,6 +13,7 @@
 //! guarded and draining buckets; connections opened later in a guarded bucket are added as their first packet
 //! is accepted.
 
+mod early;
 mod in_kernel;
 mod in_place;
 
@@ -29,6 +30,7 @@ use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_core::config::L2Mode;
 use farm_core::wire::heartbeat::{BucketSet, Requester};
+use farm_sys::bpf::Predecessor;
 use farm_sys::event_fd::EventFd;
 use tracing::{debug, info, warn};
 
@@ -54,6 +56,9 @@ const MAX_FLOWS: usize = 1 << 20;
 /// Time between two log lines about a look-up that fails.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
+/// What the farmd before has left in the kernel makes way when this one knows this host's connections, some ten milliseconds after its start; at the latest then.
+const FOLLOW_LIMIT: Duration = Duration::from_secs(3);
+
 /// Share of the processors that this thread asks for: some ten times that of an ordinary one.
 const NICE: i8 = -10;
 
@@ -64,6 +69,7 @@ enum Command {
     Tap(Option<LocalDevice>),
     Learn(Requester),
     Listed(Listed),
+    Leave(Instant),
     Stop,
 }
 
@@ -77,13 +83,14 @@ pub struct RawPlane {
 }
 
 impl RawPlane {
-    /// Starts the thread in the network namespace of the caller.
+    /// Starts the thread in the network namespace of the caller. What `before` has left in the kernel is at work until this knows as much.
     pub fn start(
         plan: Arc<Plan>,
         lease: Arc<Lease>,
         counters: Arc<Counters>,
         events: EventSender,
         timing: Timing,
+        before: Predecessor,
     ) -> io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
         let wake = Arc::new(EventFd::new()?);
@@ -95,7 +102,10 @@ impl RawPlane {
         })?;
         let known = Known::new(Connections::open()?, Arc::clone(&counters));
         let (kernel, problem) = match in_place::kernel(&plan, &lease, &counters) {
-            Ok(kernel) => (Some(kernel), None),
+            Ok(mut kernel) => {
+                kernel.follow(before);
+                (Some(kernel), None)
+            }
             Err(error) => {
                 info!(%error, "frames are captured and judged in user space");
                 (None, Some(error.to_string()))
@@ -126,7 +136,14 @@ impl RawPlane {
             young_until: None,
             look_up_at: None,
             believed_from: None,
+            counted: false,
+            follows_until: Instant::now() + FOLLOW_LIMIT,
+            leaves: false,
+            punts_lost: 0,
+            punts_lost_told: None,
             standing: Arc::clone(&standing),
+            early: early::Earlies::new(),
+            early_at: None,
         };
         worker.judge.kernel = kernel;
         let thread = thread::Builder::new()
@@ -166,6 +183,10 @@ impl DataPlane for RawPlane {
 
     fn learn(&self, requester: Requester) {
         self.send(Command::Learn(requester));
+    }
+
+    fn leave(&self, until: Instant) {
+        self.send(Command::Leave(until));
     }
 
     fn standing(&self) -> Standing {
@@ -218,7 +239,20 @@ struct Worker {
     look_up_at: Option<Instant>,
     /// Of look-ups that began earlier the answer is not whole.
     believed_from: Option<Instant>,
+    /// This host's connections have been looked up for a plan with addresses.
+    counted: bool,
+    /// How long what the farmd before has left in the kernel may be at work.
+    follows_until: Instant,
+    /// What is in the kernel is left to the next farmd.
+    leaves: bool,
+    /// Frames that the TAP had no room for, when that was last looked at.
+    punts_lost: u64,
+    /// When that was last in the log.
+    punts_lost_told: Option<Instant>,
     standing: Arc<Mutex<Standing>>,
+    /// What has become of XDP on each interface, and when the next step is due.
+    early: early::Earlies,
+    early_at: Option<Instant>,
 }
 
 impl Worker {
@@ -241,6 +275,7 @@ impl Worker {
                 self.record_at,
                 self.young_until.filter(|_| self.waiting.is_none()),
                 self.look_up_at,
+                self.early_at,
                 self.responder.next_at(),
                 Some(self.statistics_at),
             ];
@@ -331,10 +366,18 @@ impl Worker {
                         kernel.set_tap(tap.as_ref().map(|tap| (tap.tap.ifindex(), tap.mac)));
                     }
                     self.judge.tap = tap;
+                    self.punts_lost = self.punts_lost_by_now();
                 }
                 Command::Learn(requester) => self.responder.learn(requester),
                 Command::Listed(listed) => self.handle_listed(listed),
-                Command::Stop => return false,
+                Command::Leave(until) => {
+                    self.judge.lease.renew(until);
+                    self.leaves = true;
+                }
+                Command::Stop => {
+                    self.leave_program();
+                    return false;
+                }
             }
         }
         if let Some(plan) = plan {
@@ -482,6 +525,7 @@ impl Worker {
             Ok(connections) => {
                 self.found = self.judge.known.replace(&self.judge.plan, listed.began, connections);
                 self.known = true;
+                self.counted = !self.judge.plan.vips.is_empty();
                 let pause = RECOUNT.max(listed.began.elapsed() * RECOUNT_REST);
                 let needed = self.judge.plan.groups.iter().any(GroupPlan::needs_sockets);
                 self.recount_at = needed.then(|| Instant::now() + pause);
@@ -499,6 +543,7 @@ impl Worker {
         }
         self.owes_report = false;
         self.report();
+        self.succeed();
     }
 
     /// What may be held is held, or peers would reset it.
@@ -530,6 +575,10 @@ impl Worker {
             self.look_up_at = None;
             self.look_up();
         }
+        if self.early_at.is_some_and(|at| at <= now) {
+            let plan = Arc::clone(&self.judge.plan);
+            self.steer_early(&plan);
+        }
         // While a plan waits openings are watched for it.
         if self.young_until.is_some_and(|at| at <= now) && self.waiting.is_none() {
             self.grow_up();
@@ -540,6 +589,8 @@ impl Worker {
                 self.judge.read_statistics(interface);
             }
             self.watch_program();
+            self.count_lost_punts();
+            self.succeed();
         }
         if self.record_at.is_some_and(|at| at <= now) {
             let plan = Arc::clone(&self.judge.plan);

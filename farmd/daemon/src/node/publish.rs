@@ -187,6 +187,7 @@ impl Node {
                             rules: VipPlan::rules_of(config, addr.addr, base),
                             peers: peers.collect(),
                             choice: config.plane,
+                            xdp: config.xdp,
                             arp_reroute: interface.arp_reroute,
                         });
                     }
