@@ -100,6 +100,10 @@ fn reload_is_refused_while_a_module_is_on_its_way_and_a_stopped_one_stays_stoppe
     assert!(told.ok(), "{told:?}");
     assert!(incarnation(node) > before);
     node.farm_ok(&["waitstop", MODULE]).expect("it stays stopped");
+    mentions(&own_row(node, MODULE).why, &["stopped by root"]);
+    let told = node.farm_ok(&["history"]).expect("a history");
+    mentions(&told, &["to be restarted in place (reload by root)"]);
+    mentions(&told, &["restarted in place (reload by root)"]);
 
     // A file with which no farmd would start changes nothing.
     let (before, file) = (incarnation(node), node.dirs().etc.join("cluster.xml"));
@@ -144,6 +148,34 @@ fn reload_during_a_drain_keeps_its_connections_and_its_deadline() {
     assert!(broken.len() == 1 && broken.contains_key("node2"), "{broken:?}");
     let log = node.farm_ok(&["log", MODULE]).expect("a log");
     mentions(&log, &["the time is over", "connections were reset"]);
+}
+
+/// What keeps the next farmd from serving is told at once, and that it serves beside the others is no success.
+#[test]
+fn reload_with_files_that_differ_fails_with_the_reason() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    let node = &lab.nodes[1];
+    let file = node.dirs().etc.join("cluster.xml");
+    let good = std::fs::read_to_string(&file).expect("cluster.xml");
+    std::fs::write(&file, good.replace("node3", "node33")).expect("another file");
+    let begun = std::time::Instant::now();
+    let told = node.farm(&["reload"]).expect("farm runs");
+    assert_eq!(told.code, Some(i32::from(exit::FAILED)), "{told:?}");
+    mentions(&told.stderr, &["stepped out: cluster.xml differs"]);
+    println!("told after {:?}", begun.elapsed());
+    std::fs::write(&file, good).expect("the file");
+    let told = node.farm(&["reload"]).expect("farm runs");
+    assert!(told.ok(), "{told:?}");
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+        .expect("all serve");
+
+    let key = node.dirs().etc.join("cluster.key");
+    let text = std::fs::read_to_string(&key).expect("cluster.key");
+    let turned: String = text.chars().rev().collect();
+    std::fs::write(&key, turned.trim()).expect("another key");
+    let told = node.farm(&["reload"]).expect("farm runs");
+    assert_eq!(told.code, Some(i32::from(exit::FAILED)), "{told:?}");
+    mentions(&told.stderr, &["are not authentic"]);
 }
 
 /// Segments that the stack of a namespace has sent again.

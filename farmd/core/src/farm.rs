@@ -441,7 +441,7 @@ impl Farm {
         let active = module.local.state != ModuleState::Stop;
         let kept_out = match electorate.reference {
             Some((node, digest)) if active && digest != module.local.digest => Some(format!(
-                "userconfig.xml differs from that of {} (digest {:016x}, here {:016x})",
+                "the active userconfig.xml (farm config) differs from that of {} (digest {:016x}, here {:016x})",
                 self.name(node),
                 digest,
                 module.local.digest

@@ -108,6 +108,8 @@ pub struct Parts {
     pub resumed: Vec<Resumed>,
     /// farmd has been restarted in place: no module starts by itself.
     pub reloaded: bool,
+    /// Why modules were in STOP before that.
+    pub rested: BTreeMap<ModuleName, String>,
     /// What was set for this node's shares.
     pub shares: Shares,
     /// Things the administrator should know.
@@ -230,6 +232,7 @@ impl Node {
             reloading: None,
             left: None,
         };
+        node.record_start(parts.reloaded);
         for (name, config, start) in parts.modules {
             node.adopt(name.clone(), config);
             if start
@@ -239,9 +242,7 @@ impl Node {
                 module.boot_at = Some(now + module.config.service.boot_delay);
             }
         }
-        for resumed in parts.resumed {
-            node.resume(resumed);
-        }
+        node.go_on(parts.resumed, parts.rested);
         node.resume_drains();
         node
     }
@@ -258,14 +259,6 @@ impl Node {
                 self.warnings.push(text);
             }
         }
-        self.record(
-            None,
-            Happening::Started {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                incarnation: self.incarnation.0,
-                last_ended_in_order: self.chronicle.history().last_ended_in_order(),
-            },
-        );
         let mut buffer = vec![0; DATAGRAM_MAX];
         self.finish_turn();
         while self.left.is_none() {
@@ -575,7 +568,7 @@ impl Node {
         }
         if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
             let by = self.ended_by.clone();
-            self.record(None, Happening::Stopped { by });
+            self.record(None, Happening::Stopped { by, reload: false });
             info!("all modules have stopped; leaving the farm");
             self.say_goodbye(now, false);
         }

@@ -313,7 +313,7 @@ impl Job {
                 status = child.wait() => {
                     self.output.copy_rest();
                     return match status {
-                        Ok(status) => outcome(status),
+                        Ok(status) => outcome(status, &self.output),
                         Err(e) => ScriptOutcome::NotStarted(format!("its end could not be learnt: {e}")),
                     };
                 }
@@ -387,9 +387,13 @@ impl Job {
     }
 }
 
-fn outcome(status: ExitStatus) -> ScriptOutcome {
+fn outcome(status: ExitStatus, output: &Output) -> ScriptOutcome {
     match (status.code(), status.signal()) {
-        (Some(code), _) => ScriptOutcome::Exited(code),
+        (Some(0), _) => ScriptOutcome::Exited(0),
+        (Some(code), _) => match output.last_line() {
+            Some(line) => ScriptOutcome::ExitedSaying(code, line),
+            None => ScriptOutcome::Exited(code),
+        },
         (None, Some(signal)) => ScriptOutcome::Signaled(signal),
         (None, None) => ScriptOutcome::NotStarted(format!("unknown end: {status}")),
     }

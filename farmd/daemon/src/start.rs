@@ -26,7 +26,7 @@ use crate::dataplane::replay::Timing;
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::{End, Executor};
 use crate::event::EventSender;
-use crate::heartbeat_io::HeartbeatIo;
+use crate::heartbeat_io::{self, HeartbeatIo};
 use crate::history::History;
 use crate::host::{self, DeviceOwner, Host};
 use crate::journal::Journal;
@@ -218,6 +218,12 @@ async fn serve(
             farm.display()
         ));
     }
+    // Where the kernel lets a foreign address be bound (`ip_nonlocal_bind`).
+    let here = own_addrs();
+    let foreign = heartbeat_io::foreign(&cluster, this, &here);
+    warnings.extend(
+        foreign.map(|(lan, addr)| format!("{addr} is no address of this host: no heartbeat leaves on lan {lan}")),
+    );
     prepare_safe(folders, &farm).map_err(|e| fail(Exit::Io, e.to_string()))?;
     let modules = load_modules(folders, &cluster, &journal, &mut warnings)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
@@ -234,6 +240,7 @@ async fn serve(
         .await
         .map_err(|e| failed("netlink", &e))?;
     let reloaded = legacy.is_some();
+    let rested = legacy.as_ref().map(|l| l.rested.clone()).unwrap_or_default();
     let resumed = resume(legacy, &modules, &mut host).await;
     let (effects, to_do) = tokio::sync::mpsc::unbounded_channel();
     let executor = Executor {
@@ -274,6 +281,7 @@ async fn serve(
         modules,
         resumed,
         reloaded,
+        rested,
         shares,
         warnings,
     });
@@ -319,21 +327,8 @@ pub fn check(folders: &Folders, named: Option<&str>) -> Result<(), StartError> {
         );
         return Err(fail(Exit::Data, text));
     }
-    let here: Vec<IpAddr> = interface::interfaces()
-        .into_iter()
-        .flat_map(|i| i.addrs)
-        .map(|(a, _)| a)
-        .collect();
-    let addrs = cluster
-        .lans
-        .iter()
-        .flat_map(|lan| lan.nodes.iter().map(move |(node, addr)| (lan, node, addr)));
-    let mut foreign = addrs.filter(|(_, node, addr)| **node == this && !here.contains(addr));
-    if let Some((lan, _, addr)) = foreign.next() {
-        let text = format!(
-            "{addr} of node {name} (lan {}) is not an address of this host",
-            lan.name
-        );
+    if let Some((lan, addr)) = heartbeat_io::foreign(&cluster, this, &own_addrs()).next() {
+        let text = format!("{addr} of node {name} (lan {lan}) is not an address of this host");
         return Err(fail(Exit::Unavailable, text));
     }
     read_key(&folders.etc).map(drop)
@@ -451,17 +446,18 @@ fn find_node(cluster: &ClusterConfig, name: Option<&str>) -> Result<NodeId, Star
             )
         });
     }
-    let addrs: Vec<IpAddr> = interface::interfaces()
-        .into_iter()
-        .flat_map(|i| i.addrs)
-        .map(|(a, _)| a)
-        .collect();
-    cluster.node_by_addr(&addrs).ok_or_else(|| {
+    cluster.node_by_addr(&own_addrs()).ok_or_else(|| {
         fail(
             Exit::Data,
             format!("no address of this host is in cluster.xml, which has {known}; or name the node: --node NAME"),
         )
     })
+}
+
+/// The addresses of this host.
+fn own_addrs() -> Vec<IpAddr> {
+    let all = interface::interfaces().into_iter().flat_map(|i| i.addrs);
+    all.map(|(addr, _)| addr).collect()
 }
 
 fn read_key(etc: &Path) -> Result<ClusterKey, StartError> {

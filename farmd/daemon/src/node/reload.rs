@@ -92,7 +92,7 @@ impl Node {
                 text: "farmd restarts in place".to_owned(),
             });
             self.journal.audit(&by, "reload", Ok("farmd restarts in place"));
-            self.record(None, Happening::Stopped { by });
+            self.record(None, Happening::Stopped { by, reload: true });
             info!("the others have the share; farmd restarts in place");
             return self.say_goodbye(now, true);
         } else if now >= reloading.deadline {
@@ -132,11 +132,25 @@ impl Node {
             .filter(|(_, m)| m.machine.state() == ModuleState::Up);
         let modules: BTreeMap<ModuleName, BTreeMap<String, String>> =
             up.map(|(name, m)| (name.clone(), m.machine.resources())).collect();
-        Some(Legacy::new(modules))
+        let stopped = self.modules.iter().filter(|(_, m)| !m.machine.active());
+        let rested = stopped.map(|(name, m)| (name.clone(), m.machine.why())).collect();
+        Some(Legacy::new(modules, rested))
+    }
+
+    /// Goes on where the farmd before has left: modules that are in STOP say why, as they did there.
+    pub(super) fn go_on(&mut self, resumed: Vec<Resumed>, rested: BTreeMap<ModuleName, String>) {
+        for (name, why) in rested {
+            if let Some(module) = self.modules.get_mut(&name) {
+                module.machine.rest_because(why);
+            }
+        }
+        for module in resumed {
+            self.resume(module);
+        }
     }
 
     /// Goes on with a module whose application has been running all the time.
-    pub(super) fn resume(&mut self, resumed: Resumed) {
+    fn resume(&mut self, resumed: Resumed) {
         let Resumed { name, vips, resources } = resumed;
         let Some(module) = self.modules.get_mut(&name) else {
             return;

@@ -124,8 +124,12 @@ fn runs(pid: &str) -> bool {
 fn the_exit_code_and_all_output_up_to_the_end_are_reported() {
     let lab = Lab::new();
     let (outcome, output) = lab.run("#!/bin/sh\necho one\necho two >&2\nprintf three\nexit 3\n");
-    assert_eq!(outcome, ScriptOutcome::Exited(3));
+    assert_eq!(outcome, ScriptOutcome::ExitedSaying(3, "three".to_owned()));
     assert_eq!(output, "one\ntwo\nthree");
+    let (silent, _) = lab.run("#!/bin/sh\nexit 3\n");
+    assert_eq!(silent, ScriptOutcome::Exited(3));
+    let (empty_end, _) = lab.run("#!/bin/sh\nprintf ' no \\033licence \\n\\n'\nexit 1\n");
+    assert_eq!(empty_end, ScriptOutcome::ExitedSaying(1, "no  licence".to_owned()));
 }
 
 #[test]
@@ -257,7 +261,8 @@ fn megabytes_of_output_do_not_fill_the_disk_or_stop_the_script() {
     let mut lab = Lab::new();
     lab.user.log_size_kb = 64;
     let (outcome, output) = lab.run("#!/bin/sh\nhead -c 20000000 /dev/zero | tr '\\0' x\nexit 5\n");
-    assert_eq!(outcome, ScriptOutcome::Exited(5));
+    let said = "x".repeat(120) + "…";
+    assert_eq!(outcome, ScriptOutcome::ExitedSaying(5, said), "the last line is cut");
     let note = "\n[farm: the output is longer than 64 KB, the rest is discarded]\n";
     assert_eq!(output.len(), 64 * 1024 + note.len());
     assert!(output.ends_with(note));
