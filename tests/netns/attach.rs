@@ -21,7 +21,7 @@ fn farm(attach: &'static str) -> Lab {
     };
     let lab = Lab::serve(config).expect("the farm comes up");
     answers(&lab);
-    judged(&lab.nodes[0], &format!("bpf (eBPF at tc ingress, {attach})"));
+    judged(&lab.nodes[0], &format!("bpf (eBPF at tc ingress, {attach}"));
     lab
 }
 
@@ -111,7 +111,7 @@ fn a_filter_or_a_clsact_that_somebody_deletes_is_made_again_and_frames_are_captu
     logged(node, "it cannot be put back: frames are captured");
 
     shell_ok(node, "tc filter del dev eth0 ingress prio 1");
-    judged(node, "bpf (eBPF at tc ingress, clsact)");
+    judged(node, "bpf (eBPF at tc ingress, clsact");
     answers(&lab);
 
     // What another one has there by then stays.
