@@ -1,6 +1,6 @@
 //! The owner loop: the one thread that has the farm's state.
 //!
-//! It polls the heartbeat sockets and the event queue, feeds [`Farm`] and the module machines, and turns what
+//! It polls the heartbeat sockets, the event queue and the signals, feeds [`Farm`] and the module machines, and turns what
 //! they want into datagrams, plans and [`Effect`]s. It never waits for the host, a script or a disk, and runs
 //! at real-time priority where that is allowed, so that heartbeats leave on time whatever else the machine
 //! does. Nothing else changes the farm's state.
@@ -12,6 +12,7 @@ mod origin;
 mod publish;
 mod rate;
 mod reload;
+mod rules;
 mod share;
 mod sight;
 mod status;
@@ -31,6 +32,8 @@ use farm_core::module::state::ModuleEvent;
 use farm_core::wire::auth::ClusterKey;
 use farm_core::wire::heartbeat::{BucketSet, ParseError};
 use farm_sys::event_fd::EventFd;
+use farm_sys::process::Signal;
+use farm_sys::signal_fd::SignalFd;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{info, warn};
 
@@ -83,6 +86,8 @@ pub struct Parts {
     pub events: mpsc::Receiver<Event>,
     /// Rings when there are some.
     pub wake: Arc<EventFd>,
+    /// What asks farmd to end.
+    pub signals: SignalFd,
     /// To the executor.
     pub effects: UnboundedSender<Effect>,
     /// The packet path.
@@ -142,6 +147,7 @@ pub struct Node {
     heartbeats: HeartbeatIo,
     events: mpsc::Receiver<Event>,
     wake: Arc<EventFd>,
+    signals: SignalFd,
     effects: UnboundedSender<Effect>,
     plane: Arc<dyn DataPlane>,
     lease: Arc<Lease>,
@@ -196,6 +202,7 @@ impl Node {
             heartbeats: parts.heartbeats,
             events: parts.events,
             wake: parts.wake,
+            signals: parts.signals,
             effects: parts.effects,
             plane: parts.plane,
             lease: parts.lease,
@@ -261,6 +268,7 @@ impl Node {
             if self.wake.drain() {
                 self.receive_events();
             }
+            self.receive_signals();
             self.handle_timeouts();
             self.finish_turn();
         }
@@ -282,7 +290,7 @@ impl Node {
     }
 
     fn wait(&self) {
-        let mut fds = vec![self.wake.as_fd()];
+        let mut fds = vec![self.wake.as_fd(), self.signals.as_fd()];
         fds.extend(self.heartbeats.fds());
         let machines = self
             .modules
@@ -384,6 +392,19 @@ impl Node {
         }
         // There may be more; heartbeats have their turn first.
         self.wake.notify();
+    }
+
+    /// After the decision to leave nobody reads them any more: what comes then waits for the farmd that takes this one's place.
+    fn receive_signals(&mut self) {
+        loop {
+            let by = match self.signals.take() {
+                Ok(Some(Signal::Int)) => "SIGINT",
+                Ok(Some(_)) => "SIGTERM",
+                Ok(None) => return,
+                Err(error) => return warn!(%error, "signals cannot be read"),
+            };
+            self.shut_down(by);
+        }
     }
 
     fn handle_event(&mut self, event: Event) {

@@ -16,8 +16,8 @@ use farm_core::id::{Incarnation, NodeId};
 use farm_core::wire::auth::ClusterKey;
 use farm_sys::bpf::Predecessor;
 use farm_sys::event_fd::EventFd;
+use farm_sys::signal_fd::SignalFd;
 use farm_sys::{caps, interface, process};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::admission;
@@ -25,7 +25,7 @@ use crate::dataplane::raw::RawPlane;
 use crate::dataplane::replay::Timing;
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::{End, Executor};
-use crate::event::{Event, EventSender};
+use crate::event::EventSender;
 use crate::heartbeat_io::{self, HeartbeatIo};
 use crate::history::History;
 use crate::host::{self, DeviceOwner, Host};
@@ -90,10 +90,10 @@ pub struct Options {
     pub node: Option<String>,
 }
 
-/// Runs the daemon until it is told to end.
+/// Runs the daemon until it is told to end, by `signals` (SIGTERM, SIGINT) or by a command.
 ///
-/// With [`End::Reload`] another farmd is to take this process's place.
-pub fn run(options: &Options) -> Result<End, StartError> {
+/// With [`End::Reload`] another farmd is to take this process's place; a signal that comes past the decision waits for that one.
+pub fn run(options: &Options, signals: SignalFd) -> Result<End, StartError> {
     let missing = caps::missing();
     if !missing.is_empty() {
         return Err(fail(
@@ -147,6 +147,7 @@ pub fn run(options: &Options) -> Result<End, StartError> {
                 heartbeats,
                 commands,
                 control,
+                signals,
             },
         )
         .await;
@@ -157,11 +158,12 @@ pub fn run(options: &Options) -> Result<End, StartError> {
     })
 }
 
-/// The sockets of a daemon. Those for commands have their lan's position.
+/// What a daemon listens to. The sockets for commands have their lan's position.
 struct Bound {
     heartbeats: HeartbeatIo,
     commands: Vec<(usize, TcpListener)>,
     control: tokio::net::UnixListener,
+    signals: SignalFd,
 }
 
 async fn serve(
@@ -175,8 +177,6 @@ async fn serve(
 ) -> Result<End, StartError> {
     let failed = |what: &str, e: &dyn fmt::Display| fail(Exit::Failed, format!("{what}: {e}"));
     let (named, legacy, program) = before;
-    // Before anything is begun that only an orderly end undoes.
-    let stop_signals = StopSignals::listen().map_err(|e| failed("signals", &e))?;
     let journal = Journal::start(&folders.var).map_err(|e| failed("module logs", &e))?;
     let (history, problems) = History::load(&folders.var, journal.clone());
     problems.iter().for_each(|problem| warn!("history: {problem}"));
@@ -270,6 +270,7 @@ async fn serve(
         heartbeats: bound.heartbeats,
         events: inbox,
         wake,
+        signals: bound.signals,
         effects,
         plane: Arc::clone(&plane),
         lease,
@@ -300,7 +301,6 @@ async fn serve(
             tokio::net::TcpListener::from_std(listener).map_err(|e| failed("commands of other nodes", &e))?;
         tasks.push(tokio::spawn(remote::server::serve(listener, lan, Arc::clone(&server))));
     }
-    tasks.push(tokio::spawn(stop_signals.forward(events)));
     let end = executor.run(to_do).await;
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     if owner.join().is_err() {
@@ -392,32 +392,6 @@ async fn resume(
         warn!(module = %name, "its application runs since before farmd was restarted, and it is not configured any more");
     }
     resumed
-}
-
-/// What asks farmd to end.
-struct StopSignals {
-    term: Signal,
-    int: Signal,
-}
-
-impl StopSignals {
-    /// From now on they end nothing by themselves.
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn forward(mut self, events: EventSender) {
-        loop {
-            let by = tokio::select! {
-                _ = self.term.recv() => "SIGTERM",
-                _ = self.int.recv() => "SIGINT",
-            };
-            events.send(Event::Shutdown { by: by.to_owned() });
-        }
-    }
 }
 
 /// Takes `RUN/farmd.lock`, which whoever changes the host for these folders holds: one daemon, or one clean-up.

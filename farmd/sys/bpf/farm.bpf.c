@@ -4,13 +4,14 @@
  *
  * Ahead of the nf_tables rule that keeps the host's own stack from the VIPs' frames: what is accepted is redirected to the
  * TAP's receive side and never meets it; without this program it drops everything, as it does for the raw data plane. What needs
- * memory or a wait (a bucket that changes hands, a fragment, an ICMP error, an extension header) is put to farmd, which reads
- * the TAP and judges it by the same plan. It keeps nothing but counters.
+ * a wait (it starts something in a bucket that changes hands) is put to farmd, which reads the TAP and judges it by the same plan. It keeps
+ * nothing but counters, and what first fragments carried.
  */
 #include <linux/pkt_cls.h>
 
 #include "decision.h"
 #include "helpers.h"
+#include "odd.h"
 #include "tables.h"
 
 INLINE int drop(__u32 why)
@@ -70,7 +71,9 @@ INLINE enum has has_socket(struct __sk_buff *skb, const struct control *control,
     }
     if (!sk)
         return otherwise;
-    if (sk->state == BPF_TCP_LISTEN) {
+    if (sk->state == BPF_TCP_LISTEN && packet->is_odd) {
+        has = packet->is_quoted ? otherwise : ASK;
+    } else if (sk->state == BPF_TCP_LISTEN) {
         struct tcphdr *tcp = frame->data + (packet->transport_at & 0x7f);
 
         if ((void *)(tcp + 1) <= frame->end && tcp->ack && !tcp->syn && !tcp->rst) {
@@ -93,13 +96,34 @@ INLINE enum has has_socket(struct __sk_buff *skb, const struct control *control,
     return has;
 }
 
-INLINE int carry_out(struct __sk_buff *skb, const struct control *control, const struct packet *packet,
-                     const struct vip *vip, const struct decision *decision)
+/* A copy to each of `nodes`. */
+GLOBAL int spread(struct __sk_buff *skb, const struct peers *peers, __u64 from, __u64 nodes)
 {
+    if (!peers)
+        return -1;
+    for (__u32 node = 0; node < MAX_NODES; node++) {
+        __u64 to;
+
+        if (!(nodes >> node & 1))
+            continue;
+        to = peers->by_node[node];
+        if (!to)
+            count(FORWARD_UNKNOWN);
+        else
+            count(address_frame(skb, to, from) || clone_redirect(skb, skb->ifindex, 0) ? FORWARD_FAILED : FORWARDED);
+    }
+    return 0;
+}
+
+INLINE int carry_out(struct __sk_buff *skb, const struct control *control, const struct packet *packet,
+                     const struct place *place, const struct decision *decision)
+{
+    if (decision->others)
+        spread(skb, place->peers, place->vip->own_mac, decision->others);
     if (decision->onward) {
         if (!decision->to) {
             count(FORWARD_UNKNOWN);
-        } else if (address_frame(skb, decision->to, vip->own_mac)) {
+        } else if (address_frame(skb, decision->to, place->vip->own_mac)) {
             count(FORWARD_FAILED);
         } else if (!decision->accepted) {
             count(decision->why);
@@ -107,11 +131,13 @@ INLINE int carry_out(struct __sk_buff *skb, const struct control *control, const
             return redirect(skb->ifindex, 0);
         } else {
             count(clone_redirect(skb, skb->ifindex, 0) ? FORWARD_FAILED : FORWARDED);
-            if (address_frame(skb, packet->to_mac, packet->from_mac))
-                return drop(FORWARD_FAILED);
         }
     }
-    return decision->accepted ? accept(skb, control, decision->why) : drop(decision->why);
+    if (!decision->accepted)
+        return drop(decision->why);
+    if ((decision->others || decision->onward) && address_frame(skb, packet->to_mac, packet->from_mac))
+        return drop(FORWARD_FAILED);
+    return accept(skb, control, decision->why);
 }
 
 INLINE int judge(struct __sk_buff *skb, const struct control *control, __u64 epoch)
@@ -126,32 +152,51 @@ INLINE int judge(struct __sk_buff *skb, const struct control *control, __u64 epo
     struct place place = {};
     struct decision decision;
     enum has has = HAS_NOT;
+    __u64 holders = 0;
+    enum fate fate;
     __u32 why = 0;
 
-    switch (find_place(&frame, control, epoch, &packet, &place, &why)) {
-    case LET_BY:
-        return TC_ACT_UNSPEC;
-    case REFUSED:
-        return drop(why);
-    case LEFT:
-        return punt(control);
-    case GOES_ON:
-        break;
+    fate = find_vip(&frame, epoch, &packet, &place, &why);
+    if (fate == GOES_ON)
+        fate = packet.is_odd ? LEFT : read_transport(&frame, &packet, &why);
+    if (fate == LEFT) {
+        /* A copy, so that the packet itself may be in registers. */
+        struct packet odd = packet;
+        int read = read_odd(skb, &odd);
+
+        packet = odd;
+        packet.is_odd = 1;
+        why = read;
+        fate = read == READ ? GOES_ON : REFUSED;
     }
-    if (is_left(&packet, &place))
+    if (fate == GOES_ON)
+        fate = find_bucket(control, &packet, &place, &why);
+    if (fate == LET_BY)
+        return TC_ACT_UNSPEC;
+    if (fate == REFUSED)
+        return drop(why);
+    if (is_waiting(&packet, &place))
         return punt(control);
+    if (is_shared(&packet, &place)) {
+        holders = find_holders(&place);
+        if (!holders)
+            return punt(control);
+    }
     if (needs_socket(&packet, &place))
         has = has_socket(skb, control, &frame, &packet);
     if (has == ASK)
         return punt(control);
     decision = decide(&packet, &place, has == HAS);
-    return carry_out(skb, control, &packet, place.vip, &decision);
+    decision.others = holders & ~(1ULL << (place.vip->this_node & (MAX_NODES - 1)));
+    if (decision.onward)
+        decision.others &= ~(1ULL << (place.entry >> OWNER_SHIFT & (MAX_NODES - 1)));
+    return carry_out(skb, control, &packet, &place, &decision);
 }
 
 SEC("classifier")
 int farm_ingress(struct __sk_buff *skb)
 {
-    __u32 zero = 0, want = skb->len < 128 ? skb->len : 128;
+    __u32 zero = 0, want;
     struct control *control = map_lookup(&CONTROL, &zero);
     __u64 epoch;
     int verdict;
@@ -159,9 +204,11 @@ int farm_ingress(struct __sk_buff *skb)
     if (!control)
         return TC_ACT_UNSPEC;
     epoch = READ_ONCE(control->epoch);
-    /* Of another VLAN, if the tag names one. */
-    if (!epoch || (skb->vlan_present && (skb->vlan_tci & 0xfff)))
+    if (!epoch || is_of_vlan(skb))
         return TC_ACT_UNSPEC;
+    if ((skb->protocol == be16(ETH_P_8021Q) || skb->protocol == be16(ETH_P_8021AD)) && untag(skb))
+        return TC_ACT_UNSPEC;
+    want = skb->len < 128 ? skb->len : 128;
     if ((void *)(long)skb->data + want > (void *)(long)skb->data_end && skb_pull_data(skb, want))
         return TC_ACT_UNSPEC;
     verdict = judge(skb, control, epoch);
@@ -174,6 +221,7 @@ int farm_ingress(struct __sk_buff *skb)
     return verdict;
 }
 
+#include "nothing.h"
 #include "xdp.h"
 
 char LICENSE[] SEC("license") = "GPL";

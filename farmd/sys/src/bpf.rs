@@ -6,6 +6,7 @@
 mod attach;
 mod layout;
 mod link;
+pub mod nothing;
 mod xdp;
 
 use std::collections::BTreeMap;
@@ -23,7 +24,8 @@ use aya::{Ebpf, EbpfLoader};
 
 pub use attach::{Attachment, Predecessor, remove_left_filters};
 pub use layout::{
-    BUCKETS, COUNTS, Control, Count, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip, bucket, rule,
+    BUCKETS, COUNTS, Control, Count, Datagram, FirstFragment, HOLDER_SETS, Holders, MAX_GROUPS, MAX_PAGES, MAX_VIPS,
+    Page, Peers, SLOTS, Vip, bucket, rule,
 };
 
 #[cfg(farm_bpf)]
@@ -46,6 +48,13 @@ impl BpfError {
         Self {
             text: text.into(),
             kind: None,
+        }
+    }
+
+    fn missing() -> Self {
+        Self {
+            kind: Some(io::ErrorKind::NotFound),
+            ..Self::new("this farmd was built without clang, so it has no kernel program")
         }
     }
 
@@ -197,6 +206,8 @@ pub struct Filter {
     directories: Array<MapData, Page>,
     pages: Array<MapData, Page>,
     buckets: Array<MapData, [u16; BUCKETS]>,
+    holders: Array<MapData, [u8; layout::HOLDERS_LEN]>,
+    fragments: HashMap<MapData, [u8; layout::FRAGMENT_KEY_LEN], [u8; layout::FRAGMENT_LEN]>,
     counters: KernelCounters,
 }
 
@@ -215,8 +226,7 @@ impl Filter {
     /// That it is not built in, that the kernel has no BPF or too old a one, or that the process may not load it (CAP_BPF and
     /// CAP_NET_ADMIN).
     pub fn load() -> Result<Self, BpfError> {
-        let object =
-            OBJECT.ok_or_else(|| BpfError::new("this farmd was built without clang, so it has no kernel program"))?;
+        let object = OBJECT.ok_or_else(BpfError::missing)?;
         let mut ebpf = EbpfLoader::new()
             .load(object)
             .map_err(|e| failed("the kernel does not take the program's tables", &e))?;
@@ -244,6 +254,8 @@ impl Filter {
             directories: typed(&mut ebpf, "DIRECTORIES")?,
             pages: typed(&mut ebpf, "PAGES")?,
             buckets: typed(&mut ebpf, "BUCKET_TABLES")?,
+            holders: typed(&mut ebpf, "HOLDERS")?,
+            fragments: typed(&mut ebpf, "FRAGMENTS")?,
             counters: KernelCounters(Arc::new(typed(&mut ebpf, "COUNTERS")?)),
             ebpf,
         })
@@ -290,11 +302,21 @@ impl Filter {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn set_vip(&mut self, epoch: u64, number: u32, vip: &Vip, peers: &Peers) -> Result<(), BpfError> {
+    pub fn set_vip(&mut self, epoch: u64, number: u32, vip: &Vip) -> Result<(), BpfError> {
         let index = slot_of(epoch) * MAX_VIPS + number;
-        let fail = |e: aya::maps::MapError| failed("a virtual address cannot be written", &e);
-        self.peers.set(index, peers.to_words(), 0).map_err(fail)?;
-        self.vips.set(index, vip.to_bytes(epoch), 0).map_err(fail)
+        self.vips
+            .set(index, vip.to_bytes(epoch), 0)
+            .map_err(|e| failed("a virtual address cannot be written", &e))
+    }
+
+    /// Writes the other members on the interface of VIP `number`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_peers(&mut self, slot: u32, number: u32, peers: &Peers) -> Result<(), BpfError> {
+        self.peers
+            .set(slot * MAX_VIPS + number, peers.to_words(), 0)
+            .map_err(|e| failed("the other members cannot be written", &e))
     }
 
     /// Writes which page has the rules of each 256 ports, for TCP and for UDP.
@@ -327,6 +349,22 @@ impl Filter {
         self.buckets
             .set(slot * MAX_GROUPS + group, buckets, 0)
             .map_err(|e| failed("the buckets cannot be written", &e))
+    }
+
+    /// Writes who else has connections in the buckets of one group.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_holders(&mut self, slot: u32, group: u32, holders: &Holders) -> Result<(), BpfError> {
+        self.holders
+            .set(slot * MAX_GROUPS + group, *holders.to_bytes(), 0)
+            .map_err(|e| failed("who has connections cannot be written", &e))
+    }
+
+    /// What the first fragment of a datagram carried, if the program has seen it.
+    pub fn first_fragment(&self, datagram: Datagram) -> Option<FirstFragment> {
+        let first = self.fragments.get(&layout::fragment_key(datagram), 0).ok()?;
+        Some(FirstFragment::from_bytes(&first))
     }
 
     /// The counters, for whoever reads them.

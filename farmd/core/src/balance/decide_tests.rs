@@ -311,11 +311,17 @@ fn later_fragments_go_where_the_first_one_went() {
                 judge_with(&plan, &of_another, &mut table, false).reason,
                 Reason::UnknownFragment
             );
-            table.clear();
+            // By the plan of the moment, not by that of the first one.
+            let mut next = plan.clone();
+            next.groups = vec![group(BucketState::Draining, Some(1))];
             assert_eq!(
-                judge_with(&plan, &last, &mut table, false).reason,
-                Reason::UnknownFragment
+                judge_with(&next, &last, &mut table, false).reason,
+                Reason::DrainingOther
             );
+            let packet = Packet::parse(&last).unwrap();
+            let late = now() + crate::balance::fragment::LIFETIME + Duration::from_millis(1);
+            let forgotten = decide(&plan, &packet, &mut table, late, &mut |_| false);
+            assert_eq!(forgotten.reason, Reason::UnknownFragment);
         }
     }
 }

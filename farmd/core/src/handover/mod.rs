@@ -202,6 +202,8 @@ pub struct Handover {
     /// What each peer holds, and from it who holds each bucket.
     held_by: Vec<(NodeId, BucketSet)>,
     holders: BTreeMap<usize, NodeSet>,
+    /// The buckets of `holders`.
+    held_elsewhere: BucketSet,
     wanted: Option<(BTreeMap<NodeId, u16>, Epoch, BucketMap)>,
 }
 
@@ -228,6 +230,7 @@ impl Handover {
             closed: Closed::No,
             held_by: Vec::new(),
             holders: BTreeMap::new(),
+            held_elsewhere: BucketSet::default(),
             wanted: None,
         }
     }
@@ -389,19 +392,19 @@ impl Handover {
             return plan;
         }
         plan.leaving.clone_from(&self.leaving);
-        for (index, state) in plan.states.iter_mut().enumerate() {
-            *state = if self.open.contains(index) {
-                let foreign_flows = self.guarded.contains(index) || self.holders.contains_key(&index);
-                if foreign_flows {
-                    BucketState::Guarded
-                } else {
-                    BucketState::Own
-                }
-            } else if self.held.contains(index) {
-                BucketState::Draining
-            } else {
-                BucketState::Foreign
-            };
+        let (open, held) = (self.open.as_bytes(), self.held.as_bytes());
+        let foreign_flows = self.guarded.as_bytes().iter().zip(self.held_elsewhere.as_bytes());
+        let bits = open.iter().zip(held).zip(foreign_flows);
+        for (states, ((open, held), (guarded, elsewhere))) in plan.states.chunks_exact_mut(8).zip(bits) {
+            for (bit, state) in states.iter_mut().enumerate() {
+                let is_in = |bits: u8| bits & (1 << bit) != 0;
+                *state = match (is_in(*open), is_in(guarded | elsewhere), is_in(*held)) {
+                    (true, true, _) => BucketState::Guarded,
+                    (true, false, _) => BucketState::Own,
+                    (false, _, true) => BucketState::Draining,
+                    (false, _, false) => BucketState::Foreign,
+                };
+            }
         }
         plan
     }

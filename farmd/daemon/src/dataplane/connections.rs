@@ -232,7 +232,7 @@ mod tests {
                 own_mac: MacAddr([2, 0, 0, 0, 0, 1]),
                 mode: L2Mode::Directed,
                 entry_group: 0,
-                rules: vec![rule(443, 0), rule(80, 1)],
+                rules: [rule(443, 0), rule(80, 1)].into(),
                 peers: BTreeMap::new(),
                 choice: PlaneChoice::Auto,
                 xdp: XdpChoice::Auto,

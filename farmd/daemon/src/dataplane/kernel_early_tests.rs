@@ -12,9 +12,8 @@ const TX: i32 = 3;
 impl Bench {
     /// The outcome of one frame at XDP, and what it counted.
     fn run_early(&mut self, frame: &[u8], sends: bool) -> (DryRun, Vec<usize>) {
-        let Self { kernel, ns } = self;
-        let before = kernel.filter().counters().read().unwrap();
-        let run = ns.run(|| kernel.filter().dry_run_xdp(frame, 1, sends).unwrap());
+        let before = self.counts();
+        let run = self.kernel.filter().dry_run_xdp(frame, 1, sends).unwrap();
         let after = self.counts();
         let counted = (0..COUNTS).filter(|i| after[*i] > before[*i]).collect();
         (run, counted)
@@ -56,7 +55,7 @@ impl Bench {
         if passes {
             let sent_by_tc = !known.is_empty() && !sends;
             assert!(
-                sent_by_tc || is_passed_up(plan, packet, decision),
+                sent_by_tc || is_passed_up(plan, frame, packet, decision),
                 "need not be passed up: {}",
                 context()
             );
@@ -93,13 +92,26 @@ impl Bench {
     }
 }
 
-/// What is dropped or sent on, but not by XDP: what is left to the daemon, what depends on a socket, and what packet sockets wait for.
-fn is_passed_up(plan: &Plan, packet: &Packet, decision: &Decision) -> bool {
+/// What is dropped or sent on, but not by XDP: what is left to the daemon, what depends on a socket or may have several receivers, what has its ports in
+/// another place, and what packet sockets wait for.
+fn is_passed_up(plan: &Plan, frame: &[u8], packet: &Packet, decision: &Decision) -> bool {
+    let vip = plan.vip(packet.destination).unwrap();
     let tcp = matches!(packet.l4, L4::Tcp { .. });
     let looked_up = tcp && matches!(decision.reason, Reason::GuardedUnknown | Reason::DrainingOther);
+    let shared = vip.mode == L2Mode::Directed && plan.groups.iter().any(|group| !group.holders.is_empty());
     let request = matches!(packet.l4, L4::Tcp { syn: true, .. });
     let discovery = packet.destination.is_ipv6() && packet.protocol == 58 && packet.l4 != L4::Echo;
-    looked_up || request || discovery || may_be_left(plan, packet, decision)
+    let error = matches!(packet.l4, L4::Error(_) | L4::Malformed);
+    looked_up || shared || request || discovery || error || !is_plain(frame) || may_be_left(plan, packet, decision)
+}
+
+/// No tag, no fragment, no extension header.
+fn is_plain(frame: &[u8]) -> bool {
+    match frame[12..14] {
+        [0x08, 0x00] => u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff == 0,
+        [0x86, 0xdd] => matches!(frame[20], 6 | 17 | 58),
+        _ => false,
+    }
 }
 
 /// A plan under which everything is another's.

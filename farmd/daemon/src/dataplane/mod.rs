@@ -29,6 +29,7 @@ use farm_core::balance::plan::Plan;
 use farm_core::config::PlaneChoice;
 use farm_core::wire::heartbeat::Requester;
 use farm_sys::bpf::{self, KernelCounters, KernelLease};
+use kernel::tables::NoRoom;
 
 /// A service interface that is ready to be worked with.
 #[derive(Debug)]
@@ -91,6 +92,8 @@ pub struct Standing {
     pub problem: Option<String>,
     /// For each of these addresses, whether XDP is ahead of the kernel's decision, or why not.
     pub early: BTreeMap<IpAddr, String>,
+    /// Virtual addresses for which the kernel's tables have no room, and why.
+    pub refused: BTreeMap<IpAddr, NoRoom>,
     /// Service interfaces that have no program, by name, and why.
     pub captured: BTreeMap<String, String>,
 }
@@ -100,32 +103,32 @@ impl Standing {
     pub fn tell(&self, choice: PlaneChoice, vips: &[IpAddr]) -> (String, String) {
         let (kernel, user): (Vec<&IpAddr>, Vec<&IpAddr>) = vips.iter().partition(|vip| self.in_kernel.contains(*vip));
         let names = |vips: &[&IpAddr]| vips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let captured = || self.captured.values().cloned().collect::<Vec<_>>().join("; ");
+        let mut reasons: Vec<String> = self.captured.values().cloned().collect();
+        reasons.extend(user.iter().filter_map(|vip| Some(self.refused.get(*vip)?.to_string())));
+        reasons.dedup();
+        let captured = (!reasons.is_empty()).then(|| reasons.join("; "));
         let way = self.attachment.map_or(String::new(), |way| format!(", {way}"));
         match (kernel.is_empty(), user.is_empty()) {
             (_, true) if !kernel.is_empty() => (
                 "bpf".to_owned(),
                 format!("eBPF at tc ingress{way}{}", self.tell_early(&kernel)),
             ),
-            (false, false) => {
-                let why = Some(captured()).filter(|why| !why.is_empty());
-                (
-                    "bpf, raw".to_owned(),
-                    format!(
-                        "eBPF at tc ingress{way} for {}{}; {} in user space: {}",
-                        names(&kernel),
-                        self.tell_early(&kernel),
-                        names(&user),
-                        why.unwrap_or_else(|| "no room in the kernel's tables".to_owned()),
-                    ),
-                )
-            }
+            (false, false) => (
+                "bpf, raw".to_owned(),
+                format!(
+                    "eBPF at tc ingress{way} for {}{}; {} in user space: {}",
+                    names(&kernel),
+                    self.tell_early(&kernel),
+                    names(&user),
+                    captured.as_deref().unwrap_or("the kernel did not take them"),
+                ),
+            ),
             _ => {
-                let why = match (choice, &self.problem) {
-                    (PlaneChoice::Raw, _) => "as configured".to_owned(),
-                    (_, Some(problem)) => problem.clone(),
-                    (_, None) if !self.captured.is_empty() => captured(),
-                    (_, None) => "no virtual address is served here".to_owned(),
+                let why = match (choice, &self.problem, captured) {
+                    (PlaneChoice::Raw, ..) => "as configured".to_owned(),
+                    (_, Some(problem), _) => problem.clone(),
+                    (_, None, Some(captured)) => captured,
+                    (_, None, None) => "no virtual address is served here".to_owned(),
                 };
                 ("raw".to_owned(), why)
             }
@@ -462,6 +465,10 @@ mod tests {
             early: of.iter().map(|(i, text)| (vips[*i], (*text).to_owned())).collect(),
             ..standing(&vips, None)
         };
+        let full = |in_kernel: &[IpAddr]| Standing {
+            refused: BTreeMap::from([(vips[1], NoRoom::Groups)]),
+            ..standing(in_kernel, None)
+        };
         let mut taken_off = standing(&[], None);
         taken_off
             .captured
@@ -477,7 +484,15 @@ mod tests {
             ),
             (
                 tell(standing(&vips[..1], None), PlaneChoice::Auto),
-                "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: no room in the kernel's tables)",
+                "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: the kernel did not take them)",
+            ),
+            (
+                tell(full(&vips[..1]), PlaneChoice::Auto),
+                "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: the kernel's tables have room for the first 32 groups)",
+            ),
+            (
+                tell(full(&[]), PlaneChoice::Bpf),
+                "raw (the kernel's tables have room for the first 32 groups)",
             ),
             (
                 tell(

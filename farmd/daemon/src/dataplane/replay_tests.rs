@@ -51,13 +51,14 @@ fn plan(mode: L2Mode, owner: usize) -> Plan {
             own_mac: mac(0),
             mode,
             entry_group: 0,
-            rules: vec![RulePlan {
+            rules: [RulePlan {
                 protocol: Protocol::Tcp,
                 first_port: 80,
                 last_port: 80,
                 affinity: Affinity::ClientPort,
                 group: 0,
-            }],
+            }]
+            .into(),
             peers: BTreeMap::from([(id(1), mac(1)), (id(2), mac(2))]),
             choice: PlaneChoice::Auto,
             xdp: XdpChoice::Auto,

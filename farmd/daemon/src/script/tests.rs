@@ -4,6 +4,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Instant;
 
 use farm_sys::event_fd::EventFd;
+use farm_sys::signal_fd::SignalFd;
 
 use super::*;
 use crate::scratch::{Background, Scratch};
@@ -167,6 +168,21 @@ fn it_gets_its_arguments_folder_and_environment() {
         "stdin is empty".to_owned(),
     ];
     assert_eq!(output.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn it_starts_with_no_signal_blocked_however_many_farmd_blocks() {
+    // On a thread of its own: the others of this process keep theirs.
+    let run = std::thread::spawn(|| {
+        let _signals = SignalFd::block(&[Signal::Term, Signal::Int]).unwrap();
+        Lab::new().run("#!/bin/sh\ngrep SigBlk: /proc/self/status\n")
+    });
+    let (outcome, output) = run.join().unwrap();
+    assert_eq!(outcome, ScriptOutcome::Exited(0));
+    assert_eq!(
+        output.split_whitespace().collect::<Vec<_>>(),
+        ["SigBlk:", "0000000000000000"]
+    );
 }
 
 #[test]

@@ -36,17 +36,23 @@ fn put_in_force(filter: &mut Filter, owner: Option<u8>) {
         directed: true,
         entry_group: 0,
         this: 0,
+        portless: [rule::NONE; 2],
     };
     let mut rules = [rule::NONE; 256];
     rules[usize::from(PORT)] = rule::to(0, rule::Key::Addr);
     let mut low_ports = [0; 256];
     low_ports[0] = 1;
-    filter.set_vip(EPOCH, 0, &vip, &Peers(vec![(1, MAC_MEMBER)])).unwrap();
+    filter.set_peers(slot, 0, &Peers(vec![(1, MAC_MEMBER)])).unwrap();
+    filter.set_vip(EPOCH, 0, &vip).unwrap();
     filter.set_page(slot, 0, &[rule::NONE; 256]).unwrap();
     filter.set_page(slot, 1, &rules).unwrap();
     filter.set_directories(slot, 0, &[0; 256], &low_ports).unwrap();
     filter
-        .set_buckets(slot, 0, &[bucket::owned_by(bucket::FOREIGN, owner); BUCKETS])
+        .set_buckets(
+            slot,
+            0,
+            &[bucket::owned_by(bucket::FOREIGN, owner.unwrap_or(0xff)); BUCKETS],
+        )
         .unwrap();
     filter.lease().renew(u64::MAX);
     filter.set_epoch(EPOCH);

@@ -82,8 +82,11 @@ impl Worker {
             kernel.succeed();
         }
         self.judge.known.set_all(kernel.is_at_work());
-        let taken = kernel.taken();
-        self.stand(|standing| standing.in_kernel = taken);
+        let (taken, refused) = (kernel.taken(), kernel.refused().clone());
+        self.stand(|standing| {
+            standing.in_kernel = taken;
+            standing.refused = refused;
+        });
         self.steer_early(plan);
     }
 
