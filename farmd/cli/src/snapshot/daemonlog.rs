@@ -14,7 +14,7 @@ const LINES: &str = "5000";
 /// How long the journal may take.
 const LIMIT: Duration = Duration::from_secs(20);
 /// Name of the entry.
-const NAME: &str = "daemon/farmd.log";
+const NAME: &str = "journal/farmd.log";
 
 /// Adds farmd's own log.
 pub fn collect(bundle: &mut Bundle) {
