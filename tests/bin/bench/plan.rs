@@ -109,11 +109,11 @@ fn measure() -> Result<Vec<Row>> {
     for addresses in [1, 8, 64] {
         for rules in [1, 100, 10_000] {
             stop::check()?;
-            let plans = moves.each_ref().map(|group| plan(this, group, addresses, rules));
+            let plans = plans(this, &moves, addresses, rules);
             rows.extend(ns.run(|| install(&plans, addresses, rules))?);
         }
     }
-    rows.extend(ns.run(|| filters(&moves.each_ref().map(|group| plan(this, group, 1, 1))))?);
+    rows.extend(ns.run(|| filters(&plans(this, &moves, 1, 1)))?);
     Ok(rows)
 }
 
@@ -187,7 +187,9 @@ impl Farm {
     /// Reports and plans go round until nothing changes any more; the times of all plans.
     fn settle(&mut self) -> Vec<Duration> {
         let mut times = Vec::new();
-        loop {
+        // What one node says the others act on in the next round, or in the one after.
+        let mut quiet = 0;
+        while quiet < 4 {
             let before = self.version;
             for node in self.view.iter().collect::<Vec<_>>() {
                 let i = node.index();
@@ -196,10 +198,9 @@ impl Farm {
                 times.extend(self.advance(i));
                 self.reports[i] = self.nodes[i].report(1, true);
             }
-            if self.version == before {
-                return times;
-            }
+            quiet = if self.version == before { quiet + 1 } else { 0 };
         }
+        times
     }
 
     fn compute(&mut self) -> Result<Row> {
@@ -226,6 +227,16 @@ impl Farm {
         ensure!(whole.states != after.states, "no bucket has moved");
         Ok([whole, after])
     }
+}
+
+/// Plans of one configuration, which share its rules.
+fn plans(this: NodeId, groups: &[GroupPlan; 2], addresses: u32, rules: u32) -> [Plan; 2] {
+    let first = plan(this, &groups[0], addresses, rules);
+    let second = Plan {
+        groups: vec![groups[1].clone()],
+        ..first.clone()
+    };
+    [first, second]
 }
 
 /// A plan with so many addresses, each with all the rules.

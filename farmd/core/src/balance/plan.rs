@@ -111,6 +111,11 @@ impl VipPlan {
         }
     }
 
+    /// True if its rules are `rules`; quick where both are shared, as between plans of one configuration.
+    pub fn has_rules(&self, rules: &Arc<[RulePlan]>) -> bool {
+        Arc::ptr_eq(&self.rules, rules) || self.rules == *rules
+    }
+
     /// The most specific rule for `protocol` and `port`.
     pub fn rule(&self, protocol: Protocol, port: u16) -> Option<&RulePlan> {
         self.rules

@@ -19,9 +19,11 @@ pub enum Change {
 
 /// What `new` changes against `old`.
 pub fn of(old: &Plan, new: &Plan) -> Change {
-    let services = old.vips.iter().map(|v| (v.addr, &v.rules));
     let names = old.groups.iter().map(|g| &g.name);
-    if !names.eq(new.groups.iter().map(|g| &g.name)) || !services.eq(new.vips.iter().map(|v| (v.addr, &v.rules))) {
+    let mut vips = old.vips.iter().zip(&new.vips);
+    let same =
+        old.vips.len() == new.vips.len() && vips.all(|(old, new)| old.addr == new.addr && old.has_rules(&new.rules));
+    if !same || !names.eq(new.groups.iter().map(|g| &g.name)) {
         return Change::Closes;
     }
     let mut change = Change::Nothing;

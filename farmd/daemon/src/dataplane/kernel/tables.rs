@@ -92,12 +92,11 @@ fn service(vip: &VipPlan, wanted: bool) -> Service {
 impl Layout {
     /// True if this is the layout of `plan`, of whose addresses those are to be in it that `wanted` says.
     pub fn fits(&self, plan: &Plan, wanted: &dyn Fn(&VipPlan) -> bool) -> bool {
-        // Shared rules are compared by their address in memory.
         let same = |(vip, known): (&VipPlan, &Service)| match known {
             Some((interface, addr, group, rules)) => {
                 wanted(vip)
                     && (vip.interface, vip.addr, vip.entry_group) == (*interface, *addr, *group)
-                    && vip.rules == *rules
+                    && vip.has_rules(rules)
             }
             None => !wanted(vip),
         };
@@ -163,7 +162,7 @@ impl Default for Book {
 
 impl Book {
     fn directories(&mut self, rules: &Arc<[RulePlan]>) -> Result<Arc<Directories>, NoRoom> {
-        if let Some((_, known)) = self.known.iter().find(|(of, _)| of == rules) {
+        if let Some((_, known)) = self.known.iter().find(|(of, _)| Arc::ptr_eq(of, rules)) {
             return Ok(Arc::clone(known));
         }
         let before = self.pages.len();
