@@ -232,3 +232,27 @@ fn a_node_that_is_heard_again_by_one_before_the_other_takes_nothing_twice() {
         sim.check_covered().unwrap();
     }
 }
+
+#[test]
+fn a_part_without_a_ready_server_displaces_nobody_when_it_comes_back() {
+    for (lonely, seed) in (0..3).flat_map(|l| (0..4).map(move |s| (l, s))) {
+        let mut sim = Sim::started(3, 500 + seed);
+        let others: Vec<usize> = (0..3).filter(|n| *n != lonely).collect();
+        sim.act(Action::Ready(lonely, false));
+        cut(&mut sim, &[lonely], &others);
+        sim.run(sim.detection() + ms(200 + 13 * seed)).unwrap();
+        let served = |sim: &Sim| others.iter().map(|n| sim.counts()[*n]).sum::<usize>();
+        assert_eq!((served(&sim), sim.counts()[lonely]), (BUCKETS, 0));
+        sim.act(Action::MendAll);
+        let end = sim.now + ms(1000);
+        while sim.now < end {
+            sim.run(Duration::from_micros(500)).unwrap();
+            assert_eq!(served(&sim), BUCKETS, "s{lonely} back, at {:?}", sim.now);
+        }
+        // Ready again, it gets its share.
+        sim.act(Action::Ready(lonely, true));
+        sim.run(ms(500)).unwrap();
+        assert!(sim.counts()[lonely] > 0);
+        sim.check_covered().unwrap();
+    }
+}

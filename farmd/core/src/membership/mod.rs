@@ -466,7 +466,7 @@ impl Membership {
         let rank = |set: NodeSet| (set.len(), std::cmp::Reverse(set.first()));
         (!theirs.is_empty() && (ours.is_empty() || rank(theirs) > rank(ours))).then(|| {
             format!(
-                "cluster.xml differs from that of {} other nodes; make the files equal and restart farmd",
+                "cluster.xml differs from that of {} other nodes; make the files equal, then farm reload",
                 theirs.len()
             )
         })
