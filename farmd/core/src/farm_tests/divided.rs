@@ -238,9 +238,11 @@ fn a_part_without_a_ready_server_displaces_nobody_when_it_comes_back() {
     for (lonely, seed) in (0..3).flat_map(|l| (0..4).map(move |s| (l, s))) {
         let mut sim = Sim::started(3, 500 + seed);
         let others: Vec<usize> = (0..3).filter(|n| *n != lonely).collect();
-        sim.act(Action::Ready(lonely, false));
         cut(&mut sim, &[lonely], &others);
         sim.run(sim.detection() + ms(200 + 13 * seed)).unwrap();
+        // It serves alone, and then no longer: the others know nothing of these maps.
+        sim.act(Action::Ready(lonely, false));
+        sim.run(ms(100)).unwrap();
         let served = |sim: &Sim| others.iter().map(|n| sim.counts()[*n]).sum::<usize>();
         assert_eq!((served(&sim), sim.counts()[lonely]), (BUCKETS, 0));
         sim.act(Action::MendAll);
@@ -249,6 +251,8 @@ fn a_part_without_a_ready_server_displaces_nobody_when_it_comes_back() {
             sim.run(Duration::from_micros(500)).unwrap();
             assert_eq!(served(&sim), BUCKETS, "s{lonely} back, at {:?}", sim.now);
         }
+        let map = |node: usize| sim.farm(node).map(&sim.module, 0).cloned();
+        assert_eq!(map(lonely), map(others[0]), "it sends on to those that serve");
         // Ready again, it gets its share.
         sim.act(Action::Ready(lonely, true));
         sim.run(ms(500)).unwrap();
