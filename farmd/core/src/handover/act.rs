@@ -21,8 +21,6 @@ impl Handover {
             (Step::Reopen, _) => {
                 self.closed = Closed::No;
                 self.committed = Epoch::default();
-                // What the others work with counts, also if this node has agreed alone on later ones.
-                self.known = Epoch::default();
                 outcome.send = true;
                 outcome.plan_changed |= !self.held.is_empty();
             }

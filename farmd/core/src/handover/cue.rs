@@ -56,15 +56,24 @@ impl Handover {
         Cue::Quiet
     }
 
-    /// A committed map that this node has not taken part in.
+    /// A committed map that this node has not taken part in. Maps that it has agreed on alone, before it closed everything, are not newer than one by which
+    /// others serve.
     fn newer_map<'a>(&self, around: &Surroundings<'a>) -> Option<&'a MapReport> {
+        let starts_anew = self.closed == Closed::No
+            && self.committed == Epoch::default()
+            && self.closing.is_none()
+            && around.coordinator != Some(self.this);
         let newest = around
             .peers
             .values()
             .filter(|p| p.eligible)
-            .filter_map(|p| p.report.map.as_ref().filter(|m| m.epoch == p.report.committed))
-            .max_by_key(|m| m.epoch)
-            .filter(|m| m.epoch > self.known)?;
+            .filter_map(|p| {
+                let map = p.report.map.as_ref().filter(|m| m.epoch == p.report.committed)?;
+                Some((p, map))
+            })
+            .max_by_key(|(_, map)| map.epoch)
+            .filter(|(p, map)| map.epoch > self.known || starts_anew && map.epoch < self.known && p.report.open > 0)?
+            .1;
         // This one comes by commit, and is opened then.
         let followed = self.pending.as_ref().is_some_and(|p| p.epoch == newest.epoch);
         (!followed).then_some(newest)

@@ -178,7 +178,7 @@ pub struct Handover {
     this: NodeId,
     committed: Epoch,
     map: BucketMap,
-    /// Epoch of `map`; above `committed` while everything is shut, and nothing when that ends: then any map that others work with is newer.
+    /// Epoch of `map`; above `committed` after everything was shut.
     known: Epoch,
     promised: Epoch,
     highest: Epoch,
