@@ -196,6 +196,7 @@ mod tests {
                 reason,
                 forward: NodeSet::EMPTY,
                 owner: None,
+                place: None,
                 opens: None,
             };
             scene.text(Subject::Opening, &decision)

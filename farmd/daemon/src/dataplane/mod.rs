@@ -16,6 +16,7 @@ pub mod neighbour;
 pub mod raw;
 pub mod replay;
 pub mod taken;
+pub mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -73,6 +74,8 @@ pub trait DataPlane: Send + Sync {
     fn learn(&self, requester: Requester);
     /// Where frames are judged.
     fn standing(&self) -> Standing;
+    /// Who may listen to what becomes of each frame.
+    fn tracer(&self) -> trace::Tracer;
     /// Ends it and waits until it has ended.
     fn stop(&mut self);
 }
@@ -256,10 +259,12 @@ pub enum Count {
     Punted,
     /// Frames that the program in the kernel dropped because plans changed too fast under it.
     PlanChanged,
+    /// Frames that a trace wanted and did not get, because its reader was too slow.
+    TraceLost,
 }
 
 impl Count {
-    const ALL: [Self; 35] = [
+    const ALL: [Self; 36] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -295,6 +300,7 @@ impl Count {
         Self::ReplayOverflow,
         Self::Punted,
         Self::PlanChanged,
+        Self::TraceLost,
     ];
 
     const fn name(self) -> &'static str {
@@ -334,6 +340,7 @@ impl Count {
             Self::ReplayOverflow => "replay_overflow",
             Self::Punted => "punted",
             Self::PlanChanged => "plan_changed",
+            Self::TraceLost => "trace_lost",
         }
     }
 

@@ -14,6 +14,7 @@
 //! is accepted.
 
 mod in_kernel;
+mod telling;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -39,6 +40,7 @@ use super::kernel::Kernel;
 use super::known::Known;
 use super::lister::{Listed, Lister};
 use super::replay::{Recorder, Timing};
+use super::trace::{Begun, Tracer};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice, Standing};
 use crate::event::{Event, EventSender, HeldGroup};
 
@@ -63,6 +65,7 @@ enum Command {
     Tap(Option<LocalDevice>),
     Learn(Requester),
     Listed(Listed),
+    Trace(Option<Begun>),
     Stop,
 }
 
@@ -72,6 +75,7 @@ pub struct RawPlane {
     commands: mpsc::Sender<Command>,
     wake: Arc<EventFd>,
     standing: Arc<Mutex<Standing>>,
+    tracer: Tracer,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -92,6 +96,13 @@ impl RawPlane {
                 woken.notify();
             }
         })?;
+        let (listeners, woken) = (commands.clone(), Arc::clone(&wake));
+        let switch = move |begun| {
+            if listeners.send(Command::Trace(begun)).is_ok() {
+                woken.notify();
+            }
+        };
+        let tracer = Tracer::new(Arc::clone(&counters), Box::new(switch));
         let known = Known::new(Connections::open()?, Arc::clone(&counters));
         let (kernel, problem) = match in_kernel::kernel(&plan, &lease, &counters) {
             Ok(kernel) => (Some(kernel), None),
@@ -126,6 +137,7 @@ impl RawPlane {
             look_up_at: None,
             believed_from: None,
             standing: Arc::clone(&standing),
+            tracer: tracer.clone(),
         };
         worker.judge.kernel = kernel;
         let thread = thread::Builder::new()
@@ -135,6 +147,7 @@ impl RawPlane {
             commands,
             wake,
             standing,
+            tracer,
             thread: Some(thread),
         })
     }
@@ -171,7 +184,12 @@ impl DataPlane for RawPlane {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn tracer(&self) -> Tracer {
+        self.tracer.clone()
+    }
+
     fn stop(&mut self) {
+        self.tracer.close();
         self.send(Command::Stop);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -218,6 +236,7 @@ struct Worker {
     /// Of look-ups that began earlier the answer is not whole.
     believed_from: Option<Instant>,
     standing: Arc<Mutex<Standing>>,
+    tracer: Tracer,
 }
 
 impl Worker {
@@ -304,13 +323,9 @@ impl Worker {
                 }
                 Command::Attach(mut interface) => {
                     self.attach_program(&interface);
-                    set_filter(
-                        &self.judge.plan,
-                        self.judge.kernel.as_ref(),
-                        &self.judge.counters,
-                        &mut interface,
-                    );
+                    set_filter(&self.judge, &mut interface);
                     self.interfaces.push(*interface);
+                    self.tell_interfaces();
                     self.record_at.get_or_insert(Instant::now());
                 }
                 Command::Detach(index) => {
@@ -330,6 +345,7 @@ impl Worker {
                 }
                 Command::Learn(requester) => self.responder.learn(requester),
                 Command::Listed(listed) => self.handle_listed(listed),
+                Command::Trace(begun) => self.handle_trace(begun),
                 Command::Stop => return false,
             }
         }
@@ -552,7 +568,8 @@ fn set_program(interface: &Interface, program: &[filter::Insn]) -> io::Result<()
 }
 
 /// The kernel may refuse a long program (`optmem_max`); a coarser one passes more, never less.
-fn set_filter(plan: &Plan, kernel: Option<&Kernel>, counters: &Counters, interface: &mut Interface) {
+fn set_filter(judge: &Judge, interface: &mut Interface) {
+    let (plan, kernel, counters) = (&judge.plan, judge.kernel.as_ref(), &judge.counters);
     if let Some(syns) = &mut interface.syns
         && let Err(error) = syns.set_plan(plan)
     {
@@ -563,7 +580,12 @@ fn set_filter(plan: &Plan, kernel: Option<&Kernel>, counters: &Counters, interfa
     let fine = if vips.all(|vip| kernel.is_some_and(|kernel| kernel.takes(vip.addr))) {
         filter::closed()
     } else {
-        filter::build(plan, interface.index, filter::Detail::Buckets)
+        // Who listens wants to see what is others', too.
+        let detail = match judge.trace {
+            None => filter::Detail::Buckets,
+            Some(_) => filter::Detail::Vips,
+        };
+        filter::build(plan, interface.index, detail)
     };
     let coarse = || filter::build(plan, interface.index, filter::Detail::Vips);
     let Err(error) = set_program(interface, &fine).or_else(|_| {
