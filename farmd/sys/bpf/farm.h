@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
 /*
- * What the program and farmd share: the maps' layout and the numbers in them. The Rust side is src/bpf/layout.rs; a test
+ * What the programs and farmd share: the maps' layout and the numbers in them. The Rust side is src/bpf/layout.rs; a test
  * compares every verdict of the two.
  */
 #ifndef FARM_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* The few kernel helpers and map declarations that the program needs; nothing but the kernel's own headers is included. */
+/* The few kernel helpers and map declarations that the programs need; nothing but the kernel's own headers is included. */
 #ifndef HELPERS_H
 #define HELPERS_H
 
