@@ -43,7 +43,11 @@ impl Tracing {
     /// Begins one and waits until it says that it has begun.
     fn start(node: &Node, args: &[&str]) -> Self {
         let mut command = node.command(&program("farm")).expect("the node has power");
-        command.args(args).arg("--json").stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+            .args(args)
+            .arg("--json")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
         let mut child = spawn_kept(command).expect("farm runs");
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         let (sender, lines) = channel();
@@ -117,8 +121,10 @@ fn programs(node: &Node) -> Vec<String> {
 /// Waits until the node has its ordinary program back, where it has one at all.
 fn wait_ordinary(node: &Node, in_kernel: bool) {
     let expected = if in_kernel { vec!["farm_ingress"] } else { vec![] };
-    wait_until(LIMIT, "the ordinary program", || (programs(node) == expected).then_some(()))
-        .unwrap_or_else(|e| panic!("{e}: {:?}", programs(node)));
+    wait_until(LIMIT, "the ordinary program", || {
+        (programs(node) == expected).then_some(())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {:?}", programs(node)));
 }
 
 fn in_kernel(node: &Node) -> bool {
@@ -136,20 +142,32 @@ fn every_node_says_of_each_frame_what_became_of_it_and_why() {
         let lab = farm(Mode::Invisible, plane, "on_addr");
         let from = lab.client.addrs()[1];
         let host = from.to_string();
-        let tracing = lab.nodes.iter().map(|node| Tracing::start(node, &["trace", "host", &host]));
+        let tracing = lab
+            .nodes
+            .iter()
+            .map(|node| Tracing::start(node, &["trace", "host", &host]));
         let tracing: Vec<Tracing> = tracing.collect();
         let answered = asked(&lab, from);
-        let refused = lab.client.ask(from, CLOSED, Duration::from_millis(300)).expect("a request");
+        let refused = lab
+            .client
+            .ask(from, CLOSED, Duration::from_millis(300))
+            .expect("a request");
         assert!(refused.outcome.is_err(), "{plane}: no rule covers it");
         let mut buckets = Vec::new();
         for (node, tracing) in lab.nodes.iter().zip(tracing) {
             let (name, by_kernel) = (node.name(), in_kernel(node));
             assert_eq!(tracing.start.node, name);
-            assert_eq!((tracing.start.filter.as_str(), &tracing.start.problem), (format!("host {from}").as_str(), &None));
+            assert_eq!(
+                (tracing.start.filter.as_str(), &tracing.start.problem),
+                (format!("host {from}").as_str(), &None)
+            );
             let (frames, end) = tracing.interrupt();
             assert!(end.lost == 0 && end.seen >= end.shown, "{end:?}");
             assert!(frames.iter().all(|f| f.client == from && f.vip == VIP), "{frames:?}");
-            assert!(frames.iter().all(|f| (f.by == "kernel") == by_kernel), "{plane}: {frames:?}");
+            assert!(
+                frames.iter().all(|f| (f.by == "kernel") == by_kernel),
+                "{plane}: {frames:?}"
+            );
             let (web, closed): (Vec<&TraceFrame>, Vec<&TraceFrame>) =
                 frames.iter().partition(|f| f.vip_port == Some(80));
             let told = |f: &TraceFrame| (f.verdict.clone(), f.reason.clone());
@@ -157,16 +175,28 @@ fn every_node_says_of_each_frame_what_became_of_it_and_why() {
                 true => ("accepted".to_owned(), "own".to_owned()),
                 false => ("dropped".to_owned(), "foreign".to_owned()),
             };
-            assert!(!web.is_empty() && web.iter().all(|f| told(f) == expected), "{plane}, {name}: {web:?}");
+            assert!(
+                !web.is_empty() && web.iter().all(|f| told(f) == expected),
+                "{plane}, {name}: {web:?}"
+            );
             assert_eq!((web[0].detail.as_str(), web[0].protocol.as_str()), ("S", "tcp"));
             assert!(web.iter().all(|f| f.owner.as_ref() == Some(&answered)), "{web:?}");
-            assert!(web.iter().all(|f| f.bytes.len() as u32 == 2 * f.length.min(128)), "{web:?}");
+            assert!(
+                web.iter().all(|f| f.bytes.len() as u32 == 2 * f.length.min(128)),
+                "{web:?}"
+            );
             let no_rule = ("dropped".to_owned(), "no_rule".to_owned());
-            assert!(!closed.is_empty() && closed.iter().all(|f| told(f) == no_rule), "{plane}, {name}: {closed:?}");
+            assert!(
+                !closed.is_empty() && closed.iter().all(|f| told(f) == no_rule),
+                "{plane}, {name}: {closed:?}"
+            );
             buckets.extend(web.iter().map(|f| (f.group.clone(), f.bucket)));
             wait_ordinary(node, by_kernel);
         }
-        assert!(buckets.windows(2).all(|pair| pair[0] == pair[1]), "{plane}: one bucket: {buckets:?}");
+        assert!(
+            buckets.windows(2).all(|pair| pair[0] == pair[1]),
+            "{plane}: one bucket: {buckets:?}"
+        );
         assert!(buckets[0].1.is_some(), "{buckets:?}");
     }
 }
@@ -177,22 +207,34 @@ fn where_frames_are_sent_on_each_step_is_shown() {
         let lab = farm(Mode::Directed, plane, "on_port");
         let from = lab.client.addrs()[0];
         // With the client's port in the key, some connections belong to another node than the one where the client's frames come in.
-        let tracing = lab.nodes.iter().map(|node| Tracing::start(node, &["trace", "tcp", "port", "80"]));
+        let tracing = lab
+            .nodes
+            .iter()
+            .map(|node| Tracing::start(node, &["trace", "tcp", "port", "80"]));
         let tracing: Vec<Tracing> = tracing.collect();
         let answered: Vec<String> = (0..12).map(|_| asked(&lab, from)).collect();
         let shown: Vec<Vec<TraceFrame>> = tracing.into_iter().map(|t| t.interrupt().0).collect();
         let accepted_by = |port: Option<u16>| {
             let has = |frames: &[TraceFrame]| {
-                frames.iter().any(|f| f.client_port == port && f.verdict == "accepted" && f.detail == "S")
+                frames
+                    .iter()
+                    .any(|f| f.client_port == port && f.verdict == "accepted" && f.detail == "S")
             };
             let nodes = lab.nodes.iter().zip(&shown);
-            nodes.filter(|(_, frames)| has(frames)).map(|(node, _)| node.name().to_owned()).collect::<Vec<_>>()
+            nodes
+                .filter(|(_, frames)| has(frames))
+                .map(|(node, _)| node.name().to_owned())
+                .collect::<Vec<_>>()
         };
         let mut forwarded = 0;
         for frame in shown.iter().flatten().filter(|f| f.verdict == "forwarded") {
             forwarded += 1;
             assert_eq!(frame.reason, "foreign", "{plane}: {frame:?}");
-            assert_eq!(frame.sent_on, [frame.owner.clone().expect("an owner")], "{plane}: {frame:?}");
+            assert_eq!(
+                frame.sent_on,
+                [frame.owner.clone().expect("an owner")],
+                "{plane}: {frame:?}"
+            );
             assert_eq!(accepted_by(frame.client_port), frame.sent_on, "{plane}: {frame:?}");
         }
         assert!(forwarded > 0, "{plane}: {answered:?}");
@@ -205,7 +247,11 @@ fn a_file_has_the_frames_and_what_became_of_them() {
         let lab = farm(Mode::Invisible, plane, "on_addr");
         let from = lab.client.addrs()[1];
         let answered = asked(&lab, from);
-        let owner = lab.nodes.iter().find(|node| node.name() == answered).expect("it is a node");
+        let owner = lab
+            .nodes
+            .iter()
+            .find(|node| node.name() == answered)
+            .expect("it is a node");
         let file = lab.base().join("frames.pcapng");
         let path = file.display().to_string();
         let ended = std::thread::scope(|scope| {
@@ -224,7 +270,11 @@ fn a_file_has_the_frames_and_what_became_of_them() {
         let read = shell_ok(owner, &format!("tcpdump -nn -r {path} 2>/dev/null"));
         assert_eq!(read.lines().count(), 5, "{plane}: {read}");
         let spoken = format!("IP {from}.");
-        assert!(read.lines().all(|line| line.contains(&spoken) && line.contains("> 198.18.0.20.80: Flags")), "{read}");
+        assert!(
+            read.lines()
+                .all(|line| line.contains(&spoken) && line.contains("> 198.18.0.20.80: Flags")),
+            "{read}"
+        );
     }
 }
 
@@ -247,13 +297,19 @@ fn traces_run_side_by_side_and_a_killed_one_leaves_nothing() {
             assert!(finished.ok(), "{plane}, {what}: {finished:?}");
         };
         // On whichever node it comes in: the one that answers the client's ARP request.
-        let enters = lab.nodes.iter().map(|n| crate::common::entry_of(&lab, VIP).1 == Some(n.name()));
+        let enters = lab
+            .nodes
+            .iter()
+            .map(|n| crate::common::entry_of(&lab, VIP).1 == Some(n.name()));
         let here = {
             ping("once");
             enters.into_iter().next() == Some(true)
         };
         if here {
-            assert_eq!((echoes.next().detail, all.next().detail), ("echo".to_owned(), "echo".to_owned()));
+            assert_eq!(
+                (echoes.next().detail, all.next().detail),
+                ("echo".to_owned(), "echo".to_owned())
+            );
         }
         all.signal("KILL");
         drop(all);
@@ -289,9 +345,12 @@ fn what_is_wrong_is_said_with_its_place() {
     let node = &lab.nodes[0];
     let wrong = node.farm(&["trace", "tcp", "prot", "80"]).expect("farm runs");
     assert_eq!(wrong.code, Some(exit::USAGE.into()), "{wrong:?}");
-    let expected = "farm: filter, character 5: `prot`: `and` is expected before another condition\n  tcp prot 80\n      ^^^^\n";
+    let expected =
+        "farm: filter, character 5: `prot`: `and` is expected before another condition\n  tcp prot 80\n      ^^^^\n";
     assert_eq!(wrong.stderr, expected);
-    let time = node.farm(&["trace", "--seconds", "1", "reason", "lease_ended"]).expect("farm runs");
+    let time = node
+        .farm(&["trace", "--seconds", "1", "reason", "lease_ended"])
+        .expect("farm runs");
     assert!(time.ok(), "{time:?}");
     mentions(&time.stderr, &["1 s are over"]);
     assert_eq!(node.stop_farmd().expect("farmd ends"), Some(0));

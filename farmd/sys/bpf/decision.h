@@ -14,7 +14,8 @@ struct place {
     const struct vip *vip;
     const struct peers *peers;
     int from_member;
-    __u32 entry; /* of the table of buckets */
+    __u32 number; /* group * BUCKETS + bucket */
+    __u32 entry;  /* of the table of buckets */
 };
 
 /* What this host has of the connection of a packet. */
@@ -123,11 +124,12 @@ INLINE enum fate find_place(const struct frame *frame, const struct control *con
     }
     if (group >= MAX_GROUPS)
         return REFUSED;
+    place->number = group * BUCKETS + (bucket_of(control, packet, affinity) & (BUCKETS - 1));
     group += slot * MAX_GROUPS;
     table = map_lookup(&BUCKET_TABLES, &group);
     if (!table)
         return REFUSED;
-    place->entry = table[bucket_of(control, packet, affinity) & (BUCKETS - 1)];
+    place->entry = table[place->number & (BUCKETS - 1)];
     if (place->vip->directed)
         place->from_member = is_member(place->peers, packet->from_mac);
     return GOES_ON;

@@ -5,32 +5,39 @@
  * Ahead of the nf_tables rule that keeps the host's own stack from the VIPs' frames: what is accepted is redirected to the
  * TAP's receive side and never meets it; without this program it drops everything, as it does for the raw data plane. What needs
  * memory or a wait (a bucket that changes hands, a fragment, an ICMP error, an extension header) is put to farmd, which reads
- * the TAP and judges it by the same plan. It keeps nothing but counters.
+ * the TAP and judges it by the same plan. It keeps nothing but counters. While somebody listens, its twin farm_traced stands in its
+ * place, which tells what became of each frame.
  */
 #include <linux/pkt_cls.h>
 
 #include "decision.h"
 #include "helpers.h"
 #include "tables.h"
+#include "trace.h"
 
-INLINE int drop(__u32 why)
+INLINE int drop(struct story *story, __u32 why)
 {
     count(why);
+    story->why = why;
     return TC_ACT_SHOT;
 }
 
 /* To farmd, which reads what the TAP is to send. */
-INLINE int punt(const struct control *control)
+INLINE int punt(struct story *story, const struct control *control)
 {
     count(PUNTED);
+    story->why = PUNTED;
+    story->punted = 1;
     return redirect(control->tap, 0);
 }
 
-INLINE int accept(struct __sk_buff *skb, const struct control *control, __u32 why)
+INLINE int accept(struct __sk_buff *skb, struct story *story, const struct control *control, __u32 why)
 {
     if (skb_store_bytes(skb, 0, control->tap_mac, ETH_ALEN, 0))
-        return drop(TAP_FAILED);
+        return drop(story, TAP_FAILED);
     count(why);
+    story->why = why;
+    story->accepted = 1;
     add(BYTES_ACCEPTED, skb->len);
     return redirect(control->tap, BPF_F_INGRESS);
 }
@@ -93,28 +100,38 @@ INLINE enum has has_socket(struct __sk_buff *skb, const struct control *control,
     return has;
 }
 
-INLINE int carry_out(struct __sk_buff *skb, const struct control *control, const struct packet *packet,
-                     const struct vip *vip, const struct decision *decision)
+/* It could not be sent on. */
+INLINE void lose(struct story *story, __u32 why)
+{
+    count(why);
+    story->lost = why;
+}
+
+INLINE int carry_out(struct __sk_buff *skb, struct story *story, const struct control *control,
+                     const struct packet *packet, const struct vip *vip, const struct decision *decision)
 {
     if (decision->onward) {
         if (!decision->to) {
-            count(FORWARD_UNKNOWN);
+            lose(story, FORWARD_UNKNOWN);
         } else if (address_frame(skb, decision->to, vip->own_mac)) {
-            count(FORWARD_FAILED);
+            lose(story, FORWARD_FAILED);
         } else if (!decision->accepted) {
             count(decision->why);
             count(FORWARDED);
+            story->why = decision->why;
+            story->sent_on = 1;
             return redirect(skb->ifindex, 0);
         } else {
-            count(clone_redirect(skb, skb->ifindex, 0) ? FORWARD_FAILED : FORWARDED);
+            story->sent_on = !clone_redirect(skb, skb->ifindex, 0);
+            count(story->sent_on ? FORWARDED : FORWARD_FAILED);
             if (address_frame(skb, packet->to_mac, packet->from_mac))
-                return drop(FORWARD_FAILED);
+                return drop(story, FORWARD_FAILED);
         }
     }
-    return decision->accepted ? accept(skb, control, decision->why) : drop(decision->why);
+    return decision->accepted ? accept(skb, story, control, decision->why) : drop(story, decision->why);
 }
 
-INLINE int judge(struct __sk_buff *skb, const struct control *control, __u64 epoch)
+INLINE int judge(struct __sk_buff *skb, struct story *story, const struct control *control, __u64 epoch)
 {
     struct frame frame = {
         .data = (void *)(long)skb->data,
@@ -132,45 +149,83 @@ INLINE int judge(struct __sk_buff *skb, const struct control *control, __u64 epo
     case LET_BY:
         return TC_ACT_UNSPEC;
     case REFUSED:
-        return drop(why);
+        return drop(story, why);
     case LEFT:
-        return punt(control);
+        return punt(story, control);
     case GOES_ON:
         break;
     }
+    story->placed = 1;
+    story->place = place;
     if (is_left(&packet, &place))
-        return punt(control);
+        return punt(story, control);
     if (needs_socket(&packet, &place))
         has = has_socket(skb, control, &frame, &packet);
     if (has == ASK)
-        return punt(control);
+        return punt(story, control);
     decision = decide(&packet, &place, has == HAS);
-    return carry_out(skb, control, &packet, place.vip, &decision);
+    return carry_out(skb, story, control, &packet, place.vip, &decision);
+}
+
+/* Judges by the plan in force, if that stays in force long enough and the lease holds to the end. */
+INLINE int ingress(struct __sk_buff *skb, struct story *story, const struct control *control, __u64 epoch)
+{
+    __u32 want = skb->len < 128 ? skb->len : 128;
+    int verdict;
+
+    if ((void *)(long)skb->data + want > (void *)(long)skb->data_end && skb_pull_data(skb, want))
+        return TC_ACT_UNSPEC;
+    verdict = judge(skb, story, control, epoch);
+    /* So many plans later the slot may have been written while it was read. */
+    if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
+        return drop(story, PLAN_CHANGED);
+    /* At the end: this processor may have stood still since the frame came. */
+    if (verdict == TC_ACT_REDIRECT && ktime_get_ns() >= READ_ONCE(control->lease_until))
+        return drop(story, LEASE_ENDED);
+    return verdict;
+}
+
+/* Of another VLAN, if the tag names one. */
+INLINE int is_elsewhere(const struct __sk_buff *skb)
+{
+    return skb->vlan_present && (skb->vlan_tci & 0xfff);
 }
 
 SEC("classifier")
 int farm_ingress(struct __sk_buff *skb)
 {
-    __u32 zero = 0, want = skb->len < 128 ? skb->len : 128;
+    __u32 zero = 0;
     struct control *control = map_lookup(&CONTROL, &zero);
+    struct story untold = {};
+    __u64 epoch;
+
+    if (!control)
+        return TC_ACT_UNSPEC;
+    epoch = READ_ONCE(control->epoch);
+    if (!epoch || is_elsewhere(skb))
+        return TC_ACT_UNSPEC;
+    return ingress(skb, &untold, control, epoch);
+}
+
+SEC("classifier")
+int farm_traced(struct __sk_buff *skb)
+{
+    __u32 zero = 0;
+    struct control *control = map_lookup(&CONTROL, &zero);
+    struct story story = {};
+    struct event *event;
     __u64 epoch;
     int verdict;
 
     if (!control)
         return TC_ACT_UNSPEC;
     epoch = READ_ONCE(control->epoch);
-    /* Of another VLAN, if the tag names one. */
-    if (!epoch || (skb->vlan_present && (skb->vlan_tci & 0xfff)))
+    if (!epoch || is_elsewhere(skb))
         return TC_ACT_UNSPEC;
-    if ((void *)(long)skb->data + want > (void *)(long)skb->data_end && skb_pull_data(skb, want))
-        return TC_ACT_UNSPEC;
-    verdict = judge(skb, control, epoch);
-    /* So many plans later the slot may have been written while it was read. */
-    if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
-        return drop(PLAN_CHANGED);
-    /* At the end: this processor may have stood still since the frame came. */
-    if (verdict == TC_ACT_REDIRECT && ktime_get_ns() >= READ_ONCE(control->lease_until))
-        return drop(LEASE_ENDED);
+    event = observe(skb, control);
+    verdict = ingress(skb, &story, control, epoch);
+    if (event && verdict != TC_ACT_UNSPEC)
+        tell(control, event, verdict, &story);
     return verdict;
 }
 

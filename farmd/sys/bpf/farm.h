@@ -72,6 +72,28 @@ struct control {
     __u32 tap;     /* interface through which the stack gets what is accepted, and farmd what it judges itself */
     __u32 tracked; /* connections may end in containers, of which only farmd knows */
     __u8 tap_mac[8];
+    __u64 snap;   /* bytes of each frame for whoever listens; 0: nobody does */
+    __u64 untold; /* frames that there was no room to tell of */
+};
+
+#define MAX_SNAP 2048
+
+enum outcome { ACCEPTED, DROPPED, SENT_ON, LEFT_TO_FARMD };
+
+/* What became of a frame, for whoever listens; as much of the frame follows as was captured. */
+struct event {
+    __u64 at; /* CLOCK_MONOTONIC, ns */
+    __u32 ifindex;
+    __u32 length; /* of the whole frame */
+    __u32 captured;
+    __u32 place; /* group * BUCKETS + bucket, if `placed` */
+    __u8 outcome;
+    __u8 why; /* a counter */
+    __u8 owner;
+    __u8 sent_on; /* to the owner */
+    __u8 placed;
+    __u8 pad[3];
+    __u8 bytes[MAX_SNAP];
 };
 
 struct vip_key {

@@ -4,12 +4,13 @@
 //! business. Built in if there was a clang; [`Filter::load`] says what is missing otherwise.
 
 mod layout;
+pub mod trace;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -191,6 +192,10 @@ pub struct Filter {
     pages: Array<MapData, Page>,
     buckets: Array<MapData, [u16; BUCKETS]>,
     counters: KernelCounters,
+    /// The ring of [`trace`].
+    events: OwnedFd,
+    /// Name of the program that is attached.
+    chosen: &'static str,
 }
 
 impl fmt::Debug for Filter {
@@ -213,17 +218,25 @@ impl Filter {
         let mut ebpf = EbpfLoader::new()
             .load(object)
             .map_err(|e| failed("the kernel does not take the program's tables", &e))?;
-        let program: &mut SchedClassifier = ebpf
-            .program_mut(PROGRAM)
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| BpfError::new(format!("there is no {PROGRAM} in the object")))?;
-        program
-            .load()
-            .map_err(|e| failed("the kernel does not take the program", &e))?;
+        for name in [PROGRAM, trace::TELLING] {
+            let program: &mut SchedClassifier = ebpf
+                .program_mut(name)
+                .and_then(|program| program.try_into().ok())
+                .ok_or_else(|| BpfError::new(format!("there is no {name} in the object")))?;
+            program
+                .load()
+                .map_err(|e| failed(&format!("the kernel does not take the program {name}"), &e))?;
+        }
         let control = take(&mut ebpf, "CONTROL")?;
         let Map::Array(data) = &control else {
             return Err(BpfError::new("CONTROL is no array"));
         };
+        let events = take(&mut ebpf, "EVENTS")?;
+        let Map::RingBuf(events) = events else {
+            return Err(BpfError::new("EVENTS is no ring"));
+        };
+        let events = events.fd().as_fd().try_clone_to_owned();
+        let events = events.map_err(|e| failed("the ring of events", &e))?;
         let shared = Shared::map(data).map_err(|e| failed("the control block cannot be mapped", &e))?;
         Ok(Self {
             shared: Arc::new(shared),
@@ -235,6 +248,8 @@ impl Filter {
             pages: typed(&mut ebpf, "PAGES")?,
             buckets: typed(&mut ebpf, "BUCKET_TABLES")?,
             counters: KernelCounters(Arc::new(typed(&mut ebpf, "COUNTERS")?)),
+            events,
+            chosen: PROGRAM,
             ebpf,
         })
     }
@@ -269,11 +284,25 @@ impl Filter {
         self.links.remove(&ifindex);
     }
 
+    /// Puts the chosen program in the place of the one that is attached.
+    fn exchange(&mut self) -> Result<(), BpfError> {
+        let what = "the program that is attached cannot be exchanged for its twin";
+        for (ifindex, link) in std::mem::take(&mut self.links) {
+            let program = self.program()?;
+            let id = program.attach_to_link(link).map_err(|e| failed(what, &e))?;
+            let link = program.take_link(id).map_err(|e| failed(what, &e))?;
+            self.links.insert(ifindex, link);
+        }
+        Ok(())
+    }
+
+    /// The chosen program.
     fn program(&mut self) -> Result<&mut SchedClassifier, BpfError> {
+        let chosen = self.chosen;
         self.ebpf
-            .program_mut(PROGRAM)
+            .program_mut(chosen)
             .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| BpfError::new(format!("{PROGRAM} is gone")))
+            .ok_or_else(|| BpfError::new(format!("{chosen} is gone")))
     }
 
     /// The lease, for whoever renews it. It has ended until then.

@@ -12,6 +12,7 @@ use farm_core::balance::plan::{BucketState, GroupPlan, Plan, RulePlan, VipPlan};
 use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol};
 use farm_core::id::{BUCKETS, MacAddr};
 use farm_core::wire::heartbeat::BucketSet;
+use farm_sys::bpf::trace::Events;
 use farm_sys::bpf::{
     BpfError, Control, Filter, KernelLease, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip, bucket, rule,
     slot_of,
@@ -90,6 +91,22 @@ impl Kernel {
         for (interface, addr) in left {
             self.forget(interface, addr);
         }
+    }
+
+    /// Has the program tell of each frame, with `snap` bytes of it, or with `None` no longer; true if that is a change.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn tell(&mut self, snap: Option<u32>) -> Result<bool, BpfError> {
+        self.filter.tell(snap)
+    }
+
+    /// What it tells.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn events(&self) -> Result<Events, BpfError> {
+        self.filter.events()
     }
 
     /// What is accepted reaches the stack through this device; `None` if there is none.

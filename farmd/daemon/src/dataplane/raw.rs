@@ -40,6 +40,7 @@ use super::kernel::Kernel;
 use super::known::Known;
 use super::lister::{Listed, Lister};
 use super::replay::{Recorder, Timing};
+use super::trace::reader::Reader;
 use super::trace::{Begun, Tracer};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice, Standing};
 use crate::event::{Event, EventSender, HeldGroup};
@@ -138,6 +139,7 @@ impl RawPlane {
             believed_from: None,
             standing: Arc::clone(&standing),
             tracer: tracer.clone(),
+            reader: None,
         };
         worker.judge.kernel = kernel;
         let thread = thread::Builder::new()
@@ -189,7 +191,6 @@ impl DataPlane for RawPlane {
     }
 
     fn stop(&mut self) {
-        self.tracer.close();
         self.send(Command::Stop);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -237,6 +238,8 @@ struct Worker {
     believed_from: Option<Instant>,
     standing: Arc<Mutex<Standing>>,
     tracer: Tracer,
+    /// Reads what the program in the kernel tells.
+    reader: Option<Reader>,
 }
 
 impl Worker {
@@ -346,7 +349,10 @@ impl Worker {
                 Command::Learn(requester) => self.responder.learn(requester),
                 Command::Listed(listed) => self.handle_listed(listed),
                 Command::Trace(begun) => self.handle_trace(begun),
-                Command::Stop => return false,
+                Command::Stop => {
+                    self.hush();
+                    return false;
+                }
             }
         }
         if let Some(plan) = plan {

@@ -4,6 +4,8 @@
 //! program in the kernel tells; neither ever waits: a queue that is full loses the frame, which is counted. [`crate::control`] starts traces, and a trace ends when
 //! its [`Running`] is dropped. With the first one the data plane is told to tell, with the last one to stop it.
 
+pub mod reader;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
