@@ -3,6 +3,8 @@
 #[allow(dead_code)]
 #[path = "../../../core/src/balance/test_frames.rs"]
 mod test_frames;
+#[path = "kernel_telling_tests.rs"]
+mod telling;
 
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::Duration;
