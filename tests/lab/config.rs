@@ -107,6 +107,8 @@ pub struct LabConfig {
     pub witness: Option<Ipv4Addr>,
     /// `dataplane` of `<vip>`; by default what the variable `FARM_PLANE` says, or `auto`.
     pub plane: &'static str,
+    /// How farmd attaches its program, its variable `FARM_ATTACH`: `tcx` or `clsact`; by default what the caller's own says, or what the kernel has.
+    pub attach: &'static str,
 }
 
 impl Default for LabConfig {
@@ -125,6 +127,7 @@ impl Default for LabConfig {
             partition: "",
             witness: None,
             plane: plane_by_environment(),
+            attach: "",
         }
     }
 }

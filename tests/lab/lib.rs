@@ -151,7 +151,7 @@ impl Lab {
                 space,
                 Arc::clone(&switch),
                 &base,
-                bin.clone(),
+                (bin.clone(), config.attach),
             )?);
         }
 

@@ -93,6 +93,7 @@ pub struct Node {
     switch: Arc<Space>,
     dirs: Dirs,
     bin: PathBuf,
+    attach: &'static str,
     processes: Mutex<Processes>,
 }
 
@@ -104,7 +105,7 @@ impl Node {
         space: Space,
         switch: Arc<Space>,
         base: &Path,
-        bin: PathBuf,
+        (bin, attach): (PathBuf, &'static str),
     ) -> Result<Self> {
         let dirs = Dirs::create(base.join(&name))?;
         let node = Self {
@@ -115,6 +116,7 @@ impl Node {
             switch,
             dirs,
             bin,
+            attach,
             processes: Mutex::default(),
         };
         node.power_on()?;
@@ -397,6 +399,9 @@ impl Node {
             .env("FARM_NODE", &self.name)
             .env_remove("FARM_MODULE")
             .env_remove("SAFEMODULE");
+        if !self.attach.is_empty() {
+            command.env("FARM_ATTACH", self.attach);
+        }
         Ok(command)
     }
 

@@ -11,7 +11,7 @@ use crate::common::{changed, configured, farm_of, install, mentions, on_all, own
 fn host(node: &Node) -> String {
     let look = concat!(
         "ip -d addr; echo '# maddr'; ip maddr; echo '# routes'; ip -4 route show table all; ip rule; ip -6 route show table all | grep -v '^multicast'; ip -6 rule; ",
-        "echo '# neighbours'; ip -4 neigh show proxy; ip -6 neigh show proxy; echo '# filters'; nft list ruleset; tc filter show dev eth0; tc qdisc show dev eth0; ",
+        "echo '# neighbours'; ip -4 neigh show proxy; ip -6 neigh show proxy; echo '# filters'; nft list ruleset; tc filter show dev eth0; tc filter show dev eth0 ingress; tc qdisc show dev eth0; ",
         "echo '# sysctls'; cd /proc/sys/net/ipv4/conf && grep -H . eth0/* all/* default/* lo/* | sort; ",
         "cd /proc/sys/net/ipv4 && grep -H . ip_forward ip_nonlocal_bind tcp_* 2>/dev/null | sort; ",
         "cd /proc/sys/net/ipv6/conf && grep -H . eth0/disable_ipv6 all/disable_ipv6 default/disable_ipv6 eth0/accept_* 2>/dev/null"
@@ -94,8 +94,36 @@ fn a_stop_and_the_daemons_end_leave_the_host_as_it_was_with_an_ipv6_vip() {
 }
 
 #[test]
+fn a_stop_and_the_daemons_end_leave_the_host_as_it_was_with_filters_at_clsact() {
+    stop_undoes_all(LabConfig {
+        plane: "bpf",
+        attach: "clsact",
+        ..LabConfig::default()
+    });
+}
+
+#[test]
 fn what_a_killed_daemon_left_is_undone_by_cleanup_and_by_the_next_start() {
-    let (lab, before) = serving(farm_of(2));
+    cleaned_up_after_a_kill(farm_of(2), &["table netdev farm_eth0"]);
+}
+
+#[test]
+fn the_filter_that_a_killed_daemon_left_is_removed_by_cleanup_and_by_the_next_start() {
+    let config = LabConfig {
+        plane: "bpf",
+        attach: "clsact",
+        ..farm_of(2)
+    };
+    cleaned_up_after_a_kill(config, &["table netdev farm_eth0", "farm_ingress", "qdisc clsact"]);
+}
+
+/// `left` is what a kill leaves.
+fn cleaned_up_after_a_kill(config: LabConfig, left: &[&str]) {
+    let (lab, before) = serving(config);
+    let is_left = |node: &Node| {
+        let host = host(node);
+        left.iter().for_each(|word| mentions(&host, &[word]));
+    };
     let [first, second] = &lab.nodes[..] else {
         panic!("two nodes")
     };
@@ -113,17 +141,22 @@ fn what_a_killed_daemon_left_is_undone_by_cleanup_and_by_the_next_start() {
         })
         .expect("the kernel removes it");
     }
-    mentions(&host(first), &["table netdev farm_eth0"]);
+    is_left(first);
 
     let said = first.farm_ok(&["cleanup"]).expect("cleanup works without a daemon");
     mentions(&said, &["farm_eth0"]);
+    assert_eq!(
+        said.contains("eBPF filter on eth0"),
+        left.contains(&"farm_ingress"),
+        "{said}"
+    );
     same(&before, &host(first), "after farm cleanup");
     first
         .farm_ok(&["cleanup"])
         .expect("a second time there is nothing to do");
 
     // The other node has its own link: what is compared is that nothing of the farm is left.
-    mentions(&host(second), &["table netdev farm_eth0"]);
+    is_left(second);
     second.start_farmd().expect("farmd starts");
     second.wait_farmd(Duration::from_secs(10)).expect("it answers");
     let clean = |when: &str| {

@@ -3,6 +3,7 @@
 //! Needs root (or a user namespace), `/dev/net/tun`, nginx, iproute2, nftables, and the built `farmd` and `farm` beside this binary
 //! or in `FARM_BIN`. `scripts/test` says which of them may run beside each other; with `--test-threads=1` all can.
 
+mod attach;
 mod bulk;
 mod chaos;
 mod common;

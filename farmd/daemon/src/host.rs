@@ -10,6 +10,7 @@
 //! | nf_tables table `netdev farm_IF`: frames, ARP and neighbour solicitations for the VIPs never reach the host's own stack | removing the table |
 //! | `net.ipv4.conf.IF.arp_announce = 2`: the kernel never asks with a VIP as sender | writing the old value, if it is still ours |
 //! | `net.ipv4.conf.IF.arp_ignore = 1`, if it was 0: the kernel never answers for a VIP, even without the table | writing 0, if it is still ours |
+//! | eBPF program at ingress of each service interface (the data plane's; a tcx link, or a filter at clsact) | a link by going away with the process, a filter by its handle |
 //! | ring, socket for ARP and neighbour discovery, membership of the virtual MAC and of the groups that ask for an IPv6 VIP | going away with the process |
 
 mod state;
@@ -113,6 +114,12 @@ pub fn clean_up(var: &Path) -> (Vec<String>, Vec<String>) {
         Ok(state) => (state, Vec::new()),
         Err(error) => (HostState::default(), vec![error]),
     };
+    let mut done = Vec::new();
+    // They are known by themselves; a frame that one drops now is let by to the table, which goes next.
+    match farm_sys::bpf::remove_left_filters() {
+        Ok(interfaces) => done.extend(interfaces.iter().map(|name| format!("eBPF filter on {name} removed"))),
+        Err(error) => problems.push(error.to_string()),
+    }
     // Tables are found even if the list was lost.
     match nft::tables(TABLE_PREFIX) {
         Ok(tables) => state.tables.extend(tables),
@@ -120,7 +127,8 @@ pub fn clean_up(var: &Path) -> (Vec<String>, Vec<String>) {
     }
     state.tables.sort();
     state.tables.dedup();
-    let (done, more) = state.undo();
+    let (undone, more) = state.undo();
+    done.extend(undone);
     problems.extend(more);
     if let Err(error) = state.store(var) {
         problems.push(error);
@@ -256,13 +264,14 @@ impl Host {
 
     /// Finds the interface of each VIP and refuses what cannot work, before anything is touched.
     fn place(&self, module: &ModuleName, config: &VipConfig) -> Result<Vec<Placed>, String> {
-        if config.plane == PlaneChoice::Bpf
-            && let Some(problem) = self.plane.standing().problem
-        {
-            return Err(format!(
+        let standing = self.plane.standing();
+        let in_kernel = |problem: Option<&String>| match problem {
+            Some(problem) if config.plane == PlaneChoice::Bpf => Err(format!(
                 "<vip dataplane=\"bpf\"> cannot be had here: {problem}; `auto` serves in user space"
-            ));
-        }
+            )),
+            _ => Ok(()),
+        };
+        in_kernel(standing.problem.as_ref())?;
         let all = interface::interfaces();
         let mut placed = Vec::new();
         for wanted in &config.interfaces {
@@ -284,6 +293,7 @@ impl Host {
                         })?
                 }
             };
+            in_kernel(standing.captured.get(&found.name))?;
             if !found.up {
                 return Err(format!("interface {} is down", found.name));
             }

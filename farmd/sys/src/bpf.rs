@@ -3,7 +3,9 @@
 //! Owns what `bpf/farm.bpf.c` has in the kernel, which goes away with it. It writes what it is given: which frames are whose is the daemon's
 //! business. Built in if there was a clang; [`Filter::load`] says what is missing otherwise.
 
+mod attach;
 mod layout;
+mod link;
 pub mod trace;
 
 use std::collections::BTreeMap;
@@ -16,10 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 
+pub use attach::{Attachment, Predecessor, remove_left_filters};
 pub use layout::{
     BUCKETS, COUNTS, Control, Count, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip, bucket, rule,
 };
@@ -184,7 +186,8 @@ pub struct DryRun {
 pub struct Filter {
     ebpf: Ebpf,
     shared: Arc<Shared>,
-    links: BTreeMap<u32, SchedClassifierLink>,
+    attachment: Attachment,
+    places: BTreeMap<u32, attach::Place>,
     numbers: HashMap<MapData, [u8; layout::KEY_LEN], u32>,
     vips: Array<MapData, [u8; layout::VIP_LEN]>,
     peers: Array<MapData, [u64; layout::PEERS_LEN]>,
@@ -201,7 +204,7 @@ pub struct Filter {
 impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Filter")
-            .field("links", &self.links.keys())
+            .field("places", &self.places)
             .finish_non_exhaustive()
     }
 }
@@ -240,7 +243,8 @@ impl Filter {
         let shared = Shared::map(data).map_err(|e| failed("the control block cannot be mapped", &e))?;
         Ok(Self {
             shared: Arc::new(shared),
-            links: BTreeMap::new(),
+            attachment: Attachment::Tcx,
+            places: BTreeMap::new(),
             numbers: typed(&mut ebpf, "VIP_NUMBERS")?,
             vips: typed(&mut ebpf, "VIPS")?,
             peers: typed(&mut ebpf, "PEERS")?,
@@ -252,48 +256,6 @@ impl Filter {
             chosen: PROGRAM,
             ebpf,
         })
-    }
-
-    /// Puts the program in the way of what comes in on the interface with this index, as a tcx link: it leaves when it is detached, with this
-    /// value, and with the process.
-    ///
-    /// # Errors
-    /// What the kernel says; one older than 6.6 has no such links.
-    pub fn attach(&mut self, ifindex: u32, name: &str) -> Result<(), BpfError> {
-        if self.links.contains_key(&ifindex) {
-            return Ok(());
-        }
-        let fail = |e: &dyn std::error::Error| {
-            failed(
-                &format!("the program cannot be attached to {name} (tcx needs Linux 6.6)"),
-                e,
-            )
-        };
-        let program = self.program()?;
-        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = program
-            .attach_with_options(name, TcAttachType::Ingress, order)
-            .map_err(|e| fail(&e))?;
-        let link = program.take_link(id).map_err(|e| fail(&e))?;
-        self.links.insert(ifindex, link);
-        Ok(())
-    }
-
-    /// Takes the program off the interface.
-    pub fn detach(&mut self, ifindex: u32) {
-        self.links.remove(&ifindex);
-    }
-
-    /// Puts the chosen program in the place of the one that is attached.
-    fn exchange(&mut self) -> Result<(), BpfError> {
-        let what = "the program that is attached cannot be exchanged for its twin";
-        for (ifindex, link) in std::mem::take(&mut self.links) {
-            let program = self.program()?;
-            let id = program.attach_to_link(link).map_err(|e| failed(what, &e))?;
-            let link = program.take_link(id).map_err(|e| failed(what, &e))?;
-            self.links.insert(ifindex, link);
-        }
-        Ok(())
     }
 
     /// The chosen program.

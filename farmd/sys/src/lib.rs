@@ -23,4 +23,5 @@ pub mod sock_diag;
 mod sockopt;
 pub mod sysctl;
 pub mod tap;
+mod tc;
 pub mod udp;

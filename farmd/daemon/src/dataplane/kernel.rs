@@ -14,8 +14,8 @@ use farm_core::id::{BUCKETS, MacAddr};
 use farm_core::wire::heartbeat::BucketSet;
 use farm_sys::bpf::trace::Events;
 use farm_sys::bpf::{
-    BpfError, Control, Filter, KernelLease, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip, bucket, rule,
-    slot_of,
+    Attachment, BpfError, Control, Filter, KernelLease, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip,
+    bucket, rule, slot_of,
 };
 use tracing::{info, warn};
 
@@ -78,9 +78,37 @@ impl Kernel {
     /// What the kernel says.
     pub fn attach(&mut self, index: u32, name: &str) -> Result<(), BpfError> {
         self.filter.attach(index, name)?;
-        info!(interface = name, "frames are judged in the kernel (eBPF at tc ingress)");
+        let attachment = self.filter.attachment();
+        info!(interface = name, %attachment, "frames are judged in the kernel (eBPF at tc ingress)");
         self.attached.insert(index);
         Ok(())
+    }
+
+    /// How the program is attached.
+    pub fn attachment(&self) -> Attachment {
+        self.filter.attachment()
+    }
+
+    /// True if an interface has the program, or had it when that was last looked at.
+    pub fn is_attached(&self, index: u32) -> bool {
+        self.attached.contains(&index)
+    }
+
+    /// True if an interface that has the program still has it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn is_in_place(&self, index: u32) -> Result<bool, BpfError> {
+        self.filter.is_in_place(index)
+    }
+
+    /// Puts the program back on an interface that somebody else has taken it off; what it judges there stays as it was.
+    ///
+    /// # Errors
+    /// What the kernel says; the interface has no program then.
+    pub fn put_back(&mut self, index: u32, name: &str) -> Result<(), BpfError> {
+        self.filter.detach(index);
+        self.filter.attach(index, name).inspect_err(|_| self.detach(index))
     }
 
     /// Takes the program off an interface.

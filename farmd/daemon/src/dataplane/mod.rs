@@ -85,8 +85,12 @@ pub trait DataPlane: Send + Sync {
 pub struct Standing {
     /// Virtual addresses whose frames are judged in the kernel.
     pub in_kernel: BTreeSet<IpAddr>,
+    /// How the program gets its frames; `None` as long as it has none.
+    pub attachment: Option<bpf::Attachment>,
     /// Why none can be, if so.
     pub problem: Option<String>,
+    /// Service interfaces that have no program, by name, and why.
+    pub captured: BTreeMap<String, String>,
 }
 
 impl Standing {
@@ -94,20 +98,27 @@ impl Standing {
     pub fn tell(&self, choice: PlaneChoice, vips: &[IpAddr]) -> (String, String) {
         let (kernel, user): (Vec<&IpAddr>, Vec<&IpAddr>) = vips.iter().partition(|vip| self.in_kernel.contains(*vip));
         let names = |vips: &[&IpAddr]| vips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let captured = || self.captured.values().cloned().collect::<Vec<_>>().join("; ");
+        let way = self.attachment.map_or(String::new(), |way| format!(", {way}"));
         match (kernel.is_empty(), user.is_empty()) {
-            (_, true) if !kernel.is_empty() => ("bpf".to_owned(), "eBPF at tc ingress".to_owned()),
-            (false, false) => (
-                "bpf, raw".to_owned(),
-                format!(
-                    "eBPF at tc ingress for {}; {} in user space: no room in the kernel's tables",
-                    names(&kernel),
-                    names(&user)
-                ),
-            ),
+            (_, true) if !kernel.is_empty() => ("bpf".to_owned(), format!("eBPF at tc ingress{way}")),
+            (false, false) => {
+                let why = Some(captured()).filter(|why| !why.is_empty());
+                (
+                    "bpf, raw".to_owned(),
+                    format!(
+                        "eBPF at tc ingress{way} for {}; {} in user space: {}",
+                        names(&kernel),
+                        names(&user),
+                        why.unwrap_or_else(|| "no room in the kernel's tables".to_owned()),
+                    ),
+                )
+            }
             _ => {
                 let why = match (choice, &self.problem) {
                     (PlaneChoice::Raw, _) => "as configured".to_owned(),
                     (_, Some(problem)) => problem.clone(),
+                    (_, None) if !self.captured.is_empty() => captured(),
                     (_, None) => "no virtual address is served here".to_owned(),
                 };
                 ("raw".to_owned(), why)
@@ -259,12 +270,14 @@ pub enum Count {
     Punted,
     /// Frames that the program in the kernel dropped because plans changed too fast under it.
     PlanChanged,
+    /// Times that somebody else has taken the program off an interface.
+    ProgramLost,
     /// Frames that a trace wanted and did not get, because its reader was too slow.
     TraceLost,
 }
 
 impl Count {
-    const ALL: [Self; 36] = [
+    const ALL: [Self; 37] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -300,6 +313,7 @@ impl Count {
         Self::ReplayOverflow,
         Self::Punted,
         Self::PlanChanged,
+        Self::ProgramLost,
         Self::TraceLost,
     ];
 
@@ -340,6 +354,7 @@ impl Count {
             Self::ReplayOverflow => "replay_overflow",
             Self::Punted => "punted",
             Self::PlanChanged => "plan_changed",
+            Self::ProgramLost => "program_lost",
             Self::TraceLost => "trace_lost",
         }
     }
@@ -427,8 +442,14 @@ mod tests {
         let vips: Vec<IpAddr> = ["198.18.0.20", "198.18.0.21"].map(|addr| addr.parse().unwrap()).into();
         let standing = |in_kernel: &[IpAddr], problem: Option<&str>| Standing {
             in_kernel: in_kernel.iter().copied().collect(),
+            attachment: Some(bpf::Attachment::Tcx).filter(|_| !in_kernel.is_empty()),
             problem: problem.map(str::to_owned),
+            ..Standing::default()
         };
+        let mut taken_off = standing(&[], None);
+        taken_off
+            .captured
+            .insert("eth0".to_owned(), "eth0 takes none".to_owned());
         let tell = |standing: Standing, choice| {
             let (plane, why) = standing.tell(choice, &vips);
             format!("{plane} ({why})")
@@ -436,13 +457,14 @@ mod tests {
         for (told, expected) in [
             (
                 tell(standing(&vips, None), PlaneChoice::Auto),
-                "bpf (eBPF at tc ingress)",
+                "bpf (eBPF at tc ingress, tcx)",
             ),
             (
                 tell(standing(&vips[..1], None), PlaneChoice::Auto),
-                "bpf, raw (eBPF at tc ingress for 198.18.0.20; 198.18.0.21 in user space: no room in the kernel's tables)",
+                "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: no room in the kernel's tables)",
             ),
             (tell(standing(&[], None), PlaneChoice::Raw), "raw (as configured)"),
+            (tell(taken_off, PlaneChoice::Auto), "raw (eth0 takes none)"),
             (
                 tell(standing(&[], Some("no clang")), PlaneChoice::Auto),
                 "raw (no clang)",

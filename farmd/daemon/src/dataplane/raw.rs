@@ -14,6 +14,7 @@
 //! is accepted.
 
 mod in_kernel;
+mod in_place;
 mod telling;
 
 use std::collections::BTreeSet;
@@ -105,7 +106,7 @@ impl RawPlane {
         };
         let tracer = Tracer::new(Arc::clone(&counters), Box::new(switch));
         let known = Known::new(Connections::open()?, Arc::clone(&counters));
-        let (kernel, problem) = match in_kernel::kernel(&plan, &lease, &counters) {
+        let (kernel, problem) = match in_place::kernel(&plan, &lease, &counters) {
             Ok(kernel) => (Some(kernel), None),
             Err(error) => {
                 info!(%error, "frames are captured and judged in user space");
@@ -335,10 +336,13 @@ impl Worker {
                     for interface in self.interfaces.iter().filter(|i| i.index == index) {
                         self.judge.read_statistics(interface);
                     }
+                    let gone = self
+                        .interfaces
+                        .iter()
+                        .find(|i| i.index == index)
+                        .map(|i| i.name.clone());
                     self.interfaces.retain(|i| i.index != index);
-                    if let Some(kernel) = &mut self.judge.kernel {
-                        kernel.detach(index);
-                    }
+                    self.detach_program(index, gone.as_deref());
                 }
                 Command::Tap(tap) => {
                     if let Some(kernel) = &mut self.judge.kernel {
@@ -557,6 +561,7 @@ impl Worker {
             for interface in &self.interfaces {
                 self.judge.read_statistics(interface);
             }
+            self.watch_program();
         }
         if self.record_at.is_some_and(|at| at <= now) {
             let plan = Arc::clone(&self.judge.plan);

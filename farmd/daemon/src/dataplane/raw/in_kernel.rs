@@ -1,48 +1,21 @@
 //! The part of the data plane's thread that keeps the program in the kernel in step: its plans, which buckets it leaves to the thread, and from when on a look-up of
 //! connections is whole although the program opens some.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farm_core::balance::plan::Plan;
 use farm_core::wire::heartbeat::BucketSet;
-use farm_sys::bpf::{BpfError, Filter};
-use tracing::warn;
 
 use super::{Worker, set_filter};
+use crate::dataplane::change;
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::taken::WATCH;
-use crate::dataplane::{Counters, Interface, Lease, change};
 
-/// The loopback interface of every network namespace.
-const LOOPBACK: u32 = 1;
 /// Time that a frame takes from the program in the kernel to the stack, on a busy machine.
 const SETTLE: Duration = Duration::from_millis(2);
 
-/// The program in the kernel, with what it shares with this process.
-pub(super) fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<Kernel, BpfError> {
-    let mut filter = Filter::load()?;
-    // Before anybody relies on it: whether the kernel has such links at all.
-    filter.attach(LOOPBACK, "lo")?;
-    filter.detach(LOOPBACK);
-    counters.include(filter.counters());
-    let kernel = Kernel::new(filter, plan);
-    lease.extend_to(kernel.lease());
-    Ok(kernel)
-}
-
 impl Worker {
-    /// Puts the program in the way of a service interface. Where that fails, whoever asks is told why its frames are captured.
-    pub(super) fn attach_program(&mut self, interface: &Interface) {
-        let Some(kernel) = &mut self.judge.kernel else { return };
-        let problem = kernel.attach(interface.index, &interface.name).err();
-        if let Some(error) = &problem {
-            warn!(interface = interface.name, %error, "frames are captured and judged in user space");
-        }
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.problem = problem.map(|error| error.to_string());
-    }
-
     /// Has the kernel judge by `plan`, which takes the place of the one at work. Buckets that have opened lately are told, so that what starts something in them
     /// comes to this thread, which knows what it has taken.
     pub(super) fn install(&mut self, plan: &Plan) {
@@ -91,7 +64,7 @@ impl Worker {
     }
 
     /// The plan at work, with other buckets young.
-    fn install_again(&mut self, young: &[BucketSet]) {
+    pub(super) fn install_again(&mut self, young: &[BucketSet]) {
         let plan = Arc::clone(&self.judge.plan);
         self.install_with(&plan, young);
         self.set_filters();
@@ -101,8 +74,8 @@ impl Worker {
         let Some(kernel) = &mut self.judge.kernel else { return };
         kernel.install(plan, young);
         self.judge.known.set_all(kernel.is_at_work());
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.in_kernel = kernel.taken();
+        let taken = kernel.taken();
+        self.stand(|standing| standing.in_kernel = taken);
     }
 
     pub(super) fn set_filters(&mut self) {

@@ -1,0 +1,139 @@
+//! The part of the data plane's thread that keeps the program in the way of the service interfaces: loading and attaching it, and noticing that somebody has taken it off.
+//!
+//! Without the program nothing reaches the stack (the nf_tables chain drops everything), so what was taken off is put back, and where that fails the interface's
+//! frames are captured until it works. Who has what is told in [`Standing`].
+
+use std::sync::PoisonError;
+
+use farm_core::balance::plan::Plan;
+use farm_sys::bpf::{Attachment, BpfError, Filter};
+use tracing::{debug, info, warn};
+
+use super::Worker;
+use crate::dataplane::kernel::Kernel;
+use crate::dataplane::{Count, Counters, Interface, Lease, Standing};
+
+/// The loopback interface of every network namespace.
+const LOOPBACK: u32 = 1;
+/// Says how the program is attached, for tests: `tcx` or `clsact`.
+const ATTACHMENT: &str = "FARM_ATTACH";
+
+/// The program in the kernel, with what it shares with this process.
+pub(super) fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<Kernel, BpfError> {
+    let mut filter = Filter::load()?;
+    let wanted = std::env::var(ATTACHMENT).unwrap_or_default();
+    match wanted.as_str() {
+        "clsact" => filter.set_attachment(Attachment::Clsact),
+        "tcx" => probe(&mut filter)?,
+        _ => {
+            if !wanted.is_empty() {
+                warn!(wanted, "{ATTACHMENT} is neither tcx nor clsact; the kernel decides");
+            }
+            // Before anybody relies on it: whether the kernel has such links at all.
+            if let Err(error) = probe(&mut filter) {
+                info!(%error, "no tcx links here (Linux 6.6 has them): the program is attached as a filter at clsact");
+                filter.set_attachment(Attachment::Clsact);
+            }
+        }
+    }
+    counters.include(filter.counters());
+    let kernel = Kernel::new(filter, plan);
+    lease.extend_to(kernel.lease());
+    Ok(kernel)
+}
+
+/// Whether the kernel has tcx links.
+fn probe(filter: &mut Filter) -> Result<(), BpfError> {
+    filter.attach(LOOPBACK, "lo")?;
+    filter.detach(LOOPBACK);
+    Ok(())
+}
+
+impl Worker {
+    /// Changes what is told of where frames are judged.
+    pub(super) fn stand(&self, change: impl FnOnce(&mut Standing)) {
+        change(&mut self.standing.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Puts the program in the way of a service interface. Where that fails, whoever asks is told why its frames are captured.
+    pub(super) fn attach_program(&mut self, interface: &Interface) {
+        let Some(kernel) = &mut self.judge.kernel else { return };
+        let (attachment, result) = (kernel.attachment(), kernel.attach(interface.index, &interface.name));
+        let problem = result.err().map(|error| error.to_string());
+        if let Some(problem) = &problem {
+            warn!(
+                interface = interface.name,
+                problem, "frames are captured and judged in user space"
+            );
+        }
+        self.stand(|standing| {
+            standing.attachment = Some(attachment);
+            standing
+                .captured
+                .extend(problem.map(|problem| (interface.name.clone(), problem)));
+        });
+    }
+
+    /// Takes the program off an interface that is no longer served.
+    pub(super) fn detach_program(&mut self, index: u32, name: Option<&str>) {
+        if let Some(kernel) = &mut self.judge.kernel {
+            kernel.detach(index);
+        }
+        self.stand(|standing| standing.captured.retain(|captured, _| Some(captured.as_str()) != name));
+    }
+
+    /// Looks whether the program is still where it was put, and puts it where it should be and is not.
+    pub(super) fn watch_program(&mut self) {
+        let served: Vec<(u32, String)> = self.interfaces.iter().map(|i| (i.index, i.name.clone())).collect();
+        let mut changed = false;
+        for (index, name) in served {
+            changed |= self.watch_program_on(index, &name);
+        }
+        if changed {
+            let young = self.young.clone();
+            self.install_again(&young);
+        }
+    }
+
+    /// Returns whether its frames are judged elsewhere from now on.
+    fn watch_program_on(&mut self, index: u32, name: &str) -> bool {
+        let Some(kernel) = &mut self.judge.kernel else {
+            return false;
+        };
+        if !kernel.is_attached(index) {
+            let error = match kernel.attach(index, name) {
+                Ok(()) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            let judged = error.is_none();
+            self.stand(|standing| match error {
+                Some(error) => drop(standing.captured.insert(name.to_owned(), error)),
+                None => drop(standing.captured.remove(name)),
+            });
+            return judged;
+        }
+        match kernel.is_in_place(index) {
+            Ok(true) => return false,
+            Ok(false) => {}
+            Err(error) => {
+                debug!(%error, interface = name, "where the program is");
+                return false;
+            }
+        }
+        self.judge.counters.add(Count::ProgramLost, 1);
+        match kernel.put_back(index, name) {
+            Ok(()) => {
+                warn!(
+                    interface = name,
+                    "another program has taken the eBPF program off the interface; it was put back"
+                );
+                false
+            }
+            Err(error) => {
+                warn!(%error, interface = name, "another program has taken the eBPF program off the interface, and it cannot be put back: frames are captured and judged in user space");
+                self.stand(|standing| drop(standing.captured.insert(name.to_owned(), error.to_string())));
+                true
+            }
+        }
+    }
+}
