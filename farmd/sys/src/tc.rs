@@ -140,14 +140,7 @@ impl Tc {
         told("replace a filter", result)
     }
 
-    fn put(
-        &mut self,
-        flags: u16,
-        ifindex: u32,
-        handle: u32,
-        name: &str,
-        program: BorrowedFd<'_>,
-    ) -> io::Result<()> {
+    fn put(&mut self, flags: u16, ifindex: u32, handle: u32, name: &str, program: BorrowedFd<'_>) -> io::Result<()> {
         let fd = program.as_raw_fd().cast_unsigned();
         self.request(RTM_NEWTFILTER, NLM_F_CREATE | flags, |body| {
             body.put(&header(ifindex, handle, INGRESS, PRIORITY << 16 | ETH_P_ALL))

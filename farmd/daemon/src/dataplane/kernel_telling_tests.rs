@@ -69,9 +69,16 @@ fn the_twin_does_the_same_and_tells_what_that_was() {
     );
     let Some(mut bench) = Bench::new(&first) else { return };
     let mut outcomes = std::collections::BTreeMap::<String, usize>::new();
-    for (addr, mode) in [(vip(), INVISIBLE), (vip(), L2Mode::Directed), (vip6(), L2Mode::Directed)] {
+    for (addr, mode) in [
+        (vip(), INVISIBLE),
+        (vip(), L2Mode::Directed),
+        (vip6(), L2Mode::Directed),
+    ] {
         let service = if mode == L2Mode::Directed { OWN_MAC } else { VIRTUAL_MAC };
-        for (state, owner) in STATES.into_iter().flat_map(|s| [Some(0), Some(1), Some(9), None].map(|o| (s, o))) {
+        for (state, owner) in STATES
+            .into_iter()
+            .flat_map(|s| [Some(0), Some(1), Some(9), None].map(|o| (s, o)))
+        {
             let groups = vec![group(state, owner), group(BucketState::Foreign, Some(2))];
             let plan = plan_of(addr, mode, Affinity::ClientPort, groups);
             bench.kernel.install(&plan, &[]);
@@ -80,7 +87,12 @@ fn the_twin_does_the_same_and_tells_what_that_was() {
                     let (run, counted) = bench.run(&frame);
                     let told = bench.tell(&frame);
                     let context = || format!("{:?} {run:?} {counted:?} {frame:02x?}", told.event);
-                    assert_eq!((told.run.code, &told.run.frame), (run.code, &run.frame), "{}", context());
+                    assert_eq!(
+                        (told.run.code, &told.run.frame),
+                        (run.code, &run.frame),
+                        "{}",
+                        context()
+                    );
                     assert_eq!(told.counted, counted, "{}", context());
                     let Some(event) = &told.event else {
                         assert_eq!(run.code, UNSPEC, "{}", context());
@@ -98,13 +110,20 @@ fn the_twin_does_the_same_and_tells_what_that_was() {
                     let went_on = counted.contains(&(Count::Forwarded as usize));
                     assert_eq!(event.sent_on, went_on, "{}", context());
                     let expected = &frame[..frame.len().min(SNAP as usize)];
-                    assert_eq!((event.length as usize, &event.bytes[..]), (frame.len(), expected), "{}", context());
+                    assert_eq!(
+                        (event.length as usize, &event.bytes[..]),
+                        (frame.len(), expected),
+                        "{}",
+                        context()
+                    );
                     assert_eq!(event.ifindex, INTERFACE);
                     let mut fragments = FragmentTable::default();
                     let packet = Packet::parse(&frame);
                     let decision = packet.map(|p| decide(&plan, &p, &mut fragments, Duration::ZERO, &mut |_| false));
                     if let (Some(place), Some(decision)) = (event.place, &decision) {
-                        let expected = decision.place.map(|(group, bucket)| (group as u16, bucket.index() as u16));
+                        let expected = decision
+                            .place
+                            .map(|(group, bucket)| (group as u16, bucket.index() as u16));
                         assert_eq!(Some(place), expected, "{}", context());
                         assert_eq!(event.owner, decision.owner.map(|owner| owner.as_u8()), "{}", context());
                     }

@@ -1,10 +1,10 @@
 //! The program in the kernel against the decision of the core: the same frames, the same verdicts, reasons and rewritten addresses.
 
+#[path = "kernel_telling_tests.rs"]
+mod telling;
 #[allow(dead_code)]
 #[path = "../../../core/src/balance/test_frames.rs"]
 mod test_frames;
-#[path = "kernel_telling_tests.rs"]
-mod telling;
 
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::Duration;
