@@ -111,11 +111,31 @@ impl Drop for Tracing {
     }
 }
 
-/// Programs of ours at the ingress of a node's interfaces.
+/// Programs that a node's farmd has at tcx links; none where it judges in user space.
 fn programs(node: &Node) -> Vec<String> {
-    let shown = shell_ok(node, "bpftool net show");
-    let words = shown.split_whitespace().filter(|word| word.starts_with("farm_"));
-    words.map(str::to_owned).collect()
+    let pid = node.farmd_pid().expect("farmd runs");
+    let infos = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("its descriptors");
+    let infos = infos
+        .flatten()
+        .filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
+    let tcx = infos.filter(|info| {
+        info.lines()
+            .any(|line| line.starts_with("link_type:") && line.ends_with("tcx"))
+    });
+    let ids = tcx.filter_map(|info| {
+        let line = info.lines().find_map(|line| line.strip_prefix("prog_id:"))?;
+        Some(line.trim().to_owned())
+    });
+    ids.map(|id| {
+        let shown = shell_ok(node, &format!("bpftool prog show id {id}"));
+        let words: Vec<&str> = shown.split_whitespace().collect();
+        let name = words
+            .iter()
+            .position(|word| *word == "name")
+            .and_then(|at| words.get(at + 1));
+        (*name.expect("a name")).to_owned()
+    })
+    .collect()
 }
 
 /// Waits until the node has its ordinary program back, where it has one at all.

@@ -201,8 +201,12 @@ fn ends(end: &TraceEnd, args: &TraceArgs) {
             format!("{n} frames")
         }
     };
+    let why = match end.lost {
+        0 => "",
+        _ => ", because they came faster than they could be shown",
+    };
     eprintln!(
-        "{} {shown}\n{} seen\n{} lost, because they came faster than they could be shown",
+        "{} {shown}\n{} seen\n{} lost{why}",
         frames(end.shown),
         frames(end.seen),
         frames(end.lost)
