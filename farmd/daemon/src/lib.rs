@@ -24,6 +24,7 @@ pub mod reset;
 mod scratch;
 pub mod script;
 pub mod shares;
+mod standstill;
 pub mod start;
 pub mod store;
 pub mod witness;

@@ -57,9 +57,9 @@ const DATAGRAM_BUDGET: usize = 512;
 const EVENT_BUDGET: usize = 1024;
 /// Largest datagram: 32 modules with full maps fit in the largest UDP payload.
 const DATAGRAM_MAX: usize = 65_535;
-/// How long the data plane may take for a plan. It takes milliseconds; one that hangs would hold up every
-/// hand-over of the farm.
-const PLANE_LIMIT: Duration = Duration::from_secs(2);
+/// How long the data plane may take for a plan. It takes milliseconds, or a second where far more wants to run than the processors can; one that hangs would hold up
+/// every hand-over of the farm.
+const PLANE_LIMIT: Duration = Duration::from_secs(5);
 /// How often a node that leaves says so.
 const GOODBYES: usize = 3;
 /// Time between two log lines about datagrams from the same address that are not authentic.
@@ -500,8 +500,9 @@ impl Node {
         if self.unconfirmed_since.is_some_and(|since| now >= since + PLANE_LIMIT) {
             // Ended, this node is taken over within the detection time; alive, it would block the others.
             let text = format!(
-                "The data plane has not taken a plan for {} s; farmd ends so that the others take over",
-                PLANE_LIMIT.as_secs()
+                "The data plane has not taken a plan for {} s; farmd ends so that the others take over ({})",
+                PLANE_LIMIT.as_secs(),
+                crate::standstill::describe(&["dataplane", "connections"])
             );
             tracing::error!("{text}");
             self.log_to_active('C', "farmd", &text);
