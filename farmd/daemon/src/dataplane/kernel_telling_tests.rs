@@ -158,6 +158,6 @@ fn what_there_is_no_room_for_is_counted() {
     assert_eq!(read, whole, "none is cut");
     let untold = events.untold();
     assert!(read > 100 && untold > 100, "{read} told, {untold} not");
-    assert_eq!(read as u64 + untold, RUNS.into());
+    assert_eq!(read as u64 + untold, u64::from(RUNS));
     assert_eq!(events.untold(), 0, "counted once");
 }
