@@ -24,5 +24,4 @@ mod reload;
 mod replay;
 mod serving;
 mod tools;
-mod trace;
 mod wire;

@@ -48,9 +48,12 @@ impl Bench {
         let mut events = self.kernel.events().unwrap();
         let (run, counted) = self.run(frame);
         let mut told: Vec<Happened> = Vec::new();
-        events.read(2, |event| told.push(event.into()));
+        events.read(3, |event| told.push(event.into()));
         self.kernel.tell(None).unwrap();
-        assert!(told.len() < 2, "one frame, one event: {told:?}");
+        // A copy that goes on leaves by the loopback interface, and so comes in again, after the frame itself.
+        told.reverse();
+        let copies = told.last().map_or(0, |first| usize::from(first.sent_on));
+        assert!(told.len() <= 1 + copies, "one frame, one event: {told:?}");
         Told {
             run,
             counted,
@@ -154,7 +157,10 @@ fn what_there_is_no_room_for_is_counted() {
     let Bench { kernel, ns } = &mut bench;
     ns.run(|| kernel.filter().dry_run(&frame, RUNS).unwrap());
     let mut whole = 0;
-    let read = events.read(RUNS as usize, |event| whole += usize::from(event.bytes == frame));
+    // Each dry run gets the frame as the one before has addressed it.
+    let read = events.read(RUNS as usize, |event| {
+        whole += usize::from(event.bytes[6..] == frame[6..])
+    });
     assert_eq!(read, whole, "none is cut");
     let untold = events.untold();
     assert!(read > 100 && untold > 100, "{read} told, {untold} not");
