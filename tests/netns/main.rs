@@ -24,4 +24,5 @@ mod reload;
 mod replay;
 mod serving;
 mod tools;
+mod trace;
 mod wire;
