@@ -103,3 +103,38 @@ in_lab() {
     fi
     die "this system gives ordinary users no network namespaces: run it again with sudo"
 }
+
+# measurement_options KIND "$@": reads the options of scripts/KIND into args, report, json and svg. --help prints the script's head and its program's options, and ends.
+measurement_options() {
+    local kind=$1 arg program=${CARGO_TARGET_DIR:-$ROOT/target}/release/farm-lab
+    shift
+    args=() report=no json=no svg=no
+    for arg in "$@"; do
+        case $arg in
+            -h | --help)
+                sed -n '2,/^# shellcheck/{/^# shellcheck/d;s/^# \{0,1\}//;p}' "$ROOT/scripts/$kind"
+                if [ -x "$program" ]; then
+                    echo
+                    "$program" "$kind" --help
+                fi
+                exit 0
+                ;;
+            --report) report=yes ;;
+            --json | --json=* | --from | --from=*) json=yes args+=("$arg") ;;
+            --svg | --svg=*) svg=yes args+=("$arg") ;;
+            *) args+=("$arg") ;;
+        esac
+    done
+}
+
+# measure KIND REPORT: replaces this shell by farm-lab KIND with the options that were read; --report fills farmd/docs/REPORT.
+measure() {
+    local folder=${CARGO_TARGET_DIR:-$ROOT/target}
+    [ "$json" = yes ] || args+=(--json "$folder/$1.json")
+    if [ "$report" = yes ]; then
+        args+=(--svg "$ROOT/farmd/docs" --markdown "$ROOT/farmd/docs/$2")
+    elif [ "$svg" = no ]; then
+        args+=(--svg "$folder/$1")
+    fi
+    exec "$FARM_BIN/farm-lab" "$1" "${args[@]}"
+}

@@ -3,10 +3,6 @@
 //! Owns the options, the order of the matrices, and what is printed and written; the measurements are `farm_lab::chaos`. Ends with
 //! failure only if a promise was broken, not because a time was missed.
 
-mod histogram;
-mod markdown;
-mod record;
-
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,8 +12,9 @@ use farm_lab::chaos::{
     Outcome, Profile, connect, continuity, failover, freeze, partition, planned, soak, traffic, vrrp,
 };
 
+use crate::report::record::{self, Kind, Record};
+use crate::report::{histogram, markdown};
 use crate::stop;
-use record::Record;
 
 /// Names of the matrices, in the order in which they run.
 const MATRICES: [&str; 9] = [
@@ -166,7 +163,7 @@ pub fn run(args: &ChaosArgs) -> Result<bool> {
         }
     }
     if let Some(file) = &args.markdown {
-        markdown::fill(all, file)?;
+        markdown::fill(all, file, Kind::Chaos)?;
         println!("wrote {}", file.display());
     }
     Ok(record.outcomes.iter().all(|outcome| outcome.violations.is_empty()))
@@ -191,6 +188,6 @@ fn measure(args: &ChaosArgs) -> Result<Record> {
             record.write(file)?;
         }
     }
-    record::print_summary(&record);
+    record::print_summary(&record, Kind::Chaos);
     Ok(record)
 }

@@ -346,6 +346,7 @@ fn live(screen: &Screen, lab: &Lab) -> Result<()> {
             report.records.len()
         ));
         if screen.is_terminal() {
+            text = screen.folded(&text);
             screen.rewind(lines);
             lines = text.lines().count();
             screen.quote(&text);

@@ -6,12 +6,12 @@
 mod bench;
 mod chaos;
 mod demo;
+mod report;
 mod screen;
 mod stop;
 mod up;
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -42,18 +42,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t = ModeArg::Directed)]
         mode: ModeArg,
     },
-    /// Compare the farm with one server alone and with HAProxy, interleaved in one run
-    Bench {
-        /// Rounds over all paths; the median counts
-        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=50))]
-        rounds: u8,
-        /// Seconds of each measurement
-        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=60))]
-        seconds: u8,
-        /// Write every figure to this file as JSON
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
+    /// Measure speed and cost: the farm beside others, its kernel program, its daemon, and how all that grows
+    Bench(Box<bench::BenchArgs>),
     /// Break farms on purpose and measure what clients see: crashes, freezes, partitions, planned changes
     Chaos(Box<chaos::ChaosArgs>),
     /// Serve as the application of a node under `chaos`
@@ -65,6 +55,16 @@ enum Command {
         /// A virtual address that answers datagrams
         #[arg(long)]
         vip: Vec<Ipv4Addr>,
+    },
+    /// Hold many connections for `bench`
+    #[command(hide = true)]
+    Connections {
+        /// Number of the first
+        #[arg(long)]
+        from: usize,
+        /// And of the one after the last
+        #[arg(long)]
+        to: usize,
     },
     /// Run a farm with nginx to play with, until Ctrl-C
     Up {
@@ -102,14 +102,17 @@ fn main() -> ExitCode {
     if let Command::Responder { name, vip } = &args.command {
         return serve(name, vip);
     }
+    if let Command::Connections { from, to } = &args.command {
+        return hold(*from, *to);
+    }
     stop::watch();
     let result = match args.command {
         Command::Demo { once, nodes, mode } => demo::run(once, nodes.into(), mode.into()),
-        Command::Bench { rounds, seconds, json } => bench::run(rounds.into(), seconds.into(), json.as_deref()),
+        Command::Bench(args) => bench::run(&args),
         Command::Up { nodes, mode, routed } => up::run(nodes.into(), mode.into(), routed),
         Command::Chaos(args) => chaos::run(&args),
-        // Served above: it is a program of its own, which any signal ends at once.
-        Command::Responder { .. } => Ok(true),
+        // Served above: programs of their own, which any signal ends at once.
+        Command::Responder { .. } | Command::Connections { .. } => Ok(true),
     };
     farm_lab::clean_up();
     match result {
@@ -118,6 +121,17 @@ fn main() -> ExitCode {
         Err(_) if stop::asked() => ExitCode::from(130),
         Err(error) => {
             eprintln!("farm-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Connections, until it is ended.
+fn hold(from: usize, to: usize) -> ExitCode {
+    match farm_lab::bench::growth::connections::hold(from, to) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
             ExitCode::FAILURE
         }
     }

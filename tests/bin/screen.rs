@@ -1,13 +1,19 @@
 //! What a person sees: headings, bars and a small picture, 80 columns wide, plain when not on a terminal.
 //!
-//! Owns the wording's shape, not its content. Never measures anything.
+//! Owns the wording's shape, not its content. Never measures anything but the terminal.
 
 use std::io::{IsTerminal, Write};
+use std::process::{Command, Stdio};
 
 use farm_lab::{Lab, VIP};
 
 /// Columns of a full bar.
 const BAR: usize = 40;
+
+/// Columns before each line of a step.
+const INDENT: usize = 5;
+/// Columns before the rest of a line that is folded.
+const HANG: usize = 8;
 
 /// Where the show is printed.
 pub struct Screen {
@@ -72,6 +78,14 @@ impl Screen {
         }
     }
 
+    /// `text` in lines that fit the terminal, so that [`Self::rewind`] meets each of them.
+    pub fn folded(&self, text: &str) -> String {
+        match self.tty.then(columns).flatten() {
+            Some(columns) => fold(text, columns.saturating_sub(INDENT)),
+            None => text.to_owned(),
+        }
+    }
+
     /// `label  ████████  count  share`.
     pub fn bar(&self, label: &str, count: usize, total: usize) {
         self.line(&self.bar_text(label, count, total));
@@ -104,6 +118,40 @@ impl Screen {
             text.to_owned()
         }
     }
+}
+
+/// Columns of the terminal; `None` if it does not tell. Asked anew each time: a window changes its size.
+fn columns() -> Option<usize> {
+    let mut stty = Command::new("stty");
+    let told = stty
+        .arg("size")
+        .stdin(Stdio::inherit())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let told = String::from_utf8(told.stdout).ok()?;
+    let columns = told.split_whitespace().nth(1)?.parse().ok()?;
+    (columns > 2 * HANG + INDENT).then_some(columns)
+}
+
+/// Breaks lines longer than `width` at words. Lines with colours are taken to fit: they are bars.
+fn fold(text: &str, width: usize) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.lines() {
+        let mut rest: Vec<char> = line.trim_end().chars().collect();
+        let mut first = true;
+        while rest.len() > width && !rest.contains(&'\x1b') {
+            // Not inside what begins the line: its columns are filled with blanks.
+            let least = if first { width / 2 } else { HANG + 1 };
+            let at = (least..=width).rev().find(|at| rest[*at] == ' ').unwrap_or(width);
+            let tail: Vec<char> = rest.split_off(at).into_iter().skip_while(|c| *c == ' ').collect();
+            lines.push(rest.iter().collect::<String>().trim_end().to_owned());
+            rest = [vec![' '; HANG], tail].concat();
+            first = false;
+        }
+        lines.push(rest.iter().collect());
+    }
+    lines.join("\n")
 }
 
 /// The farm of `lab` as a picture.
@@ -161,6 +209,21 @@ mod tests {
                 .lines()
                 .all(|line| line.chars().count() + 5 <= 80)
         );
+    }
+
+    #[test]
+    fn long_lines_are_folded_at_words_and_nothing_is_lost() {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let long = format!("  *node1  UP  Ready  web  why {}", "a reason that is long ".repeat(9));
+        let text = format!("short\n{long}\n{}", "x".repeat(100));
+        for width in [40, 75, 95] {
+            let folded = fold(&text, width);
+            assert!(folded.lines().all(|line| line.chars().count() <= width), "{folded}");
+            assert_eq!(words(&folded)[..words(&long).len()], words(&text)[..words(&long).len()]);
+            assert_eq!(folded.matches('x').count(), 100);
+        }
+        let bar = format!("\x1b[36m{}\x1b[0m", "█".repeat(60));
+        assert_eq!(fold(&bar, 40), bar);
     }
 
     #[test]

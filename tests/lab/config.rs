@@ -105,7 +105,7 @@ pub struct LabConfig {
     pub partition: &'static str,
     /// `<witness>` of `<farm>`.
     pub witness: Option<Ipv4Addr>,
-    /// `dataplane` of `<vip>`; by default what the variable `FARM_PLANE` says, or `auto`.
+    /// `dataplane` of `<vip>`, or `xdp` for `bpf` with `xdp="on"`; by default what the variable `FARM_PLANE` says, or `auto`.
     pub plane: &'static str,
     /// How farmd attaches its program, its variable `FARM_ATTACH`: `tcx` or `clsact`; by default what the caller's own says, or what the kernel has.
     pub attach: &'static str,
@@ -135,7 +135,7 @@ impl Default for LabConfig {
 /// The same tests run with each data plane.
 fn plane_by_environment() -> &'static str {
     let wanted = std::env::var("FARM_PLANE").unwrap_or_default();
-    ["raw", "bpf"]
+    ["raw", "bpf", "xdp"]
         .into_iter()
         .find(|plane| *plane == wanted)
         .unwrap_or("auto")
@@ -196,6 +196,7 @@ impl LabConfig {
         text.push_str("    </farm>\n");
         match self.plane {
             "auto" => text.push_str("    <vip>\n"),
+            "xdp" => text.push_str("    <vip dataplane=\"bpf\" xdp=\"on\">\n"),
             plane => {
                 let _ = writeln!(text, "    <vip dataplane=\"{plane}\">");
             }

@@ -49,6 +49,8 @@ pub struct Held {
     pub node: String,
     /// Right answers it had.
     pub answers: usize,
+    /// The longest that it waited for one.
+    pub slowest: Duration,
     /// When and how it broke.
     pub broken: Option<(Instant, Failure)>,
 }
@@ -173,6 +175,7 @@ async fn keep_talking(
         client: None,
         node: String::new(),
         answers: 0,
+        slowest: Duration::ZERO,
         broken: None,
     };
     let mut connection = match connection {
@@ -188,6 +191,7 @@ async fn keep_talking(
     while !stop.load(Ordering::Relaxed) || held.answers == 0 {
         // A text that no other connection and no other round has: an answer that went astray is seen.
         let path = format!("/echo/{index}-{}-{}", held.answers, "x".repeat(held.answers % 512));
+        let asked = Instant::now();
         let answer = match connection.get(&path, config.limit).await {
             Ok(answer) => answer,
             Err(failure) => {
@@ -208,6 +212,7 @@ async fn keep_talking(
             opened.fetch_add(1, Ordering::Relaxed);
         }
         held.answers += 1;
+        held.slowest = held.slowest.max(asked.elapsed());
         rounds.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(config.pause).await;
     }

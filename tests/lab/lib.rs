@@ -11,6 +11,7 @@
 //! is on the wire. It never touches the interfaces, sysctls or firewall of the host. Used by `farm-lab` and by the tests.
 #![allow(clippy::missing_errors_doc)]
 
+pub mod bench;
 pub mod chaos;
 pub mod client;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod hold;
 pub mod http;
 pub mod module;
 pub mod node;
+pub mod outcome;
 pub mod pinger;
 pub mod probe;
 pub mod process;
@@ -536,6 +538,15 @@ pub fn binaries() -> Result<PathBuf> {
             shown.join(" or ")
         )
     })
+}
+
+/// The program whose hidden commands run in the lab's namespaces.
+pub(crate) fn lab_program() -> Result<PathBuf> {
+    let program = binaries()?.join("farm-lab");
+    if !program.is_file() {
+        bail!("{} is missing: cargo build --release --bins", program.display());
+    }
+    Ok(program)
 }
 
 /// Removes the folders of this process's labs; for a process that ends without dropping them.

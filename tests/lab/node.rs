@@ -405,6 +405,21 @@ impl Node {
         Ok(command)
     }
 
+    /// Starts a program on this node and leaves it running; its output goes to the node's `log`. It ends with the node's power.
+    pub fn spawn(&self, program: &Path, args: &[&str]) -> Result<Child> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dirs.base.join("log"))?;
+        let mut command = self.command(program)?;
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        spawn_kept(command).with_context(|| format!("cannot start {} on {}", program.display(), self.name))
+    }
+
     /// The environment with which a person can use the command line on this node.
     pub fn environment(&self) -> String {
         format!(

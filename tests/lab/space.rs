@@ -67,6 +67,11 @@ impl Space {
         self.batch("nft", &["-f", "-"], text)
     }
 
+    /// Runs iptables-restore(8) text, which replaces the tables that it names.
+    pub fn iptables(&self, text: &str) -> Result<()> {
+        self.batch("iptables-restore", &[], text)
+    }
+
     /// Writes a sysctl of this namespace, e.g. `net.ipv4.ip_forward`.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/{}", key.replace('.', "/"));

@@ -43,6 +43,8 @@ pub enum Broken {
     SaysItHasSteppedOut,
     /// It commits its proposal without the promises of the others.
     CommitsEarly,
+    /// It does not notice that the witness no longer answers.
+    BelievesInWitness,
 }
 
 /// Until when the data plane accepts after a turn.
@@ -53,6 +55,11 @@ pub fn lease(broken: Option<Broken>, now: Duration, farm: Option<&Farm>, fixed: 
         (_, Some(farm)) => farm.lease_until(now),
         (_, None) => now,
     }
+}
+
+/// What a node makes of a witness that answers it or not.
+pub fn witness(broken: Option<Broken>, answers: bool) -> bool {
+    answers || broken == Some(Broken::BelievesInWitness)
 }
 
 /// Changes what a broken node says; true if something is changed.

@@ -49,7 +49,7 @@ pub struct Farms {
 impl Farms {
     /// Of words such as `nodes=3 lost=5 faults=2 crash=1`: number of nodes (2 if it is not said), missed heartbeats after which one is
     /// down (4), faults in all (1), `lans` (1), the `weight` of the first node (1), and what the fields of [`Budget`] are called. `any_order`,
-    /// `flows` and `majority` (the partition policy) take 0 or 1.
+    /// `flows`, `majority` and `witness` (the partition policies) take 0 or 1.
     ///
     /// # Errors
     /// Says which word is none of these.
@@ -79,12 +79,8 @@ impl Farms {
                 "nodes" if (2..=8).contains(&value) => farms.nodes = value.into(),
                 "lans" if (1..=4).contains(&value) => farms.lans = value.into(),
                 "weight" if value > 0 => farms.weight = value.into(),
-                "majority" if value < 2 => {
-                    farms.partition = match value {
-                        0 => PartitionPolicy::Serve,
-                        _ => PartitionPolicy::Majority,
-                    }
-                }
+                "majority" if value < 2 => farms.divided_by(PartitionPolicy::Majority, value),
+                "witness" if value < 2 => farms.divided_by(PartitionPolicy::Witness, value),
                 "lost" => farms.lost = value.into(),
                 "any_order" => farms.any_order = value > 0,
                 "flows" => farms.flows = value > 0,
@@ -92,6 +88,12 @@ impl Farms {
             }
         }
         Ok(farms)
+    }
+
+    fn divided_by(&mut self, policy: PartitionPolicy, value: u8) {
+        if value > 0 {
+            self.partition = policy;
+        }
     }
 
     fn fixed(&self, broken: Option<(Broken, usize)>) -> Fixed {

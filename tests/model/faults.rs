@@ -34,6 +34,10 @@ pub enum Action {
     Split(NodeId, NodeId),
     /// Nothing gets through on this lan any more.
     LanDown(usize),
+    /// The witness no longer answers the node, and the node notices.
+    Hide(NodeId),
+    /// It answers again, and the node notices.
+    Show(NodeId),
     /// All cuts are mended, and all lans work.
     Mend,
     /// The module hands over and stops.
@@ -69,6 +73,10 @@ pub struct Budget {
     pub split: u8,
     /// [`Action::LanDown`].
     pub lan: u8,
+    /// [`Action::Hide`].
+    pub hide: u8,
+    /// [`Action::Show`].
+    pub show: u8,
     /// [`Action::Mend`].
     pub mend: u8,
     /// [`Action::Stop`].
@@ -93,6 +101,8 @@ impl Budget {
             Action::Cut(..) => (&mut self.cut, true),
             Action::Split(..) => (&mut self.split, true),
             Action::LanDown(_) => (&mut self.lan, true),
+            Action::Hide(_) => (&mut self.hide, true),
+            Action::Show(_) => (&mut self.show, false),
             Action::Stop(_) => (&mut self.stop, true),
             Action::Restart(_) => (&mut self.restart, false),
             Action::Mend => (&mut self.mend, false),
@@ -115,6 +125,8 @@ impl Budget {
             "cut" => &mut self.cut,
             "split" => &mut self.split,
             "lan" => &mut self.lan,
+            "hide" => &mut self.hide,
+            "show" => &mut self.show,
             "mend" => &mut self.mend,
             "stop" => &mut self.stop,
             "start" => &mut self.start,

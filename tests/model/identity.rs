@@ -19,6 +19,7 @@ impl World {
             Token::Same(self.breach.as_ref().map_or(0, |b| 1 + b.promise as u64)),
         ];
         let cut = self.cut.iter().map(|to| Token::Same(to.bits()));
+        let hidden = self.hidden.iter().map(|at| at.map_or(Token::Same(0), Token::Time));
         let nodes = self.nodes.iter().flat_map(|n| {
             n.tokens()
                 .chain(self.numbers(n.seen.iter().flat_map(|lan| lan.iter().copied().enumerate())))
@@ -51,6 +52,7 @@ impl World {
         });
         own.into_iter()
             .chain(cut)
+            .chain(hidden)
             .chain(pairs)
             .chain(nodes)
             .chain(inboxes)

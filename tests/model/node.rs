@@ -185,8 +185,8 @@ impl Node {
         }
     }
 
-    /// Starts the daemon; its module starts too, and is ready at [`Self::ready`].
-    pub fn start(&mut self, now: Duration, fixed: &Fixed) {
+    /// Starts the daemon; its module starts too, and is ready at [`Self::ready`]. The witness answers it, or not.
+    pub fn start(&mut self, now: Duration, answers: bool, fixed: &Fixed) {
         let again = self.incarnation > 0 && fixed.breaks(self.id) == Some(Broken::SameIncarnation);
         let incarnation = if again { self.incarnation } else { self.incarnation + 1 };
         *self = Self {
@@ -198,6 +198,7 @@ impl Node {
         self.local.state = ModuleState::Wait;
         self.local.quality = Quality::Transient;
         self.local.partition = fixed.partition;
+        self.local.witness_answers = broken::witness(fixed.breaks(self.id), answers);
         self.local.weights = vec![fixed.weight_of(self.id)];
         let (key, local) = (fixed.key.clone(), self.local.clone());
         let mut farm = Farm::new(&fixed.cluster, key, self.id, Incarnation(incarnation), now);
@@ -219,6 +220,11 @@ impl Node {
         self.local.quality = Quality::Ready;
         self.local.ready = true;
         self.stopping = false;
+    }
+
+    /// The witness answers it from here on, or no longer.
+    pub fn notice_witness(&mut self, answers: bool, fixed: &Fixed) {
+        self.local.witness_answers = broken::witness(fixed.breaks(self.id), answers);
     }
 
     /// STOP: the VIP is off the host.

@@ -82,7 +82,7 @@ impl World {
         for a in 0..n {
             for b in a + 1..n {
                 let breach = match self.parted[a * n + b] {
-                    Some(_) => None,
+                    Some(_) => self.check_parted_pair(a, b, fixed),
                     None => self.check_pair(a, b, fixed),
                 };
                 if breach.is_some() {
@@ -131,6 +131,22 @@ impl World {
         None
     }
 
+    /// By the policy `witness` two that do not talk accept the same only while the witness answers both, as soon as both have noticed: the
+    /// one up to a pulse after the other, which takes over when it does, and then the data plane closes.
+    fn check_parted_pair(&self, a: usize, b: usize, fixed: &Fixed) -> Option<Breach> {
+        let noticed = self.calm_since + fixed.detection() + 2 * fixed.pulse();
+        let answered = |i: usize| self.hidden[i].is_none();
+        if fixed.partition != PartitionPolicy::Witness || self.now < noticed || (answered(a) && answered(b)) {
+            return None;
+        }
+        let both = self.nodes[a].plane.accepts(self.now);
+        let both = both.and(&self.nodes[b].plane.accepts(self.now)).len();
+        (both > 0).then(|| Breach {
+            promise: Promise::Exclusion,
+            how: format!("s{a} and s{b} both accept {both} buckets, and the witness does not answer both"),
+        })
+    }
+
     fn check_coverage(&self, fixed: &Fixed) -> Option<Breach> {
         let now = self.now;
         if now < self.calm_since + fixed.recovery {
@@ -153,6 +169,10 @@ impl World {
             if cut || !whole {
                 return self.check_one_part_serves();
             }
+        }
+        let divided = self.nodes.iter().any(|n| n.farm.is_none()) || self.cut.iter().any(|to| !to.is_empty());
+        if fixed.partition == PartitionPolicy::Witness && divided {
+            return self.check_parts_with_witness(fixed);
         }
         let mut covered = Bits::NONE;
         for node in &serving {
@@ -204,6 +224,54 @@ impl World {
                 });
             }
             covered = covered.or(&accepts);
+        }
+        None
+    }
+
+    /// By the policy `witness` a part that lacks nodes is served by those of its nodes that the witness answers, and by all of them alone; a
+    /// part that lacks none by all its nodes. Not judged while a way is cut in one direction only: parts are not what that makes.
+    fn check_parts_with_witness(&self, fixed: &Fixed) -> Option<Breach> {
+        let n = self.nodes.len();
+        let cut = |from: usize, to: usize| self.cut[from].contains(self.nodes[to].id);
+        if (0..n).any(|a| (0..n).any(|b| cut(a, b) != cut(b, a))) {
+            return None;
+        }
+        let talk = |a: usize, b: usize| a == b || (!cut(a, b) && [a, b].iter().all(|i| self.nodes[*i].farm.is_some()));
+        for first in 0..n {
+            let mut part = vec![first];
+            while let Some(more) = (0..n).find(|i| !part.contains(i) && part.iter().any(|j| talk(*i, *j))) {
+                part.push(more);
+            }
+            let answered = |i: &usize| part.len() == n || self.hidden[*i].is_none();
+            let serving = |i: &usize| self.nodes[*i].serves() && answered(i);
+            let total: u64 = part
+                .iter()
+                .filter(|i| serving(i))
+                .map(|i| u64::from(fixed.weight_of(self.nodes[*i].id)))
+                .sum();
+            let mut covered = Bits::NONE;
+            for i in &part {
+                let (node, accepts) = (&self.nodes[*i], self.nodes[*i].plane.accepts(self.now));
+                let weight = if serving(i) { fixed.weight_of(node.id) } else { 0 };
+                if !is_share(accepts.len(), weight, total.max(1)) || !covered.and(&accepts).is_empty() {
+                    let how = format!("s{i} of the part {part:?} accepts {} buckets", accepts.len());
+                    return Some(Breach {
+                        promise: Promise::Coverage,
+                        how,
+                    });
+                }
+                covered = covered.or(&accepts);
+            }
+            if total > 0 && covered.len() < farm_core::id::BUCKETS {
+                let how = format!(
+                    "in the part {part:?} {} buckets are nobody's",
+                    farm_core::id::BUCKETS - covered.len()
+                );
+                return Some(Breach {
+                    promise: Promise::Coverage,
+                    how,
+                });
+            }
         }
         None
     }

@@ -125,6 +125,16 @@ fn who_has_committed_nothing_has_nothing_open() {
 }
 
 #[test]
+fn who_lacks_nodes_asks_the_witness() {
+    caught(
+        "nodes=2 witness=1 faults=2 hide=1 split=1",
+        Broken::BelievesInWitness,
+        1,
+        Promise::Exclusion,
+    );
+}
+
+#[test]
 fn connections_that_are_left_are_told() {
     caught(
         "nodes=3 stop=1 flows=1",

@@ -56,6 +56,8 @@ pub struct World {
     pub cut: Vec<NodeSet>,
     /// The lan on which nothing gets through.
     pub lan_down: Option<usize>,
+    /// Per node, since when the witness has not been answering it.
+    pub hidden: Vec<Option<Duration>>,
     /// When each pair, the lower one first, was cut off from each other last, in both directions.
     pub parted: Vec<Option<Duration>>,
     /// What may still go wrong.
@@ -105,6 +107,7 @@ impl World {
             queue: Vec::new(),
             cut: vec![NodeSet::EMPTY; nodes],
             lan_down: None,
+            hidden: vec![None; nodes],
             parted: vec![None; nodes * nodes],
             budget: Budget::default(),
             calm_since: START,
@@ -206,6 +209,9 @@ impl World {
         for lan in (0..node.seen.len()).filter(|_| self.lan_down.is_none()) {
             offer(Action::LanDown(lan));
         }
+        if self.hidden[last.index()].is_none() {
+            offer(Action::Hide(last));
+        }
         if !node.plane.flows.is_empty() {
             offer(Action::Close(last));
         }
@@ -218,6 +224,9 @@ impl World {
                 Some(_) if node.paused => offer(Action::Wake(node.id)),
                 Some(_) if !node.local.ready && !node.stopping => offer(Action::Start(node.id)),
                 _ => {}
+            }
+            if self.hidden[node.id.index()].is_some() {
+                offer(Action::Show(node.id));
             }
         }
         if self.lan_down.is_some() || self.cut.iter().any(|to| !to.is_empty()) {
@@ -281,6 +290,8 @@ impl World {
                 self.cut[b.index()].insert(a);
             }
             Action::LanDown(lan) => self.lan_down = Some(lan),
+            Action::Hide(id) => self.witness(id, false, fixed),
+            Action::Show(id) => self.witness(id, true, fixed),
             Action::Mend => {
                 self.cut.fill(NodeSet::EMPTY);
                 self.lan_down = None;
@@ -368,10 +379,16 @@ impl World {
     }
 
     fn restart(&mut self, id: NodeId, fixed: &Fixed) {
-        let now = self.now;
-        self.node_mut(id).start(now, fixed);
+        let (now, answers) = (self.now, self.hidden[id.index()].is_none());
+        self.node_mut(id).start(now, answers, fixed);
         self.push(now + fixed.pulse(), Work::Ready(id));
         self.input(id, Input::Timeout, fixed);
+    }
+
+    fn witness(&mut self, id: NodeId, answers: bool, fixed: &Fixed) {
+        self.hidden[id.index()] = (!answers).then_some(self.now);
+        self.node_mut(id).notice_witness(answers, fixed);
+        self.input(id, Input::Module, fixed);
     }
 
     fn input(&mut self, id: NodeId, input: Input, fixed: &Fixed) {

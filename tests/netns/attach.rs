@@ -6,7 +6,7 @@ use std::time::Duration;
 use farm_lab::client::Batch;
 use farm_lab::{Lab, LabConfig, Node, VIP, wait_until};
 
-use crate::common::{counter, farm_of, mentions, shell, shell_ok};
+use crate::common::{counter, farm_of, shell, shell_ok};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 /// farmd looks once a second, and whoever was not answered asks again after a second.
@@ -42,6 +42,12 @@ fn judged(node: &Node, how: &str) {
     wait_until(BACK, how, || told().contains(how).then_some(())).unwrap_or_else(|e| panic!("{e}: {}", told()));
 }
 
+/// Waits for a line of farmd's own log, which is written after what it tells.
+fn logged(node: &Node, line: &str) {
+    wait_until(BACK, line, || node.log_text().contains(line).then_some(()))
+        .unwrap_or_else(|e| panic!("{e}:\n{}", node.log_tail(20)));
+}
+
 /// Numbers of the links that farmd has at tc ingress.
 fn links(node: &Node) -> Vec<String> {
     let pid = node.farmd_pid().expect("farmd runs");
@@ -72,10 +78,7 @@ fn is_put_back(lab: &Lab, take_off: impl FnOnce(&Node)) {
     })
     .expect("it looks once a second");
     answers(lab);
-    mentions(
-        &node.log_text(),
-        &["has taken the ebpf program off the interface; it was put back"],
-    );
+    logged(node, "has taken the eBPF program off the interface; it was put back");
 }
 
 #[test]
@@ -105,7 +108,7 @@ fn a_filter_or_a_clsact_that_somebody_deletes_is_made_again_and_frames_are_captu
     .unwrap_or_else(|e| panic!("{e}: {:?}", shell(node, occupy)));
     judged(node, "raw (the program cannot be attached to eth0 (clsact)");
     answers(&lab);
-    mentions(&node.log_text(), &["it cannot be put back: frames are captured"]);
+    logged(node, "it cannot be put back: frames are captured");
 
     shell_ok(node, "tc filter del dev eth0 ingress prio 1");
     judged(node, "bpf (eBPF at tc ingress, clsact)");

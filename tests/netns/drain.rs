@@ -280,7 +280,16 @@ fn drain_and_weight_refuse_what_would_leave_nobody_or_is_not_there() {
         (&["drain", "node9"][..], exit::NOT_FOUND, "there is no node node9"),
         (&["drain", "-m", "mail"], exit::NOT_FOUND, "mail"),
         (&["drain", "--group", "mail"], exit::NOT_FOUND, "web of web"),
-        (&["weight", "node1", "-1"], exit::USAGE, "weight"),
+        (&["weight", "node1", "-1"], exit::USAGE, "0 to 65535"),
+        (&["drain", "--timeout", "-5"], exit::USAGE, "at most a day"),
+        (
+            &["--on", "node9,node1", "drain"],
+            exit::NOT_FOUND,
+            "there is no node node9",
+        ),
+        (&["--on", "node1,", "drain"], exit::USAGE, "each comma"),
+        (&["history", "nix"], exit::NOT_FOUND, "nix"),
+        (&["config", "nix"], exit::NOT_FOUND, "not installed"),
         (&["drain", "--timeout", "2d"], exit::USAGE, "at most a day"),
         (&["--on", "node2", "log", "web"], exit::USAGE, "--on"),
     ] {
@@ -305,6 +314,13 @@ fn drain_and_weight_outlast_a_restart_of_farmd_and_weight_moves_the_exact_share(
     let exact = [("node1", 819), ("node2", 2458), ("node3", 819)];
     assert_eq!(buckets(second)["node2"], 2458);
     wait_buckets(first, &exact);
+    // Seen from another node too, and in the history of the one it was asked of.
+    mentions(
+        &lab.nodes[2].farm_ok(&["status", "-v"]).expect("a status"),
+        &["node2, group web: weight 3"],
+    );
+    let told = second.farm_ok(&["history"]).expect("a history");
+    mentions(&told, &["root on node1: weight node2 3"]);
     assert!(farm(first, &["drain", "node3"]).ok());
     wait_buckets(first, &[("node1", 1024), ("node2", 3072), ("node3", 0)]);
 
@@ -320,6 +336,12 @@ fn drain_and_weight_outlast_a_restart_of_farmd_and_weight_moves_the_exact_share(
     mentions(&second.farm(&["status", "-v"]).expect("a status").stdout, &["weight 3"]);
     assert!(farm(first, &["undrain", "node3"]).ok());
     wait_buckets(first, &exact);
+    let none = farm(first, &["weight", "node2", "0"]);
+    assert!(none.ok(), "{none:?}");
+    assert_eq!(own_row(second, MODULE).why, "weight 0, set by root on node1");
+    let told = first.farm_ok(&["history"]).expect("a history");
+    mentions(&told, &["node2 leaves (weight 0, set by root on node1)"]);
+    mentions(&told, &["node3 leaves (drained by root on node1)"]);
     let unset = farm(first, &["weight", "node2", "default"]);
     assert!(unset.ok(), "{unset:?}");
     lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))

@@ -4,6 +4,7 @@
 //! or in `FARM_BIN`. `scripts/test` says which of them may run beside each other; with `--test-threads=1` all can.
 
 mod attach;
+mod bench;
 mod bulk;
 mod chaos;
 mod common;
@@ -23,6 +24,8 @@ mod refusals;
 mod reload;
 mod replay;
 mod serving;
+mod signals;
 mod tools;
 mod trace;
 mod wire;
+mod xdp;

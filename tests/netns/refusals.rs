@@ -70,8 +70,8 @@ fn a_failing_start_script_never_takes_traffic() {
     lab.nodes[0].farm_ok(&["start", MODULE]).expect("the first node starts");
     let (code, said) = start_second(&lab);
     assert_eq!(code, Some(i32::from(exit::FAILED)), "{said}");
-    mentions(&said, &["start_both"]);
-    first_serves_alone(&lab);
+    mentions(&said, &["start_both failed: exit code 3: no licence found"]);
+    mentions(&first_serves_alone(&lab), &["no licence found"]);
     let output = lab.nodes[1]
         .farm_ok(&["log", MODULE, "--script", "start_both"])
         .expect("script output");
@@ -164,8 +164,13 @@ fn a_node_with_another_configuration_stays_outside_and_says_why() {
         module
     });
     lab.nodes[0].farm_ok(&["start", MODULE]).expect("the first node starts");
-    start_second(&lab);
-    mentions(&first_serves_alone(&lab), &["configuration", "differ"]);
+    let (code, said) = start_second(&lab);
+    assert_eq!(code, Some(i32::from(exit::FAILED)), "it has no share: {said}");
+    mentions(
+        &said,
+        &["kept out: the active userconfig.xml (farm config) differs from that of node1"],
+    );
+    mentions(&first_serves_alone(&lab), &["differs from that of node1"]);
 }
 
 #[test]

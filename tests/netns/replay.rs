@@ -86,9 +86,12 @@ fn crashes(config: LabConfig) {
         let watcher = Watcher::start(&lab).expect("the wire can be watched");
         let prober = probing(&lab);
         // Another phase of the heartbeats in each round.
-        std::thread::sleep(Duration::from_millis(1200 + 17 * round as u64));
+        std::thread::sleep(Duration::from_millis(600 + 17 * round as u64));
         let crashed = lab.nodes[victim].crash().expect("power goes");
-        std::thread::sleep(Duration::from_millis(1500));
+        std::thread::sleep(CRASH);
+        lab.wait_ready(MODULE, &others, Duration::from_secs(10))
+            .expect("the others have all");
+        // The prober waits for all that it has begun.
         let report = prober.stop().expect("the prober ends").report;
         let evidence = watcher.stop().expect("the watcher ends");
 

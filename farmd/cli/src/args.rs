@@ -43,33 +43,16 @@ pub struct Cli {
     /// Have these nodes do it, one after the other; `*` means all
     #[arg(short = 'H', long = "on", global = true, value_name = "NODE", value_delimiter = ',')]
     pub on: Vec<String>,
-    /// Folder of cluster.xml, the key and the modules
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        env = "FARM_ETC",
-        default_value = "/etc/farm"
-    )]
-    pub etc: PathBuf,
-    /// Folder of active copies, logs and state
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        env = "FARM_VAR",
-        default_value = "/var/lib/farm"
-    )]
-    pub var: PathBuf,
-    /// Folder of the control socket
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        env = "FARM_RUN",
-        default_value = "/run/farm"
-    )]
-    pub run: PathBuf,
+    // Read from the environment by `folder`, not by clap, which would show them in each usage line once they are set there.
+    /// Folder of cluster.xml, the key and the modules [FARM_ETC, else /etc/farm]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub etc: Option<PathBuf>,
+    /// Folder of active copies, logs and state [FARM_VAR, else /var/lib/farm]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub var: Option<PathBuf>,
+    /// Folder of the control socket [FARM_RUN, else /run/farm]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub run: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
@@ -172,7 +155,7 @@ pub struct DrainArgs {
     /// The node (this one if not given)
     pub node: Option<String>,
     /// Reset the connections that are left after this time
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time, allow_negative_numbers = true)]
     pub timeout: Duration,
     /// Only this group
     #[arg(long)]
@@ -201,7 +184,7 @@ pub struct WeightArgs {
     /// The node
     pub node: String,
     /// 0 to 65535, or `default` for what the configuration says
-    #[arg(value_name = "N", value_parser = weight)]
+    #[arg(value_name = "N", value_parser = weight, allow_negative_numbers = true)]
     pub weight: Weight,
     /// Only this group
     #[arg(long)]
@@ -338,8 +321,8 @@ pub struct LogArgs {
     /// Show the newest output of a script (of any, or of the one named)
     #[arg(long, value_name = "SCRIPT", num_args = 0..=1, default_missing_value = "")]
     pub script: Option<String>,
-    /// List the files of script output
-    #[arg(long, requires = "script", conflicts_with = "follow")]
+    /// List the files of script output (of all, or with --script of one)
+    #[arg(long, conflicts_with = "follow")]
     pub list: bool,
 }
 

@@ -57,6 +57,12 @@ pub fn run(context: &Context, args: &HistoryArgs) -> Result<u8, Failure> {
         }
         Err(error) => return Err(error.into()),
     };
+    if let Some(module) = &module
+        && !is_known(context, &client, module, &history)
+    {
+        let text = format!("no node has a module `{module}`, and nothing is known of one");
+        return Err(Failure::new(exit::NOT_FOUND, text));
+    }
     let mut page = Page::new(Style::of_stdout(), args.verbose);
     if context.json && !args.follow {
         show(&format!("{}\n", json(&history.entries)?))?;
@@ -96,6 +102,18 @@ pub fn run(context: &Context, args: &HistoryArgs) -> Result<u8, Failure> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Whether there is, or was, such a module: something has happened to it, a node has it, or its folder is kept here.
+fn is_known(context: &Context, client: &Client, module: &ModuleName, history: &History) -> bool {
+    let kept = || context.node.is_none() && context.kept(module).is_dir();
+    let told = || {
+        client
+            .status()
+            .is_ok_and(|s| s.modules.iter().any(|m| m.name == module.as_str()))
+    };
+    let entries = &history.entries;
+    entries.iter().any(|e| e.module.as_deref() == Some(module.as_str())) || kept() || told()
 }
 
 fn json(value: &(impl serde::Serialize + ?Sized)) -> io::Result<String> {

@@ -31,7 +31,8 @@ pub fn run(context: &Context, args: &LogArgs) -> Result<u8, Failure> {
         ));
     }
     let style = Style::of_stdout();
-    let Some(script) = &args.script else {
+    let all = args.list.then(String::new);
+    let Some(script) = args.script.as_ref().or(all.as_ref()) else {
         let show_line = |line: &str| module_line(line, style, args.verbose, context.json);
         return show_file(&folder.join("module.log"), args, context.json, show_line);
     };

@@ -30,7 +30,7 @@ mod why;
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -97,9 +97,9 @@ fn parse(program: &'static str, words: &[OsString]) -> Result<Option<Cli>, Failu
 fn run(cli: Cli) -> Result<u8, Failure> {
     let environment = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let context = Context {
-        etc: cli.etc,
-        var: cli.var,
-        run: cli.run,
+        etc: folder(cli.etc, "FARM_ETC", "/etc/farm"),
+        var: folder(cli.var, "FARM_VAR", "/var/lib/farm"),
+        run: folder(cli.run, "FARM_RUN", "/run/farm"),
         json: cli.json,
         module: cli.chosen_module,
         module_of_environment: environment("FARM_MODULE").or_else(|| environment("SAFEMODULE")),
@@ -110,6 +110,14 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         return perform(&context, &cli.verb);
     }
     share::on_nodes(&context, &cli.on, &cli.verb, perform)
+}
+
+/// The folder that was named, else that of the environment, else the usual one.
+fn folder(named: Option<PathBuf>, variable: &str, usual: &str) -> PathBuf {
+    let of_environment = || std::env::var_os(variable).filter(|value| !value.is_empty());
+    named
+        .or_else(|| of_environment().map(PathBuf::from))
+        .unwrap_or_else(|| usual.into())
 }
 
 /// Does what one verb says, on the node that `context` names.
@@ -230,11 +238,16 @@ mod tests {
             "farm strat web",
             "farm start --wait --no-wait",
             "farm status --interval 2",
+            "farm weight s2 -1",
+            "farm drain --timeout -5",
             "safekit swap -m a",
         ] {
             let words = words(line);
             let failure = parse(program_name(&words), &words).unwrap_err();
             assert_eq!(failure.code, exit::USAGE, "{line}");
         }
+        let text = |line: &str| parse("farm", &words(line)).unwrap_err().text;
+        assert!(text("farm weight s2 -1").contains("0 to 65535"));
+        assert!(text("farm drain --timeout -5").contains("at most a day"));
     }
 }

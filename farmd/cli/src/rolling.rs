@@ -18,7 +18,7 @@ use crate::client::Client;
 use crate::command::{Steps, known};
 use crate::failure::Failure;
 use crate::folders::Context;
-use crate::status::{is_drained, is_ready};
+use crate::status::{is_drained, is_given_away, is_ready};
 use crate::terminal::{show, show_json};
 
 /// How long a restarted node may take until it is seen with its share, and the others to be ready before the next one.
@@ -29,15 +29,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A node that is left out, and why.
 type Skipped = (String, String);
 
-/// How the reason of a drained node begins.
-const DRAINED: &str = "drained";
-
 /// One node and the modules to restart on it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Turn {
     node: String,
     modules: Vec<String>,
-    /// An administrator had drained it before.
+    /// An administrator had drained it before, or given it the weight 0.
     drained: bool,
 }
 
@@ -122,7 +119,7 @@ fn plan(status: &FarmStatus, module: Option<&ModuleName>) -> Result<(Vec<Turn>, 
                         None => turns.push(Turn {
                             node: row.node.clone(),
                             modules: vec![module.name.clone()],
-                            drained: row.why.starts_with(DRAINED),
+                            drained: is_given_away(&row.why),
                         }),
                     }
                 }
@@ -153,7 +150,7 @@ fn not_ready<'a>(status: &'a FarmStatus, turns: &[Turn], except: &str) -> Option
             let turn = turns
                 .iter()
                 .find(|t| t.node == row.node && t.modules.contains(&module.name));
-            let drained = row.quality == Some(Quality::Ready) && row.why.starts_with(DRAINED);
+            let drained = row.quality == Some(Quality::Ready) && is_given_away(&row.why);
             if turn.is_some_and(|turn| !(is_ready(row) || turn.drained && drained)) {
                 return Some((row, &module.name));
             }

@@ -119,13 +119,19 @@ pub fn on_nodes(
              and shutdown; this one works on this node's own files",
         ));
     }
-    let all = |name: &String| name == "*";
-    let nodes = if nodes.iter().any(all) {
-        let cluster = Client::new(context)?.cluster()?;
-        cluster.nodes.into_iter().map(|node| node.name).collect()
-    } else {
-        nodes.to_vec()
-    };
+    if nodes.iter().any(|name| name.trim().is_empty()) {
+        return Err(Failure::usage(format!(
+            "--on {}: the name of a node is expected before and after each comma",
+            nodes.join(",")
+        )));
+    }
+    let known: Vec<String> = Client::new(context)?
+        .cluster()?
+        .nodes
+        .into_iter()
+        .map(|node| node.name)
+        .collect();
+    let nodes = named(nodes, known)?;
     if let [node] = &nodes[..] {
         return perform(&on(context, node)?, verb);
     }
@@ -148,6 +154,24 @@ pub fn on_nodes(
         }
     }
     Ok(code)
+}
+
+/// The nodes that `words` mean, of those that are `known`; `*` means all.
+///
+/// # Errors
+/// The first name that is none of theirs: then nothing is done on the others either.
+fn named(words: &[String], known: Vec<String>) -> Result<Vec<String>, Failure> {
+    if let Some(unknown) = words.iter().find(|word| *word != "*" && !known.contains(word)) {
+        return Err(Failure::new(
+            exit::NOT_FOUND,
+            format!("there is no node {unknown}; cluster.xml has {}", known.join(", ")),
+        ));
+    }
+    Ok(if words.iter().any(|word| word == "*") {
+        known
+    } else {
+        words.to_vec()
+    })
 }
 
 fn works_on_nodes(verb: &Verb) -> bool {
@@ -210,5 +234,21 @@ mod tests {
         let never = |_: &Context, _: &Verb| -> Result<u8, Failure> { panic!("performed") };
         let failure = on_nodes(&here, &["s2".to_owned()], &Verb::Cleanup, never).unwrap_err();
         assert_eq!(failure.code, exit::USAGE);
+        let empty = ["s1".to_owned(), String::new()];
+        let failure = on_nodes(&here, &empty, &Verb::Reload, never).unwrap_err();
+        assert_eq!(failure.code, exit::USAGE, "{}", failure.text);
+    }
+
+    #[test]
+    fn one_name_that_is_none_is_refused_before_anything_is_done() {
+        let names = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        let known = || names(&["s1", "s2"]);
+        assert_eq!(named(&names(&["s2"]), known()).unwrap(), ["s2"]);
+        assert_eq!(named(&names(&["*"]), known()).unwrap(), ["s1", "s2"]);
+        for words in [&["s9", "s2"][..], &["s2", "s9"], &["*", "s9"]] {
+            let failure = named(&names(words), known()).unwrap_err();
+            assert_eq!(failure.code, exit::NOT_FOUND);
+            assert!(failure.text.contains("no node s9") && failure.text.contains("s1, s2"));
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! `farm snapshot`: one zip with everything that support needs to understand a node, and no secrets.
 //!
-//! Reads files, `/proc` and, if farmd answers, farmd; changes nothing but the zip. What is asked of a dead daemon is replaced
+//! Reads files, `/proc`, the journal and, if farmd answers, farmd; changes nothing but the zip. What is asked of a dead daemon is replaced
 //! by a note. Entries are in the order of their names, and the amount is limited, so that two snapshots can be compared
 //! and sent.
 
 mod bundle;
+mod daemonlog;
 mod mask;
 mod system;
 
@@ -12,7 +13,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use farm_core::api::{API_VERSION, exit};
 use farm_core::id::ModuleName;
@@ -43,17 +43,20 @@ pub fn run(context: &Context, args: &SnapshotArgs) -> Result<u8, Failure> {
             show(&format!("  {text}\n"))
         }
     };
+    may_write(&args.out, args.replace)?;
     let mut bundle = Bundle::new(secrets(context)?);
     progress("configuration and modules")?;
     files(context, &mut bundle)?;
     progress("the daemon's answers")?;
-    let answered = daemon(context, &mut bundle)?;
+    let node = daemon(context, &mut bundle)?;
+    let answered = node.is_some();
     if !answered {
         progress("farmd does not answer; its part is left out")?;
     }
+    daemonlog::collect(&mut bundle);
     progress("the system")?;
     system::collect(&mut bundle);
-    bundle.add_text("about.txt", &about(context));
+    bundle.add_text("about.txt", &about(context, node.as_deref()));
     let (entries, notes) = bundle.finish();
     write_zip(&args.out, args.replace, 0o600, |zip| {
         for (name, content) in &entries {
@@ -182,14 +185,37 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// What the daemon says of itself. Returns whether it said anything.
-fn daemon(context: &Context, bundle: &mut Bundle) -> Result<bool, Failure> {
+/// Says before anything is collected that the file cannot be made.
+fn may_write(out: &Path, replace: bool) -> Result<(), Failure> {
+    let shown = out.display();
+    if out.is_dir() {
+        let text = format!("{shown} is a folder; the name of a file is expected, such as {shown}/farm.zip");
+        return Err(Failure::usage(text));
+    }
+    if !replace && out.symlink_metadata().is_ok() {
+        return Err(PackError::Exists { path: out.to_owned() }.into());
+    }
+    match out
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
+    {
+        Some(folder) => Err(Failure::new(
+            exit::NOT_FOUND,
+            format!("there is no folder {} for {shown}", folder.display()),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What the daemon says of itself. Returns the name of its node if it said anything.
+fn daemon(context: &Context, bundle: &mut Bundle) -> Result<Option<String>, Failure> {
     let client = Client::new(context)?;
-    let mut answered = false;
+    let mut answered = None;
     for question in ["cluster", "map", "metrics", "plan", "status"] {
         match client.get::<Value>(&format!("/v1/{question}")) {
             Ok(answer) => {
-                answered = true;
+                let node = answer["node"].as_str().map(str::to_owned);
+                answered = answered.or(node).or_else(|| Some("?".to_owned()));
                 let text = serde_json::to_string_pretty(&answer).unwrap_or_default();
                 bundle.add_text(&format!("daemon/{question}.json"), &text);
             }
@@ -205,16 +231,16 @@ fn daemon(context: &Context, bundle: &mut Bundle) -> Result<bool, Failure> {
     Ok(answered)
 }
 
-fn about(context: &Context) -> String {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
+fn about(context: &Context, node: Option<&str>) -> String {
+    let now = chrono::Local::now();
     let hostname = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!(
-        "farm {}\ninterface version {API_VERSION}\nhost {}\nseconds since 1970 {now}\netc {}\nvar {}\nrun {}\n",
+        "farm {}\ninterface version {API_VERSION}\nnode {}\nhost {}\ntime {}\nseconds since 1970 {}\netc {}\nvar {}\nrun {}\n",
         env!("CARGO_PKG_VERSION"),
+        node.unwrap_or("unknown: farmd does not answer"),
         hostname.trim_end(),
+        now.format("%Y-%m-%d %H:%M:%S %:z"),
+        now.timestamp(),
         context.etc.display(),
         context.var.display(),
         context.run.display(),

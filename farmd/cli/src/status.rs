@@ -6,7 +6,7 @@ pub mod view;
 
 use std::time::{Duration, Instant};
 
-use farm_core::api::{FarmStatus, ModuleState, ModuleStatus, NodeModuleStatus, Quality, exit};
+use farm_core::api::{FarmStatus, ModuleState, ModuleStatus, NodeModuleStatus, Quality, Share, exit};
 use farm_core::id::ModuleName;
 
 use crate::args::{StatusArgs, WaitArgs, WaitStateArgs};
@@ -107,10 +107,16 @@ pub fn is_ready(node: &NodeModuleStatus) -> bool {
     node.state == Some(ModuleState::Up) && node.quality == Some(Quality::Ready) && node.why.is_empty()
 }
 
-/// It serves no share because an administrator has drained it.
+/// It serves no share because an administrator has drained it, or given it the weight 0. Of the node that answers.
 pub fn is_drained(node: &NodeModuleStatus) -> bool {
     let ready = node.state == Some(ModuleState::Up) && node.quality == Some(Quality::Ready);
-    ready && node.shares.iter().any(|share| share.setting.drained.is_some())
+    let given_away = |share: &Share| share.setting.drained.is_some() || share.setting.weight == Some(0);
+    ready && is_given_away(&node.why) && node.shares.iter().any(given_away)
+}
+
+/// Whether the reason of a node says that an administrator gave its share away.
+pub fn is_given_away(why: &str) -> bool {
+    why.starts_with("drained") || why.starts_with("weight 0")
 }
 
 /// 0 if every node of every module is UP Ready and takes part, 3 if no module runs anywhere, else 2.
@@ -158,9 +164,12 @@ fn state_and_module(words: &[String]) -> Result<(ModuleState, Option<String>), F
     };
     let found = words.iter().enumerate().find_map(|(at, word)| Some((at, state(word)?)));
     let Some((at, state)) = found else {
+        let what = match words {
+            [one] => format!("`{one}` is no state"),
+            _ => format!("neither `{}` is a state", words.join("` nor `")),
+        };
         return Err(Failure::usage(format!(
-            "`{}` is no state of a farm module: STOP, WAIT or UP is expected",
-            words.join(" ")
+            "{what} of a farm module: STOP, WAIT or UP is expected"
         )));
     };
     let module = words.iter().enumerate().find(|(other, _)| *other != at);

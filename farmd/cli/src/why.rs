@@ -184,7 +184,10 @@ impl Page {
             "hold" => Paint::Moving,
             _ => Paint::Bold,
         };
-        let word = verdict.verdict.to_uppercase();
+        let word = match (verdict.verdict.as_str(), &verdict.sent_on[..]) {
+            ("drop", [_, ..]) => format!("SENT ON to {}", verdict.sent_on.join(" and ")),
+            (word, _) => word.to_uppercase(),
+        };
         self.row(label, paint, &format!("{word}: {}", verdict.text));
     }
 }
@@ -249,7 +252,10 @@ mod tests {
                 }),
             }),
             connection: Some(false),
-            opening: verdict("drop", "the bucket is s2's"),
+            opening: WhyVerdict {
+                sent_on: vec!["s2".to_owned()],
+                ..verdict("drop", "the bucket is s2's")
+            },
             belonging: Some(verdict("drop", "the bucket is s2's")),
             if_connected: None,
         }
@@ -268,7 +274,7 @@ mod tests {
   entry         s2 answers the client's ARP requests, if both are on one network
   since         2026-11-21 16:01:02.123, 1m01s ago: web is no longer kept out
   connection    s1 does not have it
-  new (SYN)     DROP: the bucket is s2's
+  new (SYN)     SENT ON to s2: the bucket is s2's
   segment       DROP: the bucket is s2's
 ";
         assert_eq!(shown, expected);

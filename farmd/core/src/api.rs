@@ -146,7 +146,8 @@ pub struct Share {
     pub of: u32,
     /// Connections in buckets that are no longer owned.
     pub draining: u32,
-    /// What this node's weight was set to at run time; only of the node that answers.
+    /// What was set for it at run time. Of another node than the one that answers only the weight it tells, where that is not the
+    /// configured one and no drain's.
     #[serde(default, skip_serializing_if = "ShareSetting::is_default")]
     pub setting: ShareSetting,
     /// Whose connections `draining` are, those with the most first, at most [`MAX_CLIENTS`]; only of the node that answers.
@@ -173,6 +174,9 @@ pub struct ShareSetting {
     /// Weight instead of the configured one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,
+    /// Who set it: the user, with ` on NODE` after it if another node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_by: Option<String>,
     /// The node takes no new connections of the group, whatever its weight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained: Option<Drained>,

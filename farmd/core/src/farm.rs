@@ -402,7 +402,9 @@ impl Farm {
         }
         let heard = self.membership.heard(now);
         self.reports.retain(|peer, _| heard.contains(*peer));
-        let known = NodeSet::from_bits(heard.bits() | self.membership.view().bits());
+        // Who has left to be back at once goes on to have its connections, and gets their frames.
+        let away: NodeSet = self.away.nodes().collect();
+        let known = NodeSet::from_bits(heard.bits() | self.membership.view().bits() | away.bits());
         self.macs.retain(|peer, _| known.contains(*peer));
         for node in self.away.update(now, &self.reports) {
             self.events.push_back(Event::NotBack(node));
@@ -439,7 +441,7 @@ impl Farm {
         let active = module.local.state != ModuleState::Stop;
         let kept_out = match electorate.reference {
             Some((node, digest)) if active && digest != module.local.digest => Some(format!(
-                "userconfig.xml differs from that of {} (digest {:016x}, here {:016x})",
+                "the active userconfig.xml (farm config) differs from that of {} (digest {:016x}, here {:016x})",
                 self.name(node),
                 digest,
                 module.local.digest
@@ -501,11 +503,15 @@ impl Farm {
             } else {
                 0
             };
+            let serves = |(node, peer): (&NodeId, &PeerGroup<'_>)| {
+                electorate.view.contains(*node) && peer.eligible && peer.report.weight > 0
+            };
+            let unserved = closed == Closed::No && weight == 0 && !peers.iter().any(serves);
             let around = Surroundings {
                 view: electorate.view,
                 coordinator: electorate.coordinator,
                 weight,
-                closed,
+                closed: if unserved { Closed::Unserved } else { closed },
                 unheard: electorate.unheard,
                 peers: &peers,
                 away: &away.held(name, i),

@@ -235,7 +235,9 @@ impl Executor {
                         Some(&self.cluster),
                         &others,
                     );
-                    let result = result.map(|(c, w)| (Box::new(c), w)).map_err(|e| e.to_string());
+                    let result = result
+                        .map(|(c, w)| (Box::new(c), w))
+                        .map_err(|e| (e.code(), e.to_string()));
                     self.events.send(Event::Configured {
                         by,
                         module,

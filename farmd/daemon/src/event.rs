@@ -91,8 +91,8 @@ pub enum Event {
         module: ModuleName,
         /// Who asked.
         by: String,
-        /// The new configuration with its warnings, or every mistake.
-        result: Result<(Box<farm_core::config::ModuleConfig>, Vec<String>), String>,
+        /// The new configuration with its warnings; or the exit code, and every mistake.
+        result: Result<(Box<farm_core::config::ModuleConfig>, Vec<String>), (u8, String)>,
         /// Who waits for it.
         replies: tokio::sync::mpsc::UnboundedSender<Reply>,
     },

@@ -10,7 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use farm_core::config::{Cast, ClusterConfig};
+use farm_core::config::{Cast, ClusterConfig, Lan};
 use farm_core::farm::Transmit;
 use farm_core::id::{NodeId, NodeSet};
 
@@ -55,6 +55,26 @@ pub struct OpenError {
     pub addr: SocketAddr,
     /// What the system says.
     pub error: io::Error,
+}
+
+/// The addresses of `node` that are not among `here`, those of this host, each with its lan's name. They can be bound where the kernel
+/// allows it (`ip_nonlocal_bind`), and no heartbeat leaves from them.
+pub fn foreign<'a>(
+    cluster: &'a ClusterConfig,
+    node: NodeId,
+    here: &'a [IpAddr],
+) -> impl Iterator<Item = (&'a str, IpAddr)> {
+    let of = move |lan: &'a Lan| {
+        lan.nodes
+            .iter()
+            .find(|(n, _)| *n == node)
+            .map(|(_, addr)| (lan.name.as_str(), *addr))
+    };
+    cluster
+        .lans
+        .iter()
+        .filter_map(of)
+        .filter(|(_, addr)| !here.contains(addr))
 }
 
 impl HeartbeatIo {
@@ -224,6 +244,19 @@ mod tests {
         assert_eq!(subnet_broadcast(own, 15), Ipv4Addr::new(198, 19, 255, 255));
         assert_eq!(subnet_broadcast(own, 30), Ipv4Addr::new(198, 18, 5, 79));
         assert_eq!(subnet_broadcast(own, 32), own);
+    }
+
+    #[test]
+    fn addresses_of_a_node_that_this_host_does_not_have_are_named_with_their_lan() {
+        let text = "<cluster><lans><lan name=\"default\"><node name=\"s1\" addr=\"198.18.0.11\"/>\
+                    <node name=\"s2\" addr=\"198.18.0.12\"/></lan></lans></cluster>";
+        let (cluster, _) = farm_core::config::cluster::parse("cluster.xml", text).unwrap();
+        let addr = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (first, own) = (cluster.node_by_name("s1").unwrap(), [addr("198.18.0.12")]);
+        let missing: Vec<_> = foreign(&cluster, first, &own).collect();
+        assert_eq!(missing, [("default", addr("198.18.0.11"))]);
+        let second = cluster.node_by_name("s2").unwrap();
+        assert_eq!(foreign(&cluster, second, &own).count(), 0);
     }
 
     #[test]

@@ -75,6 +75,14 @@ impl History {
         Some(matches!(newest.what, Happening::Stopped { .. }))
     }
 
+    /// Who had farmd restarted in place, if the run before ended so.
+    pub fn last_reload_by(&self) -> Option<String> {
+        match &self.entries.back()?.what {
+            Happening::Stopped { by, reload: true } => Some(by.clone()),
+            _ => None,
+        }
+    }
+
     /// Adds an entry with the next number.
     pub fn push(&mut self, mut entry: HistoryEntry) {
         self.newest += 1;
@@ -159,13 +167,16 @@ mod tests {
             time: "2026-11-21 05:31:00.123456".to_owned(),
             unix_us: 5,
             module: None,
-            what: Happening::Stopped { by: text.to_owned() },
+            what: Happening::Stopped {
+                by: text.to_owned(),
+                reload: false,
+            },
         }
     }
 
     fn all(history: &History) -> Vec<(u64, String)> {
         let told = |e: &Arc<HistoryEntry>| match &e.what {
-            Happening::Stopped { by } => (e.seq, by.clone()),
+            Happening::Stopped { by, .. } => (e.seq, by.clone()),
             other => panic!("{other:?}"),
         };
         let selection = history.select("s1", &HistoryFilter::default());

@@ -4,12 +4,18 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
+use farm_sys::process::Signal;
+use farm_sys::signal_fd::SignalFd;
 use farmd::effect::End;
 use farmd::host::{self, DeviceOwner};
 use farmd::logwriter::{self, FLUSH_LIMIT};
 use farmd::script::Folders;
 use farmd::start::{self, Exit, Options};
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing::warn;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// The daemon of a farm: servers that share one virtual address.
 ///
@@ -49,18 +55,34 @@ fn main() -> ExitCode {
             return ExitCode::from(if usage { Exit::Usage as u8 } else { 0 });
         }
     };
-    let filter = EnvFilter::try_from_env("FARM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // Before there is a second thread, which would be ended by what this one blocks. A clean-up may be.
+    let signals = match &arguments.command {
+        Some(Verb::Cleanup) => None,
+        None => match SignalFd::block(&[Signal::Term, Signal::Int]) {
+            Ok(signals) => Some(signals),
+            Err(error) => {
+                eprintln!("farmd: signals cannot be read: {error}");
+                return ExitCode::from(Exit::Failed as u8);
+            }
+        },
+    };
+    let (filter, problem) = filter(std::env::var("FARM_LOG").ok().as_deref());
     // Nothing on the way of a heartbeat or a packet may wait for whoever reads this output.
     match logwriter::start(std::io::stderr()) {
         Ok(writer) => tracing_subscriber::fmt()
-            .with_env_filter(filter)
+            .with_max_level(LevelFilter::TRACE)
             .with_writer(writer)
             .with_ansi(false)
+            .finish()
+            .with(filter)
             .init(),
         Err(error) => {
             eprintln!("farmd: no thread for the log can be started: {error}");
             return ExitCode::from(Exit::Failed as u8);
         }
+    }
+    if let Some(problem) = problem {
+        warn!("{problem}");
     }
     logwriter::tell_panics();
     let Arguments {
@@ -68,7 +90,7 @@ fn main() -> ExitCode {
         var,
         run,
         node,
-        command,
+        command: _,
     } = arguments;
     let folders = Folders {
         etc,
@@ -76,12 +98,12 @@ fn main() -> ExitCode {
         run,
         node: String::new(),
     };
-    match command {
-        Some(Verb::Cleanup) => clean_up(&folders),
-        None => {
+    match signals {
+        None => clean_up(&folders),
+        Some(signals) => {
             // Before it may be replaced by a newer one of the same name.
             let program = std::env::current_exe();
-            let result = start::run(&Options { folders, node });
+            let result = start::run(&Options { folders, node }, signals);
             logwriter::flush(FLUSH_LIMIT);
             match result {
                 Ok(End::Exit) => ExitCode::SUCCESS,
@@ -96,6 +118,8 @@ fn main() -> ExitCode {
 }
 
 /// Puts another farmd, with the same words, in the place of this one; returns only if that fails.
+///
+/// A SIGTERM that has come since the owner loop ended waits in the process, and that farmd reads it.
 fn restart(program: std::io::Result<PathBuf>) -> ExitCode {
     use std::os::unix::process::CommandExt as _;
     let error = match program {
@@ -143,4 +167,36 @@ fn clean_up(folders: &Folders) -> ExitCode {
     } else {
         Exit::Failed as u8
     })
+}
+
+/// What goes to standard error by `FARM_LOG`, and what is wrong with that.
+fn filter(wanted: Option<&str>) -> (Targets, Option<String>) {
+    let usual = || Targets::new().with_default(LevelFilter::INFO);
+    match wanted.map(str::parse) {
+        None => (usual(), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (
+            usual(),
+            Some(format!("FARM_LOG is not understood, info counts: {error}")),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn the_filter_is_a_level_or_levels_by_module_and_info_if_it_is_neither() {
+        let (by_module, none) = filter(Some("info,farmd::dataplane=debug"));
+        assert!(by_module.would_enable("farmd::dataplane::raw", &Level::DEBUG) && none.is_none());
+        assert!(!by_module.would_enable("farmd::node", &Level::DEBUG));
+        assert!(filter(Some("debug")).0.would_enable("farmd", &Level::DEBUG));
+        let (usual, problem) = filter(Some("farmd=loud"));
+        assert!(usual.would_enable("farmd", &Level::INFO) && !usual.would_enable("farmd", &Level::DEBUG));
+        assert!(problem.is_some_and(|text| text.contains("FARM_LOG")));
+        assert!(filter(None).1.is_none());
+    }
 }

@@ -1,6 +1,6 @@
 //! The owner loop: the one thread that has the farm's state.
 //!
-//! It polls the heartbeat sockets and the event queue, feeds [`Farm`] and the module machines, and turns what
+//! It polls the heartbeat sockets, the event queue and the signals, feeds [`Farm`] and the module machines, and turns what
 //! they want into datagrams, plans and [`Effect`]s. It never waits for the host, a script or a disk, and runs
 //! at real-time priority where that is allowed, so that heartbeats leave on time whatever else the machine
 //! does. Nothing else changes the farm's state.
@@ -12,6 +12,7 @@ mod origin;
 mod publish;
 mod rate;
 mod reload;
+mod rules;
 mod share;
 mod sight;
 mod status;
@@ -31,6 +32,8 @@ use farm_core::module::state::ModuleEvent;
 use farm_core::wire::auth::ClusterKey;
 use farm_core::wire::heartbeat::{BucketSet, ParseError};
 use farm_sys::event_fd::EventFd;
+use farm_sys::process::Signal;
+use farm_sys::signal_fd::SignalFd;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{info, warn};
 
@@ -83,6 +86,8 @@ pub struct Parts {
     pub events: mpsc::Receiver<Event>,
     /// Rings when there are some.
     pub wake: Arc<EventFd>,
+    /// What asks farmd to end.
+    pub signals: SignalFd,
     /// To the executor.
     pub effects: UnboundedSender<Effect>,
     /// The packet path.
@@ -103,6 +108,8 @@ pub struct Parts {
     pub resumed: Vec<Resumed>,
     /// farmd has been restarted in place: no module starts by itself.
     pub reloaded: bool,
+    /// Why modules were in STOP before that.
+    pub rested: BTreeMap<ModuleName, String>,
     /// What was set for this node's shares.
     pub shares: Shares,
     /// Things the administrator should know.
@@ -140,6 +147,7 @@ pub struct Node {
     heartbeats: HeartbeatIo,
     events: mpsc::Receiver<Event>,
     wake: Arc<EventFd>,
+    signals: SignalFd,
     effects: UnboundedSender<Effect>,
     plane: Arc<dyn DataPlane>,
     lease: Arc<Lease>,
@@ -194,6 +202,7 @@ impl Node {
             heartbeats: parts.heartbeats,
             events: parts.events,
             wake: parts.wake,
+            signals: parts.signals,
             effects: parts.effects,
             plane: parts.plane,
             lease: parts.lease,
@@ -223,6 +232,7 @@ impl Node {
             reloading: None,
             left: None,
         };
+        node.record_start(parts.reloaded);
         for (name, config, start) in parts.modules {
             node.adopt(name.clone(), config);
             if start
@@ -232,9 +242,7 @@ impl Node {
                 module.boot_at = Some(now + module.config.service.boot_delay);
             }
         }
-        for resumed in parts.resumed {
-            node.resume(resumed);
-        }
+        node.go_on(parts.resumed, parts.rested);
         node.resume_drains();
         node
     }
@@ -251,14 +259,6 @@ impl Node {
                 self.warnings.push(text);
             }
         }
-        self.record(
-            None,
-            Happening::Started {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                incarnation: self.incarnation.0,
-                last_ended_in_order: self.chronicle.history().last_ended_in_order(),
-            },
-        );
         let mut buffer = vec![0; DATAGRAM_MAX];
         self.finish_turn();
         while self.left.is_none() {
@@ -268,12 +268,16 @@ impl Node {
             if self.wake.drain() {
                 self.receive_events();
             }
+            self.receive_signals();
             self.handle_timeouts();
             self.finish_turn();
         }
         self.close_history();
         let _ = match self.legacy() {
-            Some(legacy) => self.effects.send(Effect::LeaveTo(legacy)),
+            Some(legacy) => {
+                self.leave_plane();
+                self.effects.send(Effect::LeaveTo(legacy))
+            }
             None => {
                 self.plane.apply(Arc::new(self.published.empty_plan()));
                 self.effects.send(Effect::Exit)
@@ -286,7 +290,7 @@ impl Node {
     }
 
     fn wait(&self) {
-        let mut fds = vec![self.wake.as_fd()];
+        let mut fds = vec![self.wake.as_fd(), self.signals.as_fd()];
         fds.extend(self.heartbeats.fds());
         let machines = self
             .modules
@@ -388,6 +392,19 @@ impl Node {
         }
         // There may be more; heartbeats have their turn first.
         self.wake.notify();
+    }
+
+    /// After the decision to leave nobody reads them any more: what comes then waits for the farmd that takes this one's place.
+    fn receive_signals(&mut self) {
+        loop {
+            let by = match self.signals.take() {
+                Ok(Some(Signal::Int)) => "SIGINT",
+                Ok(Some(_)) => "SIGTERM",
+                Ok(None) => return,
+                Err(error) => return warn!(%error, "signals cannot be read"),
+            };
+            self.shut_down(by);
+        }
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -552,7 +569,7 @@ impl Node {
         }
         if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
             let by = self.ended_by.clone();
-            self.record(None, Happening::Stopped { by });
+            self.record(None, Happening::Stopped { by, reload: false });
             info!("all modules have stopped; leaving the farm");
             self.say_goodbye(now, false);
         }

@@ -23,14 +23,22 @@ pub struct Legacy {
     pid: u32,
     /// Modules that are UP, and their resources.
     pub modules: BTreeMap<ModuleName, BTreeMap<String, String>>,
+    /// Why the others are in STOP.
+    #[serde(default)]
+    pub rested: BTreeMap<ModuleName, String>,
 }
 
 impl Legacy {
     /// Of these modules, now.
-    pub fn new(modules: BTreeMap<ModuleName, BTreeMap<String, String>>) -> Self {
+    pub fn new(modules: BTreeMap<ModuleName, BTreeMap<String, String>>, rested: BTreeMap<ModuleName, String>) -> Self {
         let boot = boot_id();
         let pid = std::process::id();
-        Self { boot, pid, modules }
+        Self {
+            boot,
+            pid,
+            modules,
+            rested,
+        }
     }
 
     /// Writes it.
@@ -74,7 +82,8 @@ mod tests {
         let var = Scratch::new("reload");
         assert_eq!(Legacy::take(var.path()), Ok(None));
         let resources = [("custom.disk".to_owned(), "up".to_owned())].into();
-        let legacy = Legacy::new([("web".parse().unwrap(), resources)].into());
+        let rested = [("mail".parse().unwrap(), "stopped by root".to_owned())].into();
+        let legacy = Legacy::new([("web".parse().unwrap(), resources)].into(), rested);
         legacy.store(var.path()).unwrap();
         assert_eq!(Legacy::take(var.path()), Ok(Some(legacy)));
         assert_eq!(Legacy::take(var.path()), Ok(None));
@@ -83,7 +92,7 @@ mod tests {
     #[test]
     fn what_another_boot_or_process_has_left_is_void_and_rubbish_is_named() {
         let var = Scratch::new("reload");
-        let legacy = Legacy::new(BTreeMap::new());
+        let legacy = Legacy::new(BTreeMap::new(), BTreeMap::new());
         let (boot, pid) = (Some("another".into()), std::process::id() + 1);
         for void in [Legacy { boot, ..legacy.clone() }, Legacy { pid, ..legacy }] {
             void.store(var.path()).unwrap();

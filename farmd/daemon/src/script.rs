@@ -9,6 +9,7 @@
 //! - Output comes through a pipe, so that its size can be limited. Those services inherit the pipe and may write to it
 //!   long after the script, so it is read until all of them have closed it; else their next line would kill them (SIGPIPE).
 //!   The end of the script is told at once and does not wait for that.
+//! - A script starts with no signal blocked: what it starts can be asked to end.
 //! - As root, a script is refused that somebody else could have written.
 
 mod output;
@@ -221,6 +222,8 @@ impl ScriptRunner {
         if std::env::var_os("PATH").is_none() {
             command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         }
+        // farmd reads its own signals from a descriptor, and blocks them for that.
+        process::unblock_signals(command.as_std_mut());
         // The module's own variables first: they cannot hide those the scripts rely on.
         command.envs(&user.vars);
         let module_dir = store::module_dir(&self.folders.var, &request.module);
@@ -310,7 +313,7 @@ impl Job {
                 status = child.wait() => {
                     self.output.copy_rest();
                     return match status {
-                        Ok(status) => outcome(status),
+                        Ok(status) => outcome(status, &self.output),
                         Err(e) => ScriptOutcome::NotStarted(format!("its end could not be learnt: {e}")),
                     };
                 }
@@ -384,9 +387,13 @@ impl Job {
     }
 }
 
-fn outcome(status: ExitStatus) -> ScriptOutcome {
+fn outcome(status: ExitStatus, output: &Output) -> ScriptOutcome {
     match (status.code(), status.signal()) {
-        (Some(code), _) => ScriptOutcome::Exited(code),
+        (Some(0), _) => ScriptOutcome::Exited(0),
+        (Some(code), _) => match output.last_line() {
+            Some(line) => ScriptOutcome::ExitedSaying(code, line),
+            None => ScriptOutcome::Exited(code),
+        },
         (None, Some(signal)) => ScriptOutcome::Signaled(signal),
         (None, None) => ScriptOutcome::NotStarted(format!("unknown end: {status}")),
     }

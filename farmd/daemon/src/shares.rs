@@ -88,6 +88,7 @@ mod tests {
     fn drained() -> ShareSetting {
         ShareSetting {
             weight: Some(3),
+            weight_by: Some("root".into()),
             drained: Some(Drained {
                 by: "root on s1".into(),
                 since: 1_795_000_000,

@@ -14,9 +14,10 @@ use farm_core::balance::plan::Plan;
 use farm_core::config::{self, Boot, ClusterConfig};
 use farm_core::id::{Incarnation, NodeId};
 use farm_core::wire::auth::ClusterKey;
+use farm_sys::bpf::Predecessor;
 use farm_sys::event_fd::EventFd;
+use farm_sys::signal_fd::SignalFd;
 use farm_sys::{caps, interface, process};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::admission;
@@ -24,8 +25,8 @@ use crate::dataplane::raw::RawPlane;
 use crate::dataplane::replay::Timing;
 use crate::dataplane::{Counters, DataPlane, Lease};
 use crate::effect::{End, Executor};
-use crate::event::{Event, EventSender};
-use crate::heartbeat_io::HeartbeatIo;
+use crate::event::EventSender;
+use crate::heartbeat_io::{self, HeartbeatIo};
 use crate::history::History;
 use crate::host::{self, DeviceOwner, Host};
 use crate::journal::Journal;
@@ -89,10 +90,10 @@ pub struct Options {
     pub node: Option<String>,
 }
 
-/// Runs the daemon until it is told to end.
+/// Runs the daemon until it is told to end, by `signals` (SIGTERM, SIGINT) or by a command.
 ///
-/// With [`End::Reload`] another farmd is to take this process's place.
-pub fn run(options: &Options) -> Result<End, StartError> {
+/// With [`End::Reload`] another farmd is to take this process's place; a signal that comes past the decision waits for that one.
+pub fn run(options: &Options, signals: SignalFd) -> Result<End, StartError> {
     let missing = caps::missing();
     if !missing.is_empty() {
         return Err(fail(
@@ -116,6 +117,12 @@ pub fn run(options: &Options) -> Result<End, StartError> {
     let commands = bind_commands(&cluster, this)?;
     let socket_path = folders.run.join("farmd.sock");
     let legacy = take_over(folders)?;
+    let left = Predecessor::find().unwrap_or_else(|error| {
+        warn!("{error}; frames are lost until this farmd judges them");
+        Predecessor::default()
+    });
+    // Without a legacy nobody may go on by the plan of before, and what was left of it ends here.
+    let before = if legacy.is_some() { left } else { Predecessor::default() };
     let clock = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_micros() as u64);
@@ -135,11 +142,12 @@ pub fn run(options: &Options) -> Result<End, StartError> {
             this,
             key,
             incarnation,
-            (options.node.clone(), legacy),
+            (options.node.clone(), legacy, before),
             Bound {
                 heartbeats,
                 commands,
                 control,
+                signals,
             },
         )
         .await;
@@ -150,11 +158,12 @@ pub fn run(options: &Options) -> Result<End, StartError> {
     })
 }
 
-/// The sockets of a daemon. Those for commands have their lan's position.
+/// What a daemon listens to. The sockets for commands have their lan's position.
 struct Bound {
     heartbeats: HeartbeatIo,
     commands: Vec<(usize, TcpListener)>,
     control: tokio::net::UnixListener,
+    signals: SignalFd,
 }
 
 async fn serve(
@@ -163,13 +172,11 @@ async fn serve(
     this: NodeId,
     key: ClusterKey,
     incarnation: Incarnation,
-    before: (Option<String>, Option<Legacy>),
+    before: (Option<String>, Option<Legacy>, Predecessor),
     bound: Bound,
 ) -> Result<End, StartError> {
     let failed = |what: &str, e: &dyn fmt::Display| fail(Exit::Failed, format!("{what}: {e}"));
-    let (named, legacy) = before;
-    // Before anything is begun that only an orderly end undoes.
-    let stop_signals = StopSignals::listen().map_err(|e| failed("signals", &e))?;
+    let (named, legacy, program) = before;
     let journal = Journal::start(&folders.var).map_err(|e| failed("module logs", &e))?;
     let (history, problems) = History::load(&folders.var, journal.clone());
     problems.iter().for_each(|problem| warn!("history: {problem}"));
@@ -196,6 +203,7 @@ async fn serve(
         Arc::clone(&counters),
         events.clone(),
         timing,
+        program,
     )
     .map_err(|e| failed("data plane", &e))?;
     let plane: Arc<dyn DataPlane> = Arc::new(plane);
@@ -210,6 +218,12 @@ async fn serve(
             farm.display()
         ));
     }
+    // Where the kernel lets a foreign address be bound (`ip_nonlocal_bind`).
+    let here = own_addrs();
+    let foreign = heartbeat_io::foreign(&cluster, this, &here);
+    warnings.extend(
+        foreign.map(|(lan, addr)| format!("{addr} is no address of this host: no heartbeat leaves on lan {lan}")),
+    );
     prepare_safe(folders, &farm).map_err(|e| fail(Exit::Io, e.to_string()))?;
     let modules = load_modules(folders, &cluster, &journal, &mut warnings)?;
     warnings.iter().for_each(|warning| warn!("{warning}"));
@@ -226,6 +240,7 @@ async fn serve(
         .await
         .map_err(|e| failed("netlink", &e))?;
     let reloaded = legacy.is_some();
+    let rested = legacy.as_ref().map(|l| l.rested.clone()).unwrap_or_default();
     let resumed = resume(legacy, &modules, &mut host).await;
     let (effects, to_do) = tokio::sync::mpsc::unbounded_channel();
     let executor = Executor {
@@ -255,6 +270,7 @@ async fn serve(
         heartbeats: bound.heartbeats,
         events: inbox,
         wake,
+        signals: bound.signals,
         effects,
         plane: Arc::clone(&plane),
         lease,
@@ -265,6 +281,7 @@ async fn serve(
         modules,
         resumed,
         reloaded,
+        rested,
         shares,
         warnings,
     });
@@ -284,7 +301,6 @@ async fn serve(
             tokio::net::TcpListener::from_std(listener).map_err(|e| failed("commands of other nodes", &e))?;
         tasks.push(tokio::spawn(remote::server::serve(listener, lan, Arc::clone(&server))));
     }
-    tasks.push(tokio::spawn(stop_signals.forward(events)));
     let end = executor.run(to_do).await;
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     if owner.join().is_err() {
@@ -311,21 +327,8 @@ pub fn check(folders: &Folders, named: Option<&str>) -> Result<(), StartError> {
         );
         return Err(fail(Exit::Data, text));
     }
-    let here: Vec<IpAddr> = interface::interfaces()
-        .into_iter()
-        .flat_map(|i| i.addrs)
-        .map(|(a, _)| a)
-        .collect();
-    let addrs = cluster
-        .lans
-        .iter()
-        .flat_map(|lan| lan.nodes.iter().map(move |(node, addr)| (lan, node, addr)));
-    let mut foreign = addrs.filter(|(_, node, addr)| **node == this && !here.contains(addr));
-    if let Some((lan, _, addr)) = foreign.next() {
-        let text = format!(
-            "{addr} of node {name} (lan {}) is not an address of this host",
-            lan.name
-        );
+    if let Some((lan, addr)) = heartbeat_io::foreign(&cluster, this, &own_addrs()).next() {
+        let text = format!("{addr} of node {name} (lan {lan}) is not an address of this host");
         return Err(fail(Exit::Unavailable, text));
     }
     read_key(&folders.etc).map(drop)
@@ -391,32 +394,6 @@ async fn resume(
     resumed
 }
 
-/// What asks farmd to end.
-struct StopSignals {
-    term: Signal,
-    int: Signal,
-}
-
-impl StopSignals {
-    /// From now on they end nothing by themselves.
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn forward(mut self, events: EventSender) {
-        loop {
-            let by = tokio::select! {
-                _ = self.term.recv() => "SIGTERM",
-                _ = self.int.recv() => "SIGINT",
-            };
-            events.send(Event::Shutdown { by: by.to_owned() });
-        }
-    }
-}
-
 /// Takes `RUN/farmd.lock`, which whoever changes the host for these folders holds: one daemon, or one clean-up.
 ///
 /// # Errors
@@ -469,17 +446,18 @@ fn find_node(cluster: &ClusterConfig, name: Option<&str>) -> Result<NodeId, Star
             )
         });
     }
-    let addrs: Vec<IpAddr> = interface::interfaces()
-        .into_iter()
-        .flat_map(|i| i.addrs)
-        .map(|(a, _)| a)
-        .collect();
-    cluster.node_by_addr(&addrs).ok_or_else(|| {
+    cluster.node_by_addr(&own_addrs()).ok_or_else(|| {
         fail(
             Exit::Data,
             format!("no address of this host is in cluster.xml, which has {known}; or name the node: --node NAME"),
         )
     })
+}
+
+/// The addresses of this host.
+fn own_addrs() -> Vec<IpAddr> {
+    let all = interface::interfaces().into_iter().flat_map(|i| i.addrs);
+    all.map(|(addr, _)| addr).collect()
 }
 
 fn read_key(etc: &Path) -> Result<ClusterKey, StartError> {

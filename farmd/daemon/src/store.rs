@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::admission::{Other, admit};
+use farm_core::api::exit;
 use farm_core::config::diag::Diagnostic;
 use farm_core::config::{self, ClusterConfig, ModuleConfig};
 use farm_core::id::ModuleName;
@@ -68,6 +69,17 @@ pub enum ApplyError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl ApplyError {
+    /// The exit code of the command that asked.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::NotInstalled { .. } => exit::NOT_FOUND,
+            Self::Config { .. } | Self::File { .. } => exit::DATA,
+            Self::Io { .. } => exit::IO,
+        }
+    }
 }
 
 impl fmt::Display for ApplyError {

@@ -14,8 +14,11 @@ struct place {
     const struct vip *vip;
     const struct peers *peers;
     int from_member;
-    __u32 number; /* group * BUCKETS + bucket */
-    __u32 entry;  /* of the table of buckets */
+    __u32 slot;
+    __u32 number; /* of the VIP, in its slot */
+    __u32 group;  /* in its slot */
+    __u32 bucket;
+    __u32 entry; /* of the table of buckets */
 };
 
 /* What this host has of the connection of a packet. */
@@ -24,8 +27,9 @@ enum has { HAS_NOT, HAS, ASK };
 struct decision {
     int accepted;
     __u32 why;
-    int onward; /* goes on to its owner */
-    __u64 to;   /* whose Ethernet address this is; 0 if it is not known */
+    int onward;   /* goes on to its owner */
+    __u64 to;     /* whose Ethernet address this is; 0 if it is not known */
+    __u64 others; /* who else gets it */
 };
 
 INLINE __u32 fmix32(__u32 h)
@@ -42,7 +46,7 @@ INLINE __u32 bucket_of(const struct control *control, const struct packet *packe
     __u32 h = control->seed0;
 
     if (affinity == AFFINITY_IPID) {
-        h = fmix32(h ^ packet->identification);
+        h = fmix32(h ^ (packet->identification & 0xffff));
     } else if (!packet->v6) {
         __u32 word = be32(packet->source[3]);
 
@@ -71,24 +75,21 @@ INLINE int is_member(const struct peers *peers, __u64 mac)
     return 0;
 }
 
-/* Reads a frame and finds its bucket in plan number `epoch`; `why` if it is refused. */
-INLINE enum fate find_place(const struct frame *frame, const struct control *control, __u64 epoch, struct packet *packet,
-                            struct place *place, __u32 *why)
+/* Reads the addresses and finds the VIP in plan number `epoch`; `why` if it is refused. */
+INLINE enum fate find_vip(const struct frame *frame, __u64 epoch, struct packet *packet, struct place *place, __u32 *why)
 {
-    __u32 slot = epoch % SLOTS, number, rule, group, affinity, at;
-    const __u16 *table;
-    enum fate fate;
+    enum fate fate = read_network(frame, packet);
     __u32 *found;
 
-    fate = read_network(frame, packet);
     if (fate != GOES_ON)
         return fate;
     found = map_lookup(&VIP_NUMBERS, &packet->key);
     if (!found)
         return LET_BY;
-    number = slot * MAX_VIPS + (*found & (MAX_VIPS - 1));
-    place->vip = map_lookup(&VIPS, &number);
-    place->peers = map_lookup(&PEERS, &number);
+    place->slot = epoch % SLOTS;
+    place->number = place->slot * MAX_VIPS + (*found & (MAX_VIPS - 1));
+    place->vip = map_lookup(&VIPS, &place->number);
+    place->peers = map_lookup(&PEERS, &place->number);
     /* Not this plan's: the raw data plane sees it too. */
     if (!place->vip || !place->peers || place->vip->epoch != epoch)
         return LET_BY;
@@ -98,25 +99,41 @@ INLINE enum fate find_place(const struct frame *frame, const struct control *con
             return REFUSED;
         place->from_member = 1;
     }
-    if (packet->is_odd)
-        return LEFT;
-    fate = read_transport(frame, packet, why);
-    if (fate != GOES_ON)
-        return fate;
+    return GOES_ON;
+}
+
+/* The rule for its port, 0 if there is none. */
+INLINE __u32 find_rule(const struct packet *packet, const struct place *place)
+{
+    __u32 at = place->number * 2 + (packet->protocol == IPPROTO_UDP);
+    const __u16 *table = map_lookup(&DIRECTORIES, &at);
+
+    if (!table)
+        return 0;
+    at = place->slot * MAX_PAGES + (table[packet->destination_port >> 8] & (MAX_PAGES - 1));
+    table = map_lookup(&PAGES, &at);
+    return table ? table[packet->destination_port & 0xff] : 0;
+}
+
+/* Finds the bucket of a packet that has been read; `why` if it is refused. */
+INLINE enum fate find_bucket(const struct control *control, const struct packet *packet, struct place *place, __u32 *why)
+{
+    __u32 rule, group, affinity;
+    const __u16 *table;
+
     *why = NO_RULE;
     if (packet->is_echo) {
         group = place->vip->entry_group;
         affinity = AFFINITY_ADDR;
     } else {
-        at = number * 2 + (packet->protocol == IPPROTO_UDP);
-        table = map_lookup(&DIRECTORIES, &at);
-        if (!table)
-            return REFUSED;
-        at = slot * MAX_PAGES + (table[packet->destination_port >> 8] & (MAX_PAGES - 1));
-        table = map_lookup(&PAGES, &at);
-        if (!table)
-            return REFUSED;
-        rule = table[packet->destination_port & 0xff];
+        if (packet->is_portless) {
+            *why = UNKNOWN_FRAGMENT;
+            if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
+                return REFUSED;
+            rule = place->vip->portless[packet->protocol == IPPROTO_UDP];
+        } else {
+            rule = find_rule(packet, place);
+        }
         if (!rule)
             return REFUSED;
         group = (rule - 1) >> 2;
@@ -124,15 +141,26 @@ INLINE enum fate find_place(const struct frame *frame, const struct control *con
     }
     if (group >= MAX_GROUPS)
         return REFUSED;
-    place->number = group * BUCKETS + (bucket_of(control, packet, affinity) & (BUCKETS - 1));
-    group += slot * MAX_GROUPS;
-    table = map_lookup(&BUCKET_TABLES, &group);
+    place->group = group + place->slot * MAX_GROUPS;
+    table = map_lookup(&BUCKET_TABLES, &place->group);
     if (!table)
         return REFUSED;
-    place->entry = table[place->number & (BUCKETS - 1)];
+    place->bucket = bucket_of(control, packet, affinity) & (BUCKETS - 1);
+    place->entry = table[place->bucket];
     if (place->vip->directed)
         place->from_member = is_member(place->peers, packet->from_mac);
     return GOES_ON;
+}
+
+/* All of it for a packet whose ports are where they are looked for; any other is left. */
+INLINE enum fate find_place(const struct frame *frame, const struct control *control, __u64 epoch, struct packet *packet,
+                            struct place *place, __u32 *why)
+{
+    enum fate fate = find_vip(frame, epoch, packet, place, why);
+
+    if (fate == GOES_ON)
+        fate = packet->is_odd ? LEFT : read_transport(frame, packet, why);
+    return fate == GOES_ON ? find_bucket(control, packet, place, why) : fate;
 }
 
 /* Comes from outside to the entry node, which sends it on to whom it belongs. */
@@ -141,18 +169,41 @@ INLINE int is_entering(const struct place *place)
     return place->vip->directed && !place->from_member;
 }
 
-/* Needs memory or a wait, which only farmd has. */
-INLINE int is_left(const struct packet *packet, const struct place *place)
+/* Needs a wait, or to be known again, which is farmd's. */
+INLINE int is_waiting(const struct packet *packet, const struct place *place)
 {
     __u32 state = place->entry & STATE_MASK;
-    int starts = packet->kind != BELONGING;
     int handed_on = place->from_member && packet->to_mac == place->vip->own_mac;
 
-    if (starts && (place->entry & (BUCKET_LEAVING | BUCKET_YOUNG)))
+    if (packet->kind == BELONGING)
+        return 0;
+    if (place->entry & (BUCKET_LEAVING | BUCKET_YOUNG))
         return 1;
-    if (starts && handed_on && (!place->vip->directed || state == STATE_DRAINING || state == STATE_FOREIGN))
-        return 1;
-    return !starts && (place->entry & BUCKET_HELD) && is_entering(place);
+    return handed_on && (!place->vip->directed || state == STATE_DRAINING || state == STATE_FOREIGN);
+}
+
+/* Others may have its connection. */
+INLINE int is_shared(const struct packet *packet, const struct place *place)
+{
+    return packet->kind == BELONGING && (place->entry & BUCKET_HELD) && is_entering(place);
+}
+
+/* Not to be decided at once, and for one receiver. */
+INLINE int is_left(const struct packet *packet, const struct place *place)
+{
+    return is_waiting(packet, place) || is_shared(packet, place);
+}
+
+/* Who has connections in its bucket, a bit for each; 0 if that is not in the tables. */
+INLINE __u64 find_holders(const struct place *place)
+{
+    struct holders *holders = map_lookup(&HOLDERS, &place->group);
+    __u32 number;
+
+    if (!holders)
+        return 0;
+    number = holders->number[place->bucket & (BUCKETS - 1)];
+    return number ? holders->sets[number & (HOLDER_SETS - 1)] : 0;
 }
 
 /* Whether the decision depends on this host's having the connection. */

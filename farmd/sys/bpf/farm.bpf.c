@@ -4,21 +4,22 @@
  *
  * Ahead of the nf_tables rule that keeps the host's own stack from the VIPs' frames: what is accepted is redirected to the
  * TAP's receive side and never meets it; without this program it drops everything, as it does for the raw data plane. What needs
- * memory or a wait (a bucket that changes hands, a fragment, an ICMP error, an extension header) is put to farmd, which reads
- * the TAP and judges it by the same plan. It keeps nothing but counters. While somebody listens, its twin farm_traced stands in its
- * place, which tells what became of each frame.
+ * a wait (it starts something in a bucket that changes hands) is put to farmd, which reads the TAP and judges it by the same plan. It keeps
+ * nothing but counters, and what first fragments carried. While somebody listens, its twin farm_traced stands in its place, which tells
+ * what became of each frame.
  */
 #include <linux/pkt_cls.h>
 
 #include "decision.h"
 #include "helpers.h"
+#include "odd.h"
 #include "tables.h"
 #include "trace.h"
 
 INLINE int drop(struct story *story, __u32 why)
 {
     count(why);
-    story->why = why;
+    end_story(story, DROPPED, why);
     return TC_ACT_SHOT;
 }
 
@@ -26,8 +27,7 @@ INLINE int drop(struct story *story, __u32 why)
 INLINE int punt(struct story *story, const struct control *control)
 {
     count(PUNTED);
-    story->why = PUNTED;
-    story->punted = 1;
+    end_story(story, LEFT_TO_FARMD, PUNTED);
     return redirect(control->tap, 0);
 }
 
@@ -36,8 +36,7 @@ INLINE int accept(struct __sk_buff *skb, struct story *story, const struct contr
     if (skb_store_bytes(skb, 0, control->tap_mac, ETH_ALEN, 0))
         return drop(story, TAP_FAILED);
     count(why);
-    story->why = why;
-    story->accepted = 1;
+    end_story(story, ACCEPTED, why);
     add(BYTES_ACCEPTED, skb->len);
     return redirect(control->tap, BPF_F_INGRESS);
 }
@@ -77,7 +76,9 @@ INLINE enum has has_socket(struct __sk_buff *skb, const struct control *control,
     }
     if (!sk)
         return otherwise;
-    if (sk->state == BPF_TCP_LISTEN) {
+    if (sk->state == BPF_TCP_LISTEN && packet->is_odd) {
+        has = packet->is_quoted ? otherwise : ASK;
+    } else if (sk->state == BPF_TCP_LISTEN) {
         struct tcphdr *tcp = frame->data + (packet->transport_at & 0x7f);
 
         if ((void *)(tcp + 1) <= frame->end && tcp->ack && !tcp->syn && !tcp->rst) {
@@ -100,35 +101,86 @@ INLINE enum has has_socket(struct __sk_buff *skb, const struct control *control,
     return has;
 }
 
-/* It could not be sent on. */
-INLINE void lose(struct story *story, __u32 why)
+/* A copy to each of `nodes`; returns those to whom it went. */
+GLOBAL __u64 spread(struct __sk_buff *skb, const struct peers *peers, __u64 from, __u64 nodes)
 {
-    count(why);
-    story->lost = why;
+    __u64 sent_to = 0;
+
+    if (!peers)
+        return 0;
+    for (__u32 node = 0; node < MAX_NODES; node++) {
+        __u64 to;
+
+        if (!(nodes >> node & 1))
+            continue;
+        to = peers->by_node[node];
+        if (!to) {
+            count(FORWARD_UNKNOWN);
+        } else if (address_frame(skb, to, from) || clone_redirect(skb, skb->ifindex, 0)) {
+            count(FORWARD_FAILED);
+        } else {
+            count(FORWARDED);
+            sent_to |= 1ULL << node;
+        }
+    }
+    return sent_to;
+}
+
+/* The Ethernet address of one of `nodes` is known. */
+GLOBAL int is_any_known(const struct peers *peers, __u64 nodes)
+{
+    if (!peers)
+        return 0;
+    for (__u32 node = 0; node < MAX_NODES; node++)
+        if (nodes >> node & 1 && peers->by_node[node])
+            return 1;
+    return 0;
 }
 
 INLINE int carry_out(struct __sk_buff *skb, struct story *story, const struct control *control,
-                     const struct packet *packet, const struct vip *vip, const struct decision *decision)
+                     const struct packet *packet, const struct place *place, const struct decision *decision)
 {
+    __u64 owner = 1ULL << (place->entry >> OWNER_SHIFT & (MAX_NODES - 1));
+    /* Why it goes on to nobody, although it should. */
+    __u32 lost = 0;
+    int verdict;
+
+    if (decision->others) {
+        story->sent_to = spread(skb, place->peers, place->vip->own_mac, decision->others);
+        if (!story->sent_to && story->is_told)
+            lost = is_any_known(place->peers, decision->others) ? FORWARD_FAILED : FORWARD_UNKNOWN;
+    }
     if (decision->onward) {
         if (!decision->to) {
-            lose(story, FORWARD_UNKNOWN);
-        } else if (address_frame(skb, decision->to, vip->own_mac)) {
-            lose(story, FORWARD_FAILED);
+            count(FORWARD_UNKNOWN);
+            lost = FORWARD_UNKNOWN;
+        } else if (address_frame(skb, decision->to, place->vip->own_mac)) {
+            count(FORWARD_FAILED);
+            lost = FORWARD_FAILED;
         } else if (!decision->accepted) {
             count(decision->why);
             count(FORWARDED);
-            story->why = decision->why;
-            story->sent_on = 1;
+            end_story(story, SENT_ON, decision->why);
+            story->goes_to = owner;
             return redirect(skb->ifindex, 0);
+        } else if (clone_redirect(skb, skb->ifindex, 0)) {
+            count(FORWARD_FAILED);
         } else {
-            story->sent_on = !clone_redirect(skb, skb->ifindex, 0);
-            count(story->sent_on ? FORWARDED : FORWARD_FAILED);
-            if (address_frame(skb, packet->to_mac, packet->from_mac))
-                return drop(story, FORWARD_FAILED);
+            count(FORWARDED);
+            story->sent_to |= owner;
         }
     }
-    return decision->accepted ? accept(skb, story, control, decision->why) : drop(story, decision->why);
+    if (!decision->accepted) {
+        verdict = drop(story, decision->why);
+        if (story->sent_to)
+            story->outcome = SENT_ON;
+        else if (lost)
+            story->why = lost;
+        return verdict;
+    }
+    if ((decision->others || decision->onward) && address_frame(skb, packet->to_mac, packet->from_mac))
+        return drop(story, FORWARD_FAILED);
+    return accept(skb, story, control, decision->why);
 }
 
 INLINE int judge(struct __sk_buff *skb, struct story *story, const struct control *control, __u64 epoch)
@@ -143,31 +195,61 @@ INLINE int judge(struct __sk_buff *skb, struct story *story, const struct contro
     struct place place = {};
     struct decision decision;
     enum has has = HAS_NOT;
+    __u64 holders = 0;
+    enum fate fate;
     __u32 why = 0;
 
-    switch (find_place(&frame, control, epoch, &packet, &place, &why)) {
-    case LET_BY:
-        return TC_ACT_UNSPEC;
-    case REFUSED:
-        return drop(story, why);
-    case LEFT:
-        return punt(story, control);
-    case GOES_ON:
-        break;
+    fate = find_vip(&frame, epoch, &packet, &place, &why);
+    if (fate == GOES_ON)
+        fate = packet.is_odd ? LEFT : read_transport(&frame, &packet, &why);
+    if (fate == LEFT) {
+        /* A copy, so that the packet itself may be in registers. */
+        struct packet odd = packet;
+        int read = read_odd(skb, &odd);
+
+        packet = odd;
+        packet.is_odd = 1;
+        why = read;
+        fate = read == READ ? GOES_ON : REFUSED;
     }
-    story->placed = 1;
-    story->place = place;
-    if (is_left(&packet, &place))
+    if (fate == GOES_ON)
+        fate = find_bucket(control, &packet, &place, &why);
+    if (fate == LET_BY)
+        return TC_ACT_UNSPEC;
+    if (fate == REFUSED)
+        return drop(story, why);
+    place_story(story, &place);
+    if (is_waiting(&packet, &place))
         return punt(story, control);
+    if (is_shared(&packet, &place)) {
+        holders = find_holders(&place);
+        if (!holders)
+            return punt(story, control);
+    }
     if (needs_socket(&packet, &place))
         has = has_socket(skb, control, &frame, &packet);
     if (has == ASK)
         return punt(story, control);
     decision = decide(&packet, &place, has == HAS);
-    return carry_out(skb, story, control, &packet, place.vip, &decision);
+    decision.others = holders & ~(1ULL << (place.vip->this_node & (MAX_NODES - 1)));
+    if (decision.onward)
+        decision.others &= ~(1ULL << (place.entry >> OWNER_SHIFT & (MAX_NODES - 1)));
+    return carry_out(skb, story, control, &packet, &place, &decision);
 }
 
-/* Judges by the plan in force, if that stays in force long enough and the lease holds to the end. */
+/* Number of the plan to judge the frame by, which has no tags any more; 0 if it is let by. */
+INLINE __u64 begin(struct __sk_buff *skb, const struct control *control)
+{
+    __u64 epoch = READ_ONCE(control->epoch);
+
+    if (!epoch || is_of_vlan(skb))
+        return 0;
+    if ((skb->protocol == be16(ETH_P_8021Q) || skb->protocol == be16(ETH_P_8021AD)) && untag(skb))
+        return 0;
+    return epoch;
+}
+
+/* Judges by this plan, if that stays in force long enough and the lease holds to the end. */
 INLINE int ingress(struct __sk_buff *skb, struct story *story, const struct control *control, __u64 epoch)
 {
     __u32 want = skb->len < 128 ? skb->len : 128;
@@ -185,12 +267,6 @@ INLINE int ingress(struct __sk_buff *skb, struct story *story, const struct cont
     return verdict;
 }
 
-/* Of another VLAN, if the tag names one. */
-INLINE int is_elsewhere(const struct __sk_buff *skb)
-{
-    return skb->vlan_present && (skb->vlan_tci & 0xfff);
-}
-
 SEC("classifier")
 int farm_ingress(struct __sk_buff *skb)
 {
@@ -201,10 +277,8 @@ int farm_ingress(struct __sk_buff *skb)
 
     if (!control)
         return TC_ACT_UNSPEC;
-    epoch = READ_ONCE(control->epoch);
-    if (!epoch || is_elsewhere(skb))
-        return TC_ACT_UNSPEC;
-    return ingress(skb, &untold, control, epoch);
+    epoch = begin(skb, control);
+    return epoch ? ingress(skb, &untold, control, epoch) : TC_ACT_UNSPEC;
 }
 
 SEC("classifier")
@@ -212,21 +286,24 @@ int farm_traced(struct __sk_buff *skb)
 {
     __u32 zero = 0;
     struct control *control = map_lookup(&CONTROL, &zero);
-    struct story story = {};
+    struct story story = {.is_told = 1};
     struct event *event;
     __u64 epoch;
     int verdict;
 
     if (!control)
         return TC_ACT_UNSPEC;
-    epoch = READ_ONCE(control->epoch);
-    if (!epoch || is_elsewhere(skb))
+    epoch = begin(skb, control);
+    if (!epoch)
         return TC_ACT_UNSPEC;
     event = observe(skb, control);
     verdict = ingress(skb, &story, control, epoch);
     if (event && verdict != TC_ACT_UNSPEC)
-        tell(control, event, verdict, &story);
+        tell(control, event, &story);
     return verdict;
 }
+
+#include "nothing.h"
+#include "xdp.h"
 
 char LICENSE[] SEC("license") = "GPL";

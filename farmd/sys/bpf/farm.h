@@ -16,7 +16,9 @@
 #define MAX_VIPS 64
 #define MAX_GROUPS 32
 #define MAX_NODES 64
-#define MAX_PAGES 512 /* of port rules, in each slot */
+#define MAX_PAGES 1024 /* of port rules, in each slot */
+#define HOLDER_SETS 256 /* of nodes that have connections in a bucket, in each group */
+#define MAX_FRAGMENTS 8192 /* datagrams of which the first fragment is remembered */
 
 /* A bucket: state, flags, and the owner in the high byte. */
 #define STATE_MASK 0x0003
@@ -82,7 +84,8 @@ enum outcome { ACCEPTED, DROPPED, SENT_ON, LEFT_TO_FARMD };
 
 /* What became of a frame, for whoever listens; as much of the frame follows as was captured. */
 struct event {
-    __u64 at; /* CLOCK_MONOTONIC, ns */
+    __u64 at;      /* CLOCK_MONOTONIC, ns */
+    __u64 sent_to; /* a bit for each node that it was sent on to */
     __u32 ifindex;
     __u32 length; /* of the whole frame */
     __u32 captured;
@@ -90,9 +93,8 @@ struct event {
     __u8 outcome;
     __u8 why; /* a counter */
     __u8 owner;
-    __u8 sent_on; /* to the owner */
     __u8 placed;
-    __u8 pad[3];
+    __u8 pad[4];
     __u8 bytes[MAX_SNAP];
 };
 
@@ -108,6 +110,8 @@ struct vip {
     __u16 directed;
     __u16 entry_group;
     __u32 this_node;
+    __u16 portless[2]; /* of TCP, of UDP: the rule of what has no ports to tell */
+    __u32 unused;
 };
 
 struct peers {
@@ -115,5 +119,38 @@ struct peers {
     __u64 list[MAX_NODES];
     __u64 by_node[MAX_NODES]; /* 0: not known */
 };
+
+/* Who else has connections in the buckets of a group. */
+struct holders {
+    __u8 number[BUCKETS];   /* of the set of nodes; 0: not here, farmd knows */
+    __u64 sets[HOLDER_SETS]; /* a bit for each node; the first is no set */
+};
+
+/* Which datagram a fragment belongs to. */
+struct fragment_key {
+    __u32 source[4];
+    __u32 destination[4];
+    __u32 identification;
+    __u32 protocol; /* of IPv6 always that of the fragment header */
+};
+
+/* What its first fragment carried. */
+struct fragment {
+    __u64 seen; /* CLOCK_MONOTONIC, ns */
+    __u16 source_port, destination_port;
+    __u8 protocol;
+    __u8 kind;
+    __u16 unused;
+};
+
+/* src/bpf/layout.rs has these lengths. */
+_Static_assert(sizeof(struct control) == 56, "control");
+_Static_assert(sizeof(struct vip_key) == 20, "vip_key");
+_Static_assert(sizeof(struct vip) == 40, "vip");
+_Static_assert(sizeof(struct peers) == 8 + 16 * MAX_NODES, "peers");
+_Static_assert(sizeof(struct holders) == BUCKETS + 8 * HOLDER_SETS, "holders");
+_Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
+_Static_assert(sizeof(struct fragment) == 16, "fragment");
+_Static_assert(sizeof(struct event) == 40 + MAX_SNAP, "event");
 
 #endif

@@ -28,15 +28,21 @@ struct packet {
     __u32 source[4];
     __u64 from_mac, to_mac;
     __u32 length; /* from the start of the frame to the end of the packet, as its own header says */
+    __u32 identification;
     __u16 source_port, destination_port;
-    __u16 identification;
     __u8 v6;
     __u8 protocol;
     __u8 is_echo;
-    __u8 is_odd; /* a fragment, or with extension headers: the ports are not where they are looked for */
+    __u8 is_odd;      /* a fragment, or with extension headers: the ports are not where they are looked for */
+    __u8 is_quoted;   /* an ICMP error: what else is said here is of the packet that it quotes */
+    __u8 is_portless; /* a later fragment of a datagram of which nothing is known */
+    __u8 part;
     enum kind kind;
     __u16 network_at, transport_at;
 };
+
+/* What of a datagram the packet is. */
+enum part { WHOLE, FIRST, LATER };
 
 /* What has become of a frame so far. */
 enum fate {
@@ -86,7 +92,10 @@ INLINE enum fate read_network(const struct frame *frame, struct packet *packet)
         packet->transport_at = sizeof(*ethernet) + ip->ihl * 4;
         /* A merged packet of more than 64 kB says 0. */
         packet->length = ip->tot_len ? sizeof(*ethernet) + be16(ip->tot_len) : frame->length;
-        packet->is_odd = (ip->frag_off & be16(0x3fff)) != 0;
+        if (ip->frag_off & be16(0x3fff)) {
+            packet->is_odd = 1;
+            packet->part = ip->frag_off & be16(0x1fff) ? LATER : FIRST;
+        }
         return GOES_ON;
     }
     if (ethernet->h_proto == be16(ETH_P_IPV6)) {

@@ -58,6 +58,21 @@ struct {
 } BUCKET_TABLES SEC(".maps");
 
 struct {
+    UINT(type, BPF_MAP_TYPE_ARRAY);
+    UINT(max_entries, SLOTS * MAX_GROUPS);
+    TYPE(key, __u32);
+    TYPE(value, struct holders);
+} HOLDERS SEC(".maps");
+
+/* farmd reads it for what is left to it. */
+struct {
+    UINT(type, BPF_MAP_TYPE_LRU_HASH);
+    UINT(max_entries, MAX_FRAGMENTS);
+    TYPE(key, struct fragment_key);
+    TYPE(value, struct fragment);
+} FRAGMENTS SEC(".maps");
+
+struct {
     UINT(type, BPF_MAP_TYPE_PERCPU_ARRAY);
     UINT(max_entries, COUNTS);
     TYPE(key, __u32);

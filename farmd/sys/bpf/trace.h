@@ -6,8 +6,6 @@
 #ifndef TRACE_H
 #define TRACE_H
 
-#include <linux/pkt_cls.h>
-
 #include "decision.h"
 #include "helpers.h"
 #include "tables.h"
@@ -26,12 +24,29 @@ struct {
 } DRAFT SEC(".maps");
 
 struct story {
-    __u32 why;  /* the counter that the verdict is counted in */
-    __u32 lost; /* why it was not sent on, if it was to be */
-    int sent_on, punted, accepted;
-    int placed;
-    struct place place;
+    __u64 sent_to; /* a bit for each node that got a copy */
+    __u64 goes_to; /* the same of the node that gets the frame itself */
+    __u32 outcome;
+    __u32 why; /* the counter that the verdict is counted in */
+    __u32 placed;
+    __u32 place; /* as an event has it */
+    __u32 owner;
+    int is_told;
 };
+
+INLINE void end_story(struct story *story, enum outcome outcome, __u32 why)
+{
+    story->outcome = outcome;
+    story->why = why;
+    story->goes_to = 0;
+}
+
+INLINE void place_story(struct story *story, const struct place *place)
+{
+    story->placed = 1;
+    story->place = (place->group - place->slot * MAX_GROUPS) * BUCKETS + place->bucket;
+    story->owner = place->entry >> OWNER_SHIFT;
+}
 
 /* The frame as it came in, before anything is written to it; NULL if it is not to be told of. */
 INLINE struct event *observe(struct __sk_buff *skb, const struct control *control)
@@ -55,24 +70,17 @@ INLINE struct event *observe(struct __sk_buff *skb, const struct control *contro
     return event;
 }
 
-INLINE void tell(struct control *control, struct event *event, int verdict, const struct story *story)
+INLINE void tell(struct control *control, struct event *event, const struct story *story)
 {
     __u32 captured = event->captured;
-    __u8 outcome;
 
-    if (verdict != TC_ACT_REDIRECT)
-        outcome = DROPPED;
-    else if (story->punted)
-        outcome = LEFT_TO_FARMD;
-    else
-        outcome = story->accepted ? ACCEPTED : SENT_ON;
     event->at = ktime_get_ns();
-    event->outcome = outcome;
-    event->why = outcome == DROPPED && story->lost ? story->lost : story->why;
-    event->sent_on = story->sent_on;
+    event->sent_to = story->sent_to | story->goes_to;
+    event->place = story->place;
+    event->outcome = story->outcome;
+    event->why = story->why;
+    event->owner = story->owner;
     event->placed = story->placed;
-    event->place = story->place.number;
-    event->owner = story->place.entry >> OWNER_SHIFT;
     if (captured > MAX_SNAP)
         return;
     if (ringbuf_output(&EVENTS, event, __builtin_offsetof(struct event, bytes) + captured, 0))

@@ -6,7 +6,9 @@
 mod attach;
 mod layout;
 mod link;
+pub mod nothing;
 pub mod trace;
+mod xdp;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,12 +20,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader};
 
 pub use attach::{Attachment, Predecessor, remove_left_filters};
 pub use layout::{
-    BUCKETS, COUNTS, Control, Count, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip, bucket, rule,
+    BUCKETS, COUNTS, Control, Count, Datagram, FirstFragment, HOLDER_SETS, Holders, MAX_GROUPS, MAX_PAGES, MAX_VIPS,
+    Page, Peers, SLOTS, Vip, bucket, rule,
 };
 
 #[cfg(farm_bpf)]
@@ -46,6 +49,13 @@ impl BpfError {
         Self {
             text: text.into(),
             kind: None,
+        }
+    }
+
+    fn missing() -> Self {
+        Self {
+            kind: Some(io::ErrorKind::NotFound),
+            ..Self::new("this farmd was built without clang, so it has no kernel program")
         }
     }
 
@@ -186,6 +196,9 @@ pub struct DryRun {
 pub struct Filter {
     ebpf: Ebpf,
     shared: Arc<Shared>,
+    /// Held open, as all tables are: programs that are loaded later refer to its descriptor.
+    _control: Map,
+    early: BTreeMap<u32, xdp::Early>,
     attachment: Attachment,
     places: BTreeMap<u32, attach::Place>,
     numbers: HashMap<MapData, [u8; layout::KEY_LEN], u32>,
@@ -194,6 +207,8 @@ pub struct Filter {
     directories: Array<MapData, Page>,
     pages: Array<MapData, Page>,
     buckets: Array<MapData, [u16; BUCKETS]>,
+    holders: Array<MapData, [u8; layout::HOLDERS_LEN]>,
+    fragments: HashMap<MapData, [u8; layout::FRAGMENT_KEY_LEN], [u8; layout::FRAGMENT_LEN]>,
     counters: KernelCounters,
     /// The ring of [`trace`].
     events: OwnedFd,
@@ -216,8 +231,7 @@ impl Filter {
     /// That it is not built in, that the kernel has no BPF or too old a one, or that the process may not load it (CAP_BPF and
     /// CAP_NET_ADMIN).
     pub fn load() -> Result<Self, BpfError> {
-        let object =
-            OBJECT.ok_or_else(|| BpfError::new("this farmd was built without clang, so it has no kernel program"))?;
+        let object = OBJECT.ok_or_else(BpfError::missing)?;
         let mut ebpf = EbpfLoader::new()
             .load(object)
             .map_err(|e| failed("the kernel does not take the program's tables", &e))?;
@@ -243,6 +257,8 @@ impl Filter {
         let shared = Shared::map(data).map_err(|e| failed("the control block cannot be mapped", &e))?;
         Ok(Self {
             shared: Arc::new(shared),
+            _control: control,
+            early: BTreeMap::new(),
             attachment: Attachment::Tcx,
             places: BTreeMap::new(),
             numbers: typed(&mut ebpf, "VIP_NUMBERS")?,
@@ -251,6 +267,8 @@ impl Filter {
             directories: typed(&mut ebpf, "DIRECTORIES")?,
             pages: typed(&mut ebpf, "PAGES")?,
             buckets: typed(&mut ebpf, "BUCKET_TABLES")?,
+            holders: typed(&mut ebpf, "HOLDERS")?,
+            fragments: typed(&mut ebpf, "FRAGMENTS")?,
             counters: KernelCounters(Arc::new(typed(&mut ebpf, "COUNTERS")?)),
             events,
             chosen: PROGRAM,
@@ -301,11 +319,21 @@ impl Filter {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn set_vip(&mut self, epoch: u64, number: u32, vip: &Vip, peers: &Peers) -> Result<(), BpfError> {
+    pub fn set_vip(&mut self, epoch: u64, number: u32, vip: &Vip) -> Result<(), BpfError> {
         let index = slot_of(epoch) * MAX_VIPS + number;
-        let fail = |e: aya::maps::MapError| failed("a virtual address cannot be written", &e);
-        self.peers.set(index, peers.to_words(), 0).map_err(fail)?;
-        self.vips.set(index, vip.to_bytes(epoch), 0).map_err(fail)
+        self.vips
+            .set(index, vip.to_bytes(epoch), 0)
+            .map_err(|e| failed("a virtual address cannot be written", &e))
+    }
+
+    /// Writes the other members on the interface of VIP `number`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_peers(&mut self, slot: u32, number: u32, peers: &Peers) -> Result<(), BpfError> {
+        self.peers
+            .set(slot * MAX_VIPS + number, peers.to_words(), 0)
+            .map_err(|e| failed("the other members cannot be written", &e))
     }
 
     /// Writes which page has the rules of each 256 ports, for TCP and for UDP.
@@ -340,6 +368,22 @@ impl Filter {
             .map_err(|e| failed("the buckets cannot be written", &e))
     }
 
+    /// Writes who else has connections in the buckets of one group.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_holders(&mut self, slot: u32, group: u32, holders: &Holders) -> Result<(), BpfError> {
+        self.holders
+            .set(slot * MAX_GROUPS + group, *holders.to_bytes(), 0)
+            .map_err(|e| failed("who has connections cannot be written", &e))
+    }
+
+    /// What the first fragment of a datagram carried, if the program has seen it.
+    pub fn first_fragment(&self, datagram: Datagram) -> Option<FirstFragment> {
+        let first = self.fragments.get(&layout::fragment_key(datagram), 0).ok()?;
+        Some(FirstFragment::from_bytes(&first))
+    }
+
     /// The counters, for whoever reads them.
     pub fn counters(&self) -> KernelCounters {
         self.counters.clone()
@@ -351,20 +395,27 @@ impl Filter {
     /// # Errors
     /// What the kernel says, also to a frame of fewer than 14 bytes.
     pub fn dry_run(&mut self, frame: &[u8], repeat: u32) -> Result<DryRun, BpfError> {
-        let mut out = vec![0; frame.len().max(64) + 256];
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.data_out = Some(&mut out);
-        options.repeat = repeat;
-        let program = self.program()?;
-        let result = program.test_run(options).map_err(|e| failed("a dry run", &e))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(DryRun {
-            code: result.return_value.cast_signed(),
-            frame: out,
-            nanos: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
-        })
+        dry_run(self.program()?, frame, repeat)
     }
+}
+
+/// [`Filter::dry_run`] of any program.
+fn dry_run<P>(program: &P, frame: &[u8], repeat: u32) -> Result<DryRun, BpfError>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let mut out = vec![0; frame.len().max(64) + 256];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.data_out = Some(&mut out);
+    options.repeat = repeat;
+    let result = program.test_run(options).map_err(|e| failed("a dry run", &e))?;
+    out.truncate(result.data_size_out as usize);
+    Ok(DryRun {
+        code: result.return_value.cast_signed(),
+        frame: out,
+        nanos: u64::try_from(result.duration.as_nanos()).unwrap_or(u64::MAX),
+    })
 }
 
 /// Where plan number `epoch` lies.

@@ -117,6 +117,28 @@ pub fn link(name: &str) -> io::Result<Link> {
     })
 }
 
+/// How many frames the interface called `name` has dropped instead of sending them; on a TAP, because the queue to its process was full.
+///
+/// # Errors
+/// `NotFound` if there is none, `InvalidData` if the kernel's list is not as expected.
+pub fn dropped_on_send(name: &str) -> io::Result<u64> {
+    // Of the calling thread's namespace, as `/proc/net` is not.
+    dropped_in(&std::fs::read_to_string("/proc/thread-self/net/dev")?, name)
+}
+
+/// As `net/core/net-procfs.c` writes it: the name and a colon, eight numbers of what was received, then packets, bytes, errors, drops of what was sent.
+fn dropped_in(list: &str, name: &str) -> io::Result<u64> {
+    let mut lines = list.lines().filter_map(|line| line.split_once(':'));
+    let (_, numbers) = lines
+        .find(|(interface, _)| interface.trim() == name)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no interface {name}")))?;
+    let dropped = numbers
+        .split_whitespace()
+        .nth(11)
+        .and_then(|number| number.parse().ok());
+    dropped.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no drops in {numbers:?}")))
+}
+
 /// The MTU in bytes of the interface called `name`. Errors as [`index`].
 pub fn mtu(name: &str) -> io::Result<u32> {
     let request = ask(name, libc::SIOCGIFMTU)?;

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, CacheInfo};
-use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec};
 use tokio::task::JoinHandle;
 
@@ -143,6 +143,17 @@ impl Netlink {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
         self.set_link(message, || format!("set the MTU of link {index} to {mtu}"))
             .await
+    }
+
+    /// Sets how many frames may wait to be sent on a link; on a TAP, to be read by its process.
+    pub async fn set_queue_length(&self, index: u32, frames: u32) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index)
+            .append_extra_attribute(LinkAttribute::TxQueueLen(frames))
+            .build();
+        self.set_link(message, || {
+            format!("set the transmit queue of link {index} to {frames} frames")
+        })
+        .await
     }
 
     /// Removes a link; success if it is gone already.

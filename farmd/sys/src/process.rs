@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::sockopt;
+use crate::{signal_fd, sockopt};
 
 /// The signals that the farm sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum Signal {
 }
 
 impl Signal {
-    fn number(self) -> libc::c_int {
+    pub(crate) fn number(self) -> libc::c_int {
         match self {
             Self::Term => libc::SIGTERM,
             Self::Kill => libc::SIGKILL,
@@ -115,6 +115,22 @@ pub fn die_with_parent(cmd: &mut Command) {
         Ok(())
     };
     // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+    unsafe { cmd.pre_exec(prepare) };
+}
+
+/// Makes the process that `cmd` starts begin with no signal blocked, whatever the calling thread blocks: masks are inherited, and an
+/// application with SIGTERM blocked cannot be asked to end.
+pub fn unblock_signals(cmd: &mut Command) {
+    let none = signal_fd::set_of(&[]);
+    let prepare = move || {
+        // SAFETY: `none` is an initialised signal set that is only read; a null old mask is allowed.
+        let result = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+        match result {
+            0 => Ok(()),
+            code => Err(io::Error::from_raw_os_error(code)),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes one system call, which signal-safety(7) allows, and allocates nothing.
     unsafe { cmd.pre_exec(prepare) };
 }
 
@@ -236,6 +252,26 @@ mod tests {
         .join()
         .unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn what_is_started_has_no_signal_blocked() {
+        let blocked = |free: bool| {
+            let mut cmd = Command::new("grep");
+            cmd.args(["SigBlk:", "/proc/self/status"]);
+            if free {
+                unblock_signals(&mut cmd);
+            }
+            let output = String::from_utf8(cmd.output().unwrap().stdout).unwrap();
+            let mask = output.split_whitespace().last().unwrap();
+            u64::from_str_radix(mask, 16).unwrap()
+        };
+        let masks = std::thread::spawn(move || {
+            let _signals = signal_fd::SignalFd::block(&[Signal::Term, Signal::Int]).unwrap();
+            (blocked(false), blocked(true))
+        });
+        let ours = 1 << (libc::SIGTERM - 1) | 1 << (libc::SIGINT - 1);
+        assert_eq!(masks.join().unwrap(), (ours, 0));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Keeps the heartbeat thread running when the machine is busy or short of memory.
+//! Keeps the heartbeat thread running when the machine is busy or short of memory, and a measurement on one processor.
 //!
 //! Owns nothing: it changes the calling thread or the process once, at start. A farm whose heartbeats wait behind a backup
 //! job fails over for nothing.
@@ -62,6 +62,27 @@ pub fn lock_memory() -> io::Result<()> {
     }
 }
 
+/// Keeps the calling thread on processor number `processor`.
+///
+/// # Errors
+/// `InvalidInput` if this process may not run there, or there is none of that number.
+pub fn stay_on(processor: usize) -> io::Result<()> {
+    // SAFETY: a set of processors is plain bits, of which all zero is the empty one.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    if processor >= 8 * size_of::<libc::cpu_set_t>() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the number is one of the set's bits, as just checked.
+    unsafe { libc::CPU_SET(processor, &mut set) };
+    // SAFETY: the pointer leads to a set of the size that is told, which is only read; 0 is the calling thread.
+    let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +91,14 @@ mod tests {
     fn a_priority_out_of_range_is_refused() {
         assert_eq!(set_realtime(0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         assert_eq!(set_realtime(100).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_processor_that_is_not_there_is_refused() {
+        for number in [1023, 1 << 20] {
+            let outcome = std::thread::spawn(move || stay_on(number)).join().unwrap();
+            assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::InvalidInput, "{number}");
+        }
     }
 
     #[test]

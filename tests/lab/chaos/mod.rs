@@ -8,7 +8,6 @@ pub mod connect;
 pub mod continuity;
 pub mod failover;
 pub mod freeze;
-pub mod outcome;
 pub mod partition;
 pub mod planned;
 pub mod soak;
@@ -16,30 +15,26 @@ pub mod traffic;
 pub mod vrrp;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use farm_core::api::{FarmStatus, ModuleState, Quality};
 use farm_core::id::BUCKETS;
 
-pub use outcome::{Outcome, Series, Table, cell_ms, quantile};
+pub use crate::outcome::{Outcome, Progress, Series, Table, cell_ms, quantile};
 
 use crate::config::{Group, LabConfig, Mode, VIP, VIP2, Vip};
 use crate::module::{ModuleText, write_file};
 use crate::pinger::NodeNumber;
 use crate::process::wait_until;
 use crate::responder::{TCP_PORT, UDP_PORT};
-use crate::{Client, Lab, Node, add_client, binaries};
+use crate::{Client, Lab, Node, add_client, lab_program};
 
 /// The module that the rig serves.
 pub const MODULE: &str = "chaos";
 
 /// Both modes side by side: every crash is measured by two addresses at once.
 pub const MODES: [(&str, Ipv4Addr); 2] = [("directed", VIP), ("invisible", VIP2)];
-
-/// Tells how far a matrix is; an error ends it, for instance after Ctrl-C.
-pub type Progress<'a> = &'a mut (dyn FnMut(&str) -> Result<()> + 'a);
 
 /// How often heartbeats go, and after how many a node is dead.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -300,15 +295,6 @@ fn serving(node: &Node, names: &[&str]) -> Result<()> {
         bail!("{} sees {owned} buckets owned", node.name());
     }
     Ok(())
-}
-
-/// The program that has the responder.
-fn lab_program() -> Result<PathBuf> {
-    let program = binaries()?.join("farm-lab");
-    if !program.is_file() {
-        bail!("{} is missing: cargo build --release --bins", program.display());
-    }
-    Ok(program)
 }
 
 /// Scripts that start and stop the responder.

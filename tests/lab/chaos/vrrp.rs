@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -12,9 +12,9 @@ use super::{Outcome, PROFILES, Progress, Rig, RigConfig, Series, Table, cell_ms,
 use crate::config::VIP;
 use crate::node::NODE_LINK;
 use crate::pinger::{NodeNumber, Pinger};
-use crate::process::{spawn_kept, wait_until};
+use crate::process::wait_until;
 use crate::random::Random;
-use crate::{Lab, LabConfig, Node};
+use crate::{Lab, LabConfig};
 
 /// Flows that are probed; all of them are on the one active server.
 const FLOWS: usize = 8;
@@ -139,11 +139,8 @@ impl Pair {
         let folder = &node.dirs().base;
         let vip = VIP.to_string();
         let responder = lab_program()?;
-        self.children.push(spawn(
-            node,
-            &responder,
-            &["responder", "--name", node.name(), "--vip", &vip],
-        )?);
+        self.children
+            .push(node.spawn(&responder, &["responder", "--name", node.name(), "--vip", &vip])?);
         let file = folder.join("keepalived.conf");
         fs::write(&file, self.configuration(node.name()))
             .with_context(|| format!("cannot write {}", file.display()))?;
@@ -152,8 +149,7 @@ impl Pair {
         for stale in ["keepalived.pid", "vrrp.pid"] {
             let _ = fs::remove_file(folder.join(stale));
         }
-        self.children.push(spawn(
-            node,
+        self.children.push(node.spawn(
             Path::new("keepalived"),
             &[
                 "--dont-fork",
@@ -236,19 +232,4 @@ impl Drop for Pair {
             let _ = child.wait();
         }
     }
-}
-
-/// Starts a program inside a server; its output goes to the server's `log`.
-fn spawn(node: &Node, program: &Path, args: &[&str]) -> Result<Child> {
-    let log = fs::File::options()
-        .create(true)
-        .append(true)
-        .open(node.dirs().base.join("log"))?;
-    let mut command = node.command(program)?;
-    command
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
-    spawn_kept(command).with_context(|| format!("cannot start {} on {}", program.display(), node.name()))
 }

@@ -63,7 +63,7 @@ fn the_node_that_answers_comes_last_and_stopped_ones_are_left_out() {
         row("s1", READY, 2048, ""),
         row("s2", READY, 2048, ""),
         row("s3", STOPPED, 0, "stopped by root"),
-        row("s4", READY, 0, "drained by root 2 min ago; no connection left"),
+        row("s4", READY, 0, "drained by root; 2 min ago, no connection left"),
     ]);
     let (turns, skipped) = plan(&status, None).unwrap();
     assert_eq!(nodes(&turns), ["s2", "s4", "s1"]);
@@ -105,7 +105,7 @@ fn no_node_is_taken_out_while_another_is_not_there() {
     let all = vec![row("s1", READY, 2048, ""), row("s2", READY, 2048, "")];
     let (turns, _) = plan(&farm(all), None).unwrap();
     for why in [
-        "drained by root less than a minute ago",
+        "drained by root; less than a minute ago, no connection left",
         "no share yet: the hand-over is under way",
     ] {
         let now = farm(vec![row("s1", READY, 4096, ""), row("s2", READY, 0, why)]);
@@ -122,6 +122,7 @@ fn what_was_drained_before_is_neither_drained_nor_undrained() {
             group: format!("g{i}"),
             setting: ShareSetting {
                 weight: None,
+                weight_by: None,
                 drained: drained.then(|| Drained {
                     by: "root".into(),
                     since: 0,

@@ -147,10 +147,22 @@ fn a_snapshot_is_not_overwritten_unless_it_is_to_be_replaced() {
     write(args.out.clone(), "precious");
     assert_eq!(run(&context, &args).unwrap_err().code, exit::REFUSED);
     assert_eq!(fs::read_to_string(&args.out).unwrap(), "precious");
+    let elsewhere = |out: PathBuf| {
+        let args = SnapshotArgs { out, replace: true };
+        run(&context, &args).unwrap_err()
+    };
+    let of_folder = elsewhere(folder.0.clone());
+    assert_eq!(of_folder.code, exit::USAGE);
+    assert!(of_folder.text.contains("is a folder"), "{}", of_folder.text);
+    assert_eq!(elsewhere(folder.0.join("missing/out.zip")).code, exit::NOT_FOUND);
     assert_eq!(
         run(&context, &SnapshotArgs { replace: true, ..args }).unwrap(),
         exit::OK
     );
+    let entries = contents(&folder.0.join("out.zip"));
+    let (_, about) = entries.iter().find(|(name, _)| name.ends_with("about.txt")).unwrap();
+    let about = String::from_utf8_lossy(about);
+    assert!(about.contains("node unknown") && about.contains("\ntime 20"), "{about}");
 }
 
 #[test]

@@ -222,3 +222,45 @@ fn a_state_and_a_module_come_in_any_order() {
     assert_eq!(parse("WAIT").unwrap(), (ModuleState::Wait, None));
     assert_eq!(parse("web down").unwrap_err().code, exit::USAGE);
 }
+
+#[test]
+fn what_was_set_is_told_of_all_nodes_and_until_when_a_drain_waits() {
+    let set = |setting| Share {
+        setting,
+        ..share("http", 0, 0)
+    };
+    let zero = farm_core::api::ShareSetting {
+        weight: Some(0),
+        ..Default::default()
+    };
+    let drained = farm_core::api::ShareSetting {
+        drained: Some(farm_core::api::Drained {
+            by: "root".into(),
+            since: 1_795_000_000,
+            until: Some(1_795_000_600),
+        }),
+        ..Default::default()
+    };
+    let why = "drained by root; less than a minute ago, no connection left";
+    let mut own = node("s1", READY, vec![set(drained)], why, 0);
+    let shown = view::farm(
+        &farm(vec![
+            own.clone(),
+            node("s2", READY, vec![set(zero.clone())], "weight 0, set by root on s1", 40),
+        ]),
+        Style::PLAIN,
+        true,
+    );
+    assert!(shown.contains("s2, group http: weight 0, set at run time\n"), "{shown}");
+    let until = chrono::DateTime::from_timestamp(1_795_000_600, 0).unwrap();
+    let until = until.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S");
+    let line = format!("s1, group http: drained; connections left at {until} are reset\n");
+    assert!(shown.contains(&line), "{shown}");
+    // Neither counts as ready, and both are as an administrator wants them.
+    assert!(is_drained(&own) && !is_ready(&own));
+    own.shares = vec![set(zero)];
+    "weight 0, set by root".clone_into(&mut own.why);
+    assert!(is_drained(&own) && !is_ready(&own));
+    "kept out: another configuration".clone_into(&mut own.why);
+    assert!(!is_drained(&own));
+}

@@ -96,7 +96,7 @@ fn module_rows(module: &ModuleStatus, this: &str, style: Style, verbose: bool) -
     text.push_str(&table.render(style, "  "));
 
     if verbose {
-        text.push_str(&settings(module, this));
+        text.push_str(&settings(module));
     }
     if verbose && !module.resources.is_empty() {
         let mut table = Table::new(["RESOURCE", "VALUE"]);
@@ -113,18 +113,29 @@ fn module_rows(module: &ModuleStatus, this: &str, style: Style, verbose: bool) -
     text
 }
 
-/// What was set for this node's shares at run time, and whose connections are left in what it gave away.
-fn settings(module: &ModuleStatus, this: &str) -> String {
+/// What was set for the shares at run time, and whose connections are left in what was given away.
+fn settings(module: &ModuleStatus) -> String {
     let mut text = String::new();
     let shares = module
         .nodes
         .iter()
-        .filter(|node| node.node == this)
-        .flat_map(|node| &node.shares);
-    for share in shares {
+        .flat_map(|row| row.shares.iter().map(|share| (&row.node, share)));
+    for (node, share) in shares {
         let group = &share.group;
-        if let Some(weight) = share.setting.weight {
-            let _ = writeln!(text, "  group {group}: weight {weight}, set at run time");
+        let setting = &share.setting;
+        if let Some(weight) = setting.weight {
+            let by = setting
+                .weight_by
+                .as_ref()
+                .map_or_else(String::new, |by| format!(" by {by}"));
+            let _ = writeln!(text, "  {node}, group {group}: weight {weight}, set at run time{by}");
+        }
+        if let Some(until) = setting.drained.as_ref().and_then(|drained| drained.until) {
+            let _ = writeln!(
+                text,
+                "  {node}, group {group}: drained; connections left at {} are reset",
+                clock(until)
+            );
         }
         if !share.clients.is_empty() {
             let named: Vec<String> = share
@@ -132,10 +143,25 @@ fn settings(module: &ModuleStatus, this: &str) -> String {
                 .iter()
                 .map(|c| format!("{} ({})", c.addr, c.connections))
                 .collect();
-            let _ = writeln!(text, "  group {group}: connections left of {}", named.join(", "));
+            let _ = writeln!(
+                text,
+                "  {node}, group {group}: connections left of {}",
+                named.join(", ")
+            );
         }
     }
     text
+}
+
+/// Seconds since 1970 as local time.
+fn clock(unix: u64) -> String {
+    let at = i64::try_from(unix)
+        .ok()
+        .and_then(|s| chrono::DateTime::from_timestamp(s, 0));
+    at.map_or_else(
+        || format!("{unix} s since 1970"),
+        |at| at.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S").to_string(),
+    )
 }
 
 fn share_cells(share: Option<&Share>, style: Style, verbose: bool) -> [Cell; 4] {

@@ -51,11 +51,17 @@ pub enum Happening {
         /// How the run before ended: true if as asked, false if it was killed or crashed; absent if there was none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         last_ended_in_order: Option<bool>,
+        /// Who had it restarted in place (`farm reload`); absent if that is not how it started.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reloaded_by: Option<String>,
     },
     /// farmd ends as asked.
     Stopped {
         /// By whom: a signal, or a user.
         by: String,
+        /// It ends to be restarted in place (`farm reload`).
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        reload: bool,
     },
     /// A peer is heard and hears this node.
     NodeAlive {

@@ -141,3 +141,31 @@ fn an_entry_is_one_json_object_that_reads_back_and_knows_a_newer_kind_when_it_se
         Happening::Unknown
     );
 }
+
+#[test]
+fn a_restart_in_place_is_told_as_one_at_both_of_its_ends() {
+    let stopped = |reload| {
+        let by = "root on s1".to_owned();
+        entry(None, Happening::Stopped { by, reload }).summary()
+    };
+    assert_eq!(
+        stopped(true),
+        "farmd ends in order, to be restarted in place (reload by root on s1)"
+    );
+    assert_eq!(stopped(false), "farmd ends in order, asked by root on s1");
+    let started = |reloaded_by: Option<&str>| {
+        let what = Happening::Started {
+            version: "1.0".to_owned(),
+            incarnation: 5,
+            last_ended_in_order: Some(true),
+            reloaded_by: reloaded_by.map(str::to_owned),
+        };
+        entry(None, what).summary()
+    };
+    assert_eq!(started(Some("root")), "farmd 1.0 restarted in place (reload by root)");
+    assert_eq!(started(None), "farmd 1.0 started");
+    // Entries that an older farmd has written.
+    let old: Happening = serde_json::from_str(r#"{"event":"stopped","by":"root"}"#).unwrap();
+    let by = "root".to_owned();
+    assert_eq!(old, Happening::Stopped { by, reload: false });
+}

@@ -50,6 +50,11 @@ impl HistoryEntry {
         match &self.what {
             Happening::Started {
                 version,
+                reloaded_by: Some(by),
+                ..
+            } => format!("farmd {version} restarted in place (reload by {by})"),
+            Happening::Started {
+                version,
                 last_ended_in_order,
                 ..
             } => {
@@ -59,7 +64,10 @@ impl HistoryEntry {
                 };
                 format!("farmd {version} started{last}")
             }
-            Happening::Stopped { by } => format!("farmd ends in order, asked by {by}"),
+            Happening::Stopped { by, reload: true } => {
+                format!("farmd ends in order, to be restarted in place (reload by {by})")
+            }
+            Happening::Stopped { by, .. } => format!("farmd ends in order, asked by {by}"),
             Happening::NodeAlive { node, restarted } => {
                 format!("{node} is alive{}", if *restarted { ", restarted" } else { "" })
             }

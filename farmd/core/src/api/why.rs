@@ -130,6 +130,6 @@ pub struct WhyVerdict {
     pub reason: String,
     /// Nodes that the frame is sent on to.
     pub sent_on: Vec<String>,
-    /// All of that in words.
+    /// Why, in words; and who gets a copy of what is accepted.
     pub text: String,
 }

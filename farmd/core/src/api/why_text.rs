@@ -47,12 +47,14 @@ impl Scene<'_> {
 
     fn text(&self, subject: Subject, decision: &Decision) -> String {
         let mut text = self.reason(subject, decision);
-        if !decision.forward.is_empty() && decision.reason != Reason::HandedOver {
-            let what = match decision.verdict {
-                Verdict::Accept => "a copy goes to",
-                Verdict::Drop | Verdict::Hold | Verdict::Pass => "the frame is sent on to",
-            };
-            text.push_str(&format!("; {what} {}", self.list(decision.forward)));
+        let also = match decision.verdict {
+            Verdict::Accept => "a copy goes to",
+            Verdict::Hold | Verdict::Pass => "the frame is sent on to",
+            // That is all that happens to it, and no addition.
+            Verdict::Drop => return text,
+        };
+        if !decision.forward.is_empty() {
+            text.push_str(&format!("; {also} {}", self.list(decision.forward)));
         }
         text
     }
@@ -103,7 +105,7 @@ impl Scene<'_> {
             Reason::Opening => {
                 "the bucket is just changing hands: kept until it is open, for a second at most".to_owned()
             }
-            Reason::HandedOver => format!("the bucket was this node's until just now: sent on to {}", owner()),
+            Reason::HandedOver => format!("the bucket was this node's until just now, and is {}'s", owner()),
         }
     }
 
@@ -176,7 +178,11 @@ mod tests {
             ("drop", "guarded_unknown")
         );
         let (opening, belonging) = told(BucketState::Draining, Some(1), true);
-        assert!(opening.text.starts_with("the bucket is s2's by now") && opening.text.ends_with("sent on to s2"));
+        assert!(opening.text.starts_with("the bucket is s2's by now") && !opening.text.contains("sent on"));
+        assert_eq!(
+            (opening.verdict.as_str(), &opening.sent_on[..]),
+            ("drop", &["s2".to_owned()][..])
+        );
         assert_eq!(belonging.verdict, "accept");
         let (opening, _) = told(BucketState::Foreign, None, false);
         assert_eq!((opening.verdict.as_str(), opening.sent_on.len()), ("drop", 0));

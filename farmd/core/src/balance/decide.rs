@@ -146,7 +146,7 @@ enum Kind {
 }
 
 /// Judges `packet`. `has_socket` says if this host has a connection (not a listener) for a flow; it is asked only
-/// in guarded and draining buckets. `fragments` remembers first fragments; `now` ages them.
+/// in guarded and draining buckets. `fragments` remembers first fragments, by which later ones are judged; `now` ages them.
 pub fn decide(
     plan: &Plan,
     packet: &Packet,
@@ -160,19 +160,24 @@ pub fn decide(
     if packet.destination_mac != vip.service_mac() && !is_handed_on(vip, packet) {
         return Decision::drop(Reason::OtherMac);
     }
-    let decision = match packet.l4 {
-        L4::Malformed => Decision::drop(Reason::Malformed),
-        L4::Other => Decision::drop(Reason::NoRule),
-        L4::Echo => {
+    let first = match packet.l4 {
+        L4::LaterFragment => fragments.recall(now, packet),
+        l4 => Some(l4),
+    };
+    let decision = match first {
+        None | Some(L4::LaterFragment) => without_ports(plan, vip, packet),
+        Some(L4::Malformed) => Decision::drop(Reason::Malformed),
+        Some(L4::Other) => Decision::drop(Reason::NoRule),
+        Some(L4::Echo) => {
             let bucket = plan.bucket(Affinity::ClientIp, packet, packet.source, 0);
             by_state(plan, vip, packet, vip.entry_group, bucket, &Kind::Loose, has_socket)
         }
-        L4::Tcp {
+        Some(L4::Tcp {
             source,
             destination,
             syn,
             ..
-        } => {
+        }) => {
             let flow = flow(packet, TCP, source, destination);
             let kind = if syn {
                 Kind::Opening(flow)
@@ -181,18 +186,24 @@ pub fn decide(
             };
             by_rule(plan, vip, packet, Protocol::Tcp, &flow, &kind, has_socket)
         }
-        L4::Udp { source, destination } => {
+        Some(L4::Udp { source, destination }) => {
             let flow = flow(packet, UDP, source, destination);
             by_rule(plan, vip, packet, Protocol::Udp, &flow, &Kind::Loose, has_socket)
         }
-        L4::Error(flow) => by_inner_flow(plan, vip, packet, &flow, has_socket),
-        L4::LaterFragment => return later_fragment(plan, vip, packet, fragments, now),
+        Some(L4::Error(flow)) => by_inner_flow(plan, vip, packet, &flow, has_socket),
     };
     let decision = only_from_outside(vip, packet, decision);
-    if packet.more_fragments {
-        fragments.remember(now, packet, decision);
+    match packet.l4 {
+        L4::LaterFragment => Decision {
+            opens: None,
+            ..decision
+        },
+        L4::Tcp { .. } | L4::Udp { .. } | L4::Echo if packet.more_fragments => {
+            fragments.remember(now, packet, packet.l4);
+            decision
+        }
+        _ => decision,
     }
-    decision
 }
 
 fn flow(packet: &Packet, protocol: u8, client_port: u16, vip_port: u16) -> FlowKey {
@@ -340,37 +351,19 @@ fn is_handed_on(vip: &VipPlan, packet: &Packet) -> bool {
     packet.destination_mac == vip.own_mac && vip.peers.values().any(|mac| *mac == packet.source_mac)
 }
 
-/// Later fragments go where the first one went; without the first one only a rule that needs no port can tell.
-fn later_fragment(
-    plan: &Plan,
-    vip: &VipPlan,
-    packet: &Packet,
-    fragments: &mut FragmentTable,
-    now: Duration,
-) -> Decision {
-    if let Some(first) = fragments.recall(now, packet) {
-        return Decision {
-            opens: None,
-            ..only_from_outside(vip, packet, first)
-        };
-    }
-    let mut rules = vip.rules.iter().filter(|r| {
-        packet.protocol
-            == match r.protocol {
-                Protocol::Tcp => TCP,
-                Protocol::Udp => UDP,
-            }
-    });
-    let portless = |a: Affinity| matches!(a, Affinity::ClientIp | Affinity::ClientNet | Affinity::IpId);
-    match rules.next() {
-        Some(rule)
-            if portless(rule.affinity) && rules.all(|r| r.group == rule.group && r.affinity == rule.affinity) =>
-        {
+/// A later fragment whose first one was not seen: only rules that need no port, and agree, can tell whose it is.
+fn without_ports(plan: &Plan, vip: &VipPlan, packet: &Packet) -> Decision {
+    let protocol = match packet.protocol {
+        TCP => Protocol::Tcp,
+        UDP => Protocol::Udp,
+        _ => return Decision::drop(Reason::UnknownFragment),
+    };
+    match vip.portless_rule(protocol) {
+        Some(rule) => {
             let bucket = plan.bucket(rule.affinity, packet, packet.source, 0);
-            let decision = by_state(plan, vip, packet, rule.group, bucket, &Kind::Loose, &mut |_| false);
-            only_from_outside(vip, packet, decision)
+            by_state(plan, vip, packet, rule.group, bucket, &Kind::Loose, &mut |_| false)
         }
-        _ => Decision::drop(Reason::UnknownFragment),
+        None => Decision::drop(Reason::UnknownFragment),
     }
 }
 

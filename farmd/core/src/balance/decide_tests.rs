@@ -7,7 +7,7 @@ use super::*;
 use crate::balance::assign::{BucketMap, assign};
 use crate::balance::plan::{GroupPlan, RulePlan};
 use crate::balance::test_frames::*;
-use crate::config::{GroupConfig, PlaneChoice, PortRule, VipConfig};
+use crate::config::{GroupConfig, PlaneChoice, PortRule, VipConfig, XdpChoice};
 use crate::id::NodeId;
 
 const INVISIBLE: L2Mode = L2Mode::Invisible(VIRTUAL_MAC);
@@ -205,6 +205,7 @@ fn the_most_specific_rule_counts() {
     let config = VipConfig {
         tcp_reset: true,
         plane: PlaneChoice::Auto,
+        xdp: XdpChoice::Auto,
         drain: Duration::ZERO,
         interfaces: Vec::new(),
         groups: vec![
@@ -310,11 +311,17 @@ fn later_fragments_go_where_the_first_one_went() {
                 judge_with(&plan, &of_another, &mut table, false).reason,
                 Reason::UnknownFragment
             );
-            table.clear();
+            // By the plan of the moment, not by that of the first one.
+            let mut next = plan.clone();
+            next.groups = vec![group(BucketState::Draining, Some(1))];
             assert_eq!(
-                judge_with(&plan, &last, &mut table, false).reason,
-                Reason::UnknownFragment
+                judge_with(&next, &last, &mut table, false).reason,
+                Reason::DrainingOther
             );
+            let packet = Packet::parse(&last).unwrap();
+            let late = now() + crate::balance::fragment::LIFETIME + Duration::from_millis(1);
+            let forgotten = decide(&plan, &packet, &mut table, late, &mut |_| false);
+            assert_eq!(forgotten.reason, Reason::UnknownFragment);
         }
     }
 }

@@ -54,6 +54,11 @@ const JSET_K: u16 = 0x45;
 const RET_K: u16 = 0x06;
 const TAX: u16 = 0x07;
 
+/// Where a program reads the VLAN tag that the kernel has taken off the frame, 0 if there was none (SKF_AD_OFF + SKF_AD_VLAN_TAG).
+const VLAN_TAG: u32 = 0xffff_f02c;
+/// The VLAN identifier in it; 0 is no VLAN but a priority.
+const VLAN_ID: u32 = 0x0fff;
+
 /// Offsets in an Ethernet frame without VLAN tag (the kernel strips it before packet sockets see the frame).
 const ETHERTYPE_AT: u32 = 12;
 const IP_AT: u32 = 14;
@@ -190,7 +195,14 @@ fn by_family(
     ipv6: &[Insn],
     of_vip: &mut dyn FnMut(&VipPlan, usize) -> Vec<Insn>,
 ) -> Vec<Insn> {
-    let mut program = vec![insn(LD_H_ABS, ETHERTYPE_AT)];
+    // A frame of another VLAN is not of this interface.
+    let mut program = vec![
+        insn(LD_W_ABS, VLAN_TAG),
+        insn(AND_K, VLAN_ID),
+        jump(JEQ_K, 0, 1, 0),
+        insn(RET_K, 0),
+        insn(LD_H_ABS, ETHERTYPE_AT),
+    ];
     for (ethertype, guard, is_ipv4) in [(ETHERTYPE_IPV4, ipv4, true), (ETHERTYPE_IPV6, ipv6, false)] {
         let here = |vip: &&VipPlan| vip.interface == interface && vip.addr.is_ipv4() == is_ipv4;
         let mut vips = plan.vips.iter().filter(here).peekable();

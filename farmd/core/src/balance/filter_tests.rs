@@ -17,7 +17,15 @@ const INTERFACE: u32 = 3;
 
 /// Runs a program as the kernel does: what lies outside the frame ends it with 0.
 fn run(program: &[Insn], frame: &[u8]) -> u32 {
+    run_tagged(program, frame, 0)
+}
+
+/// As [`run`], where the kernel has taken `tag` off the frame.
+fn run_tagged(program: &[Insn], frame: &[u8], tag: u32) -> u32 {
     let word = |at: usize, n: usize| -> Option<u32> {
+        if at == VLAN_TAG as usize {
+            return Some(tag);
+        }
         let bytes = frame.get(at..at.checked_add(n)?)?;
         Some(bytes.iter().fold(0, |acc, b| acc << 8 | u32::from(*b)))
     };
@@ -451,4 +459,22 @@ fn requests_are_recorded_by_flags_and_by_the_address_of_the_mode() {
     let last = many.vips.last().unwrap().addr;
     let request = Way::new(client(1), last, VIRTUAL_MAC).tcp(4000, 80, Flags::Syn);
     assert_eq!(run(&program, &request), ALL, "past its limit it passes too much");
+}
+
+#[test]
+fn frames_of_another_vlan_do_not_pass() {
+    let plan = plan(
+        vip_plan(
+            vip(),
+            L2Mode::Directed,
+            [rule(Protocol::Tcp, 80, 80, Affinity::ClientIp, 0)],
+        ),
+        vec![group(BucketState::Own, Some(0))],
+    );
+    let frame = Way::new(client(1), vip(), OWN_MAC).tcp(4000, 80, Flags::Syn);
+    for program in [build(&plan, INTERFACE, Detail::Buckets), requests(&plan, INTERFACE)] {
+        check(&program);
+        let passes = [0, 0xe000, 5, 0xefff].map(|tag| run_tagged(&program, &frame, tag) != 0);
+        assert_eq!(passes, [true, true, false, false]);
+    }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::balance::assign::BucketMap;
 use crate::balance::hash::{self, Seed};
-use crate::config::{Affinity, L2Mode, PlaneChoice, PortRule, Protocol, VipConfig};
+use crate::config::{Affinity, L2Mode, PlaneChoice, PortRule, Protocol, VipConfig, XdpChoice};
 use crate::id::{BUCKETS, Bucket, MacAddr, NodeId, NodeSet};
 use crate::wire::heartbeat::BucketSet;
 use crate::wire::packet::Packet;
@@ -89,12 +90,14 @@ pub struct VipPlan {
     pub mode: L2Mode,
     /// Group whose map says which node answers a requester, and an echo.
     pub entry_group: usize,
-    /// Rules, the most specific first.
-    pub rules: Vec<RulePlan>,
+    /// Rules, the most specific first. They change with the configuration only, so that plans share them.
+    pub rules: Arc<[RulePlan]>,
     /// Ethernet addresses of the other members on this interface.
     pub peers: BTreeMap<NodeId, MacAddr>,
     /// Where its frames are to be judged.
     pub choice: PlaneChoice,
+    /// Whether XDP, as the module's configuration wants it.
+    pub xdp: XdpChoice,
     /// Periodic announcements, if wanted.
     pub arp_reroute: Option<crate::config::ArpReroute>,
 }
@@ -115,9 +118,18 @@ impl VipPlan {
             .find(|r| r.protocol == protocol && (r.first_port..=r.last_port).contains(&port))
     }
 
+    /// The rule for what has no ports to tell: that of all ports of `protocol`, if its key has none and all rules have the same group and key.
+    pub fn portless_rule(&self, protocol: Protocol) -> Option<&RulePlan> {
+        let mut rules = self.rules.iter().filter(|r| r.protocol == protocol);
+        let rule = rules.next().filter(|r| r.affinity != Affinity::ClientPort)?;
+        rules
+            .all(|r| r.group == rule.group && r.affinity == rule.affinity)
+            .then_some(rule)
+    }
+
     /// The rules of `vip` among `config`'s, the most specific first: a named VIP before `*`, a narrow port range before a wide one. `base` is
     /// the position of the module's first group in the plan.
-    pub fn rules_of(config: &VipConfig, vip: IpAddr, base: usize) -> Vec<RulePlan> {
+    pub fn rules_of(config: &VipConfig, vip: IpAddr, base: usize) -> Arc<[RulePlan]> {
         let mut rules: Vec<(&PortRule, usize)> = config
             .groups
             .iter()

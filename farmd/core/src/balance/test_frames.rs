@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use etherparse::{PacketBuilder, PacketBuilderStep, TcpHeader};
 
 use farm_core::balance::assign::BucketMap;
 use farm_core::balance::hash::Seed;
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan, RulePlan, VipPlan};
-use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol};
+use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol, XdpChoice};
 use farm_core::id::{BUCKETS, MacAddr, NodeId};
 
 pub const CLIENT_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x99]);
@@ -190,16 +191,17 @@ pub fn group(state: BucketState, owner: Option<usize>) -> GroupPlan {
     }
 }
 
-pub fn vip_plan(addr: IpAddr, mode: L2Mode, rules: Vec<RulePlan>) -> VipPlan {
+pub fn vip_plan(addr: IpAddr, mode: L2Mode, rules: impl Into<Arc<[RulePlan]>>) -> VipPlan {
     VipPlan {
         addr,
         interface: 3,
         own_mac: OWN_MAC,
         mode,
         entry_group: 0,
-        rules,
+        rules: rules.into(),
         peers: BTreeMap::from([(id(1), mac(1)), (id(2), mac(2))]),
         choice: PlaneChoice::Auto,
+        xdp: XdpChoice::Auto,
         arp_reroute: None,
     }
 }
@@ -224,5 +226,13 @@ pub fn with_options(frame: &[u8], words: usize) -> Vec<u8> {
     longer[14] = 0x40 | (5 + words as u8);
     let total = (longer.len() - 14) as u16;
     longer[16..18].copy_from_slice(&total.to_be_bytes());
+    longer
+}
+
+/// A frame with VLAN tags, each EtherType and tag control information.
+pub fn tagged(frame: &[u8], tags: &[u32]) -> Vec<u8> {
+    let mut longer = frame[..12].to_vec();
+    longer.extend(tags.iter().flat_map(|tag| tag.to_be_bytes()));
+    longer.extend_from_slice(&frame[12..]);
     longer
 }

@@ -169,6 +169,8 @@ pub struct VipConfig {
     pub drain: Duration,
     /// `dataplane`, default `auto`: where frames are judged on this node.
     pub plane: PlaneChoice,
+    /// `xdp`, default `auto`: whether frames that need nothing of this node are already judged in the driver of the interface.
+    pub xdp: XdpChoice,
     /// Interfaces and what they carry.
     pub interfaces: Vec<InterfaceConfig>,
     /// Load-balancing groups; each has its own bucket map. At least one.
@@ -185,6 +187,18 @@ pub enum PlaneChoice {
     Raw,
     /// By an eBPF program in the kernel; the module does not start where that cannot be.
     Bpf,
+}
+
+/// Whether the kernel's decision begins in the driver of the interface, by native XDP. Of several on one interface the last of these counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub enum XdpChoice {
+    /// On cards where it proves itself.
+    #[default]
+    Auto,
+    /// Wherever the driver takes it.
+    On,
+    /// Never.
+    Off,
 }
 
 impl VipConfig {

@@ -55,7 +55,10 @@ fn a_module_of_the_model_product_is_read_as_it_means() {
     assert_eq!(config.service, expected);
     let vip = config.vip.unwrap();
     assert!(vip.tcp_reset);
-    assert_eq!((vip.drain, vip.plane), (Duration::ZERO, PlaneChoice::Auto));
+    assert_eq!(
+        (vip.drain, vip.plane, vip.xdp),
+        (Duration::ZERO, PlaneChoice::Auto, XdpChoice::Auto)
+    );
     assert_eq!(vip.addrs().collect::<Vec<_>>(), [addr("198.18.0.100")]);
     let interface = &vip.interfaces[0];
     assert_eq!((interface.name.as_deref(), interface.check), (None, true));
@@ -100,7 +103,10 @@ fn interfaces_groups_weights_and_checkers_are_read() {
     assert_eq!(config.service.loop_interval.as_secs(), 2 * 3600);
     let vip = config.vip.unwrap();
     assert!(!vip.tcp_reset);
-    assert_eq!((vip.drain, vip.plane), (Duration::from_secs(90), PlaneChoice::Bpf));
+    assert_eq!(
+        (vip.drain, vip.plane, vip.xdp),
+        (Duration::from_secs(90), PlaneChoice::Bpf, XdpChoice::Off)
+    );
     let [first, second] = &vip.interfaces[..] else { panic!() };
     assert_eq!((first.name.as_deref(), first.check), (Some("eth0"), false));
     let reroute = first.arp_reroute.unwrap();

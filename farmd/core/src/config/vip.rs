@@ -12,7 +12,7 @@ use super::rule;
 use super::value::{self, Unit};
 use super::{
     Affinity, ArpReroute, ClusterConfig, InterfaceConfig, L2Mode, PlaneChoice, Protocol, VipConfig, VirtualAddr,
-    VirtualInterfaceConfig,
+    VirtualInterfaceConfig, XdpChoice,
 };
 use crate::id::MacAddr;
 
@@ -24,6 +24,13 @@ const PLANES: [(&str, PlaneChoice); 3] = [
     ("auto", PlaneChoice::Auto),
     ("raw", PlaneChoice::Raw),
     ("bpf", PlaneChoice::Bpf),
+];
+
+/// What `xdp` may say.
+const XDP: [(&str, XdpChoice); 3] = [
+    ("auto", XdpChoice::Auto),
+    ("on", XdpChoice::On),
+    ("off", XdpChoice::Off),
 ];
 
 /// The virtual addresses of a module while it is read, for the rules to be checked against.
@@ -43,7 +50,7 @@ pub(super) struct PlacedVip {
 
 /// The `<vip>` that `child` is.
 pub(super) fn decode(report: &mut Report<'_>, child: &Child<'_>, cluster: Option<&ClusterConfig>) -> Option<VipConfig> {
-    let node = child.open(report, &["tcpreset", "scriptcontrol", "drain", "dataplane"]);
+    let node = child.open(report, &["tcpreset", "scriptcontrol", "drain", "dataplane", "xdp"]);
     let tcp_reset = node.read(report, "tcpreset", value::flag).unwrap_or(true);
     if node.read(report, "scriptcontrol", value::flag) == Some(true) {
         let wrong = Wrong::new("`scriptcontrol` has no effect: traffic opens when `start_both` has succeeded");
@@ -53,6 +60,11 @@ pub(super) fn decode(report: &mut Report<'_>, child: &Child<'_>, cluster: Option
         .duration(report, "drain", Unit::Second, 0..=86_400)
         .unwrap_or_default();
     let plane = node.read(report, "dataplane", value::word(&PLANES)).unwrap_or_default();
+    let xdp = node.read(report, "xdp", value::word(&XDP)).unwrap_or_default();
+    if plane == PlaneChoice::Raw && xdp == XdpChoice::On {
+        let wrong = Wrong::new("`xdp` has no effect: with `dataplane=\"raw\"` frames are judged in user space");
+        node.warning(report, "xdp", wrong);
+    }
     let parts = node.children(report, &["interface_list", "loadbalancing_list"]);
     parts.need(report, "interface_list");
     parts.need(report, "loadbalancing_list");
@@ -91,6 +103,7 @@ pub(super) fn decode(report: &mut Report<'_>, child: &Child<'_>, cluster: Option
         tcp_reset,
         drain,
         plane,
+        xdp,
         interfaces,
         groups,
     })

@@ -110,16 +110,14 @@ impl Plane {
         self.clear();
         self.version = version;
         if let Some(plan) = plan.filter(|_| version >= self.not_before) {
-            for (i, state) in plan.states.iter().enumerate() {
-                match state {
-                    BucketState::Own => {
-                        self.open.insert(i);
-                        self.own.insert(i);
-                    }
-                    BucketState::Guarded => self.open.insert(i),
-                    BucketState::Draining => self.draining.insert(i),
-                    BucketState::Foreign => {}
-                }
+            for (word, states) in plan.states.chunks_exact(64).enumerate() {
+                let bits = |wanted: BucketState| {
+                    let one = |(bit, state): (usize, &BucketState)| u64::from(*state == wanted) << bit;
+                    states.iter().enumerate().map(one).sum::<u64>()
+                };
+                self.own.0[word] = bits(BucketState::Own);
+                self.open.0[word] = self.own.0[word] | bits(BucketState::Guarded);
+                self.draining.0[word] = bits(BucketState::Draining);
             }
             // As `balance::decide` has it for a connection request.
             self.owners.clone_from(&plan.owners);

@@ -419,6 +419,14 @@ fn connections_outlast_a_farmd_that_is_restarted_in_place() {
         }
         let not_back = |e: &Event| *e == Event::NotBack(id(node));
         assert_eq!(sim.log.iter().any(|(_, _, e)| not_back(e)), !comes_back);
+        for other in [0, 2] {
+            let mut known = sim.farm(other).macs(&module).map(|(peer, _)| peer);
+            assert_eq!(
+                known.any(|peer| peer == id(node)),
+                comes_back,
+                "where its frames are sent on to"
+            );
+        }
         if !comes_back {
             let guarded = |n: usize| sim.nodes[n].plane.open_count() - sim.nodes[n].plane.own_count();
             assert_eq!((guarded(0), guarded(2)), (0, 0), "they are given up");

@@ -19,8 +19,7 @@ impl Handover {
                 outcome.send = true;
             }
             (Step::Reopen, _) => {
-                self.shut = false;
-                self.draining = false;
+                self.closed = Closed::No;
                 self.committed = Epoch::default();
                 outcome.send = true;
                 outcome.plan_changed |= !self.held.is_empty();
@@ -58,11 +57,10 @@ impl Handover {
             self.closing = Some(None);
             outcome.events.push(Event::Shut);
         }
-        if !self.shut {
+        if self.closed == Closed::No {
             self.withdraw_promise();
         }
-        self.shut = true;
-        self.draining = closed == Closed::Draining;
+        self.closed = closed;
         self.pending = None;
         self.behind = Some(None);
         self.leaving = BucketSet::default();

@@ -27,17 +27,17 @@ impl Handover {
 
     /// See [`Cue`].
     pub(super) fn cue(&mut self, around: &Surroundings<'_>) -> Cue {
-        if around.closed != Closed::No && (!self.shut || self.draining != (around.closed == Closed::Draining)) {
+        if around.closed != Closed::No && self.closed != around.closed {
             return Cue::Close;
         }
         if let Some(map) = self.newer_map(around) {
             return Cue::Newer(map.clone());
         }
-        if self.shut {
+        if self.closed != Closed::No {
             return match around.closed {
                 Closed::No => Cue::Reopen,
-                Closed::Draining | Closed::Shut if self.committed > Epoch::default() => Cue::Outdated,
-                Closed::Draining | Closed::Shut => Cue::Quiet,
+                _ if self.committed > Epoch::default() => Cue::Outdated,
+                Closed::Draining | Closed::Unserved | Closed::Shut => Cue::Quiet,
             };
         }
         if self.committed < self.known && self.has_open_all_of(&self.map) {
@@ -162,14 +162,38 @@ impl Handover {
 
     /// True if every bucket that `map` gives this node is open here.
     pub(super) fn has_open_all_of(&self, map: &BucketMap) -> bool {
-        let owners = map.as_bytes().chunks_exact(8).zip(self.open.as_bytes());
+        let (owners, _) = map.as_bytes().as_chunks();
         let this = self.this.as_u8();
-        owners.into_iter().all(|(owners, open)| {
-            let mine = owners
-                .iter()
-                .rev()
-                .fold(0, |bits, owner| bits << 1 | u8::from(*owner == this));
-            mine & !open == 0
-        })
+        let mut owners = owners.iter().zip(self.open.as_bytes());
+        owners.all(|(owners, open)| which_are(this, *owners) & !open == 0)
+    }
+}
+
+/// Bit by bit, which of `bytes` are `wanted`: eight at a time, because a coordinator asks this of a whole map at every heartbeat.
+fn which_are(wanted: u8, bytes: [u8; 8]) -> u8 {
+    const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+    let differs = u64::from_le_bytes(bytes) ^ u64::from_le_bytes([wanted; 8]);
+    // The highest bit of each byte that is zero, and of no other (Warren, Hacker's Delight, section 6-1).
+    let zero = !(((differs & LOW) + LOW) | differs | LOW);
+    // The product moves bit 8 i to bit 56 + i.
+    ((zero >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::which_are;
+
+    #[test]
+    fn eight_owners_at_once_are_told_as_one_by_one() {
+        let values = [0, 1, 2, 63, 0x7f, 0x80, 0x81, 0xfe, 0xff];
+        for wanted in values {
+            for pattern in 0..=255_u8 {
+                for other in values.into_iter().filter(|other| *other != wanted) {
+                    let is_in = |i: usize| pattern & (1 << i) != 0;
+                    let bytes = std::array::from_fn(|i| if is_in(i) { wanted } else { other });
+                    assert_eq!(which_are(wanted, bytes), pattern, "{wanted} in {bytes:?}");
+                }
+            }
+        }
     }
 }

@@ -52,6 +52,7 @@ impl Handover {
             {
                 self.holders.entry(index).or_default().insert(node);
             }
+            self.held_elsewhere = self.holders.keys().copied().collect();
             outcome.plan_changed = true;
         }
         // One that has served by another map, on the other side of a cut, may have connections in whatever is open here.
@@ -74,7 +75,7 @@ impl Handover {
                 .filter(|p| p.eligible && !p.fenced)
                 .all(|p| p.report.promised >= self.guarded_at);
         if all_released && !self.guarded.is_empty() {
-            let left: BucketSet = self.guarded.iter().filter(|i| self.holders.contains_key(i)).collect();
+            let left = self.guarded.and(&self.held_elsewhere);
             if left != self.guarded {
                 self.guarded = left;
                 outcome.plan_changed = true;

@@ -66,6 +66,9 @@ pub enum Closed {
     No,
     /// It takes nothing new; its connections go on.
     Draining,
+    /// No member of the view has a server that is ready. As [`Closed::Draining`], and buckets have no owner. That is no map, which would be newer than
+    /// that of nodes that serve out of sight.
+    Unserved,
     /// Everything: it is fenced, kept out, or stopped.
     Shut,
 }
@@ -194,12 +197,13 @@ pub struct Handover {
     closing: Option<Awaited>,
     /// The data plane works with the committed map once it works with this plan.
     behind: Option<Awaited>,
-    shut: bool,
-    /// While shut, connections go on.
-    draining: bool,
+    /// How everything is closed, and whether it is.
+    closed: Closed,
     /// What each peer holds, and from it who holds each bucket.
     held_by: Vec<(NodeId, BucketSet)>,
     holders: BTreeMap<usize, NodeSet>,
+    /// The buckets of `holders`.
+    held_elsewhere: BucketSet,
     wanted: Option<(BTreeMap<NodeId, u16>, Epoch, BucketMap)>,
 }
 
@@ -223,10 +227,10 @@ impl Handover {
             pending: None,
             closing: None,
             behind: Some(None),
-            shut: false,
-            draining: false,
+            closed: Closed::No,
             held_by: Vec::new(),
             holders: BTreeMap::new(),
+            held_elsewhere: BucketSet::default(),
             wanted: None,
         }
     }
@@ -244,7 +248,7 @@ impl Handover {
             }
             self.take(step, cue, around, &mut outcome);
         }
-        if !self.shut {
+        if self.closed == Closed::No {
             self.watch_holders(around, &mut outcome);
             self.watch_leaving(around, &mut outcome);
             // Connections that were found where none were known, by a farmd that has been restarted under them.
@@ -255,7 +259,11 @@ impl Handover {
 
     /// Where this node stands, as far as the next step depends on it.
     pub fn phase(&self) -> Phase {
-        match (self.shut, self.closing.is_some(), self.pending.is_some()) {
+        match (
+            self.closed != Closed::No,
+            self.closing.is_some(),
+            self.pending.is_some(),
+        ) {
             (false, false, false) => Phase::Steady,
             (false, true, false) => Phase::Yielding,
             (false, true, true) => Phase::Releasing,
@@ -376,25 +384,27 @@ impl Handover {
     /// Bucket states for the data plane.
     pub fn plan(&self, name: String) -> GroupPlan {
         let mut plan = GroupPlan::closed(name);
-        plan.owners = self.map.clone();
+        if self.closed != Closed::Unserved {
+            plan.owners = self.map.clone();
+        }
         plan.holders.clone_from(&self.holders);
-        if self.shut && !self.draining {
+        if self.closed == Closed::Shut {
             return plan;
         }
         plan.leaving.clone_from(&self.leaving);
-        for (index, state) in plan.states.iter_mut().enumerate() {
-            *state = if self.open.contains(index) {
-                let foreign_flows = self.guarded.contains(index) || self.holders.contains_key(&index);
-                if foreign_flows {
-                    BucketState::Guarded
-                } else {
-                    BucketState::Own
-                }
-            } else if self.held.contains(index) {
-                BucketState::Draining
-            } else {
-                BucketState::Foreign
-            };
+        let (open, held) = (self.open.as_bytes(), self.held.as_bytes());
+        let foreign_flows = self.guarded.as_bytes().iter().zip(self.held_elsewhere.as_bytes());
+        let bits = open.iter().zip(held).zip(foreign_flows);
+        for (states, ((open, held), (guarded, elsewhere))) in plan.states.chunks_exact_mut(8).zip(bits) {
+            for (bit, state) in states.iter_mut().enumerate() {
+                let is_in = |bits: u8| bits & (1 << bit) != 0;
+                *state = match (is_in(*open), is_in(guarded | elsewhere), is_in(*held)) {
+                    (true, true, _) => BucketState::Guarded,
+                    (true, false, _) => BucketState::Own,
+                    (false, _, true) => BucketState::Draining,
+                    (false, _, false) => BucketState::Foreign,
+                };
+            }
         }
         plan
     }

@@ -110,8 +110,8 @@ pub struct Membership {
     links: view::Links,
     /// When this node last spoke before it was not run for a while.
     excused: Duration,
-    /// What was known last, and what follows from it.
-    agreed: Option<(view::Ears, view::Agreement)>,
+    /// What was known last, and the view that follows from it.
+    agreed: Option<(view::Ears, Option<NodeSet>)>,
     fenced: Option<String>,
     events: VecDeque<Event>,
 }
@@ -415,19 +415,22 @@ impl Membership {
             gone: self.gone_for_good(now),
             silent: self.told.silent(now, self.timing),
         };
-        let agreement = match self.other_cluster(now) {
-            Some(why) => return self.settle(now, NodeSet::EMPTY, Some(why)),
+        if let Some(why) = self.other_cluster(now) {
+            return self.settle(now, NodeSet::EMPTY, Some(why));
+        }
+        let known = self.agreed.as_ref().filter(|(known, _)| *known == ears);
+        let agreed = match known {
             // Most heartbeats bring nothing new.
-            None => match self.agreed.take().filter(|(known, _)| *known == ears) {
-                Some((_, agreement)) => agreement,
-                None => view::agree(&ears),
-            },
+            Some((_, view)) => *view,
+            None => {
+                let agreement = view::agree(&ears);
+                self.links = agreement.links;
+                self.excluded = agreement.excluded;
+                self.divided = agreement.divided;
+                agreement.view
+            }
         };
-        self.agreed = Some((ears.clone(), agreement.clone()));
-        self.links = agreement.links;
-        self.excluded = agreement.excluded;
-        self.divided = agreement.divided;
-        let (view, fenced) = match agreement.view {
+        let (view, fenced) = match agreed {
             Some(view) => (view, None),
             None => {
                 let unheard = ears.heard.values().filter(|row| !row.hears_this).count();
@@ -439,6 +442,7 @@ impl Membership {
                 (NodeSet::EMPTY, Some(why))
             }
         };
+        self.agreed = Some((ears, agreed));
         self.settle(now, view, fenced);
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::{NodeId, NodeSet};
+use crate::id::{MAX_NODES, NodeId, NodeSet};
 
 /// What a peer says of its ears.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,11 +59,24 @@ impl Links {
 
     /// True if somebody in `nodes` does not talk with another of them.
     pub fn is_broken(&self, nodes: NodeSet) -> bool {
-        nodes.iter().any(|a| nodes.iter().any(|b| a < b && !self.talk(a, b)))
+        nodes.iter().any(|n| !self.misses(n, nodes).is_empty())
     }
 
     fn hears(&self, from: NodeId, to: NodeId) -> bool {
         self.0.get(&from).is_none_or(|row| row.contains(to))
+    }
+
+    /// Which of `nodes` `node` hears.
+    fn heard_by(&self, node: NodeId, nodes: NodeSet) -> NodeSet {
+        let row = self.0.get(&node).map_or(u64::MAX, |row| row.bits());
+        NodeSet::from_bits(nodes.bits() & row)
+    }
+
+    /// Which of `nodes` other than itself `node` does not hear.
+    fn misses(&self, node: NodeId, nodes: NodeSet) -> NodeSet {
+        let mut missed = NodeSet::from_bits(nodes.bits() & !self.heard_by(node, nodes).bits());
+        missed.remove(node);
+        missed
     }
 
     /// Those of `nodes` that can agree with each other, and among them the *hubs*, that talk with all the others.
@@ -73,14 +86,23 @@ impl Links {
     /// the one goes that talks with the fewest; among equals the one that the fewest hear, because the deaf cannot know that
     /// they are; then the higher id.
     pub fn settle(&self, nodes: NodeSet) -> (NodeSet, NodeSet) {
+        // By whom each is not heard, and with whom it does not talk. Nearly always these are empty.
+        let (mut unheard, mut apart) = ([NodeSet::EMPTY; MAX_NODES], [NodeSet::EMPTY; MAX_NODES]);
+        for n in nodes.iter() {
+            for missed in self.misses(n, nodes).iter() {
+                unheard[missed.index()].insert(n);
+                apart[missed.index()].insert(n);
+                apart[n.index()].insert(missed);
+            }
+        }
         let mut left = nodes;
         loop {
-            let others = |n: NodeId| left.iter().filter(move |m| *m != n);
-            let silent = |n: NodeId| others(n).filter(|m| !self.talk(n, *m)).count();
+            let within = |set: NodeSet| NodeSet::from_bits(set.bits() & left.bits()).len();
+            let silent = |n: NodeId| within(apart[n.index()]);
             let hubs: NodeSet = left.iter().filter(|n| silent(*n) == 0).collect();
             let allowed = usize::from(left.len() > 2 && !hubs.is_empty());
             let rank = |n: &NodeId| {
-                let heard_by = others(*n).filter(|m| self.hears(*m, *n)).count();
+                let heard_by = left.len() - 1 - within(unheard[n.index()]);
                 (std::cmp::Reverse(silent(*n)), heard_by, std::cmp::Reverse(*n))
             };
             match left.iter().filter(|n| silent(*n) > allowed).min_by_key(rank) {
@@ -167,26 +189,32 @@ pub fn agree(ears: &Ears) -> Agreement {
 }
 
 /// By which ways, over however many others, what each node says comes to each.
-struct Ways(BTreeMap<NodeId, NodeSet>);
+struct Ways {
+    nodes: NodeSet,
+    /// Whose word comes to each of them, its own included; none to any other.
+    to: [NodeSet; MAX_NODES],
+}
 
 impl Ways {
     fn of(links: &Links, nodes: NodeSet) -> Self {
-        let reached = |node: NodeId| {
+        let mut heard = [NodeSet::EMPTY; MAX_NODES];
+        nodes.iter().for_each(|n| heard[n.index()] = links.heard_by(n, nodes));
+        let mut to = [NodeSet::EMPTY; MAX_NODES];
+        for node in nodes.iter() {
             let mut from: NodeSet = [node].into_iter().collect();
             let mut looked_at = NodeSet::EMPTY;
-            while let Some(next) = from.iter().find(|n| !looked_at.contains(*n)) {
+            while let Some(next) = NodeSet::from_bits(from.bits() & !looked_at.bits()).first() {
                 looked_at.insert(next);
-                let heard = nodes.iter().filter(|m| links.hears(next, *m));
-                from = NodeSet::from_bits(from.bits() | heard.collect::<NodeSet>().bits());
+                from = NodeSet::from_bits(from.bits() | heard[next.index()].bits());
             }
-            from
-        };
-        Self(nodes.iter().map(|node| (node, reached(node))).collect())
+            to[node.index()] = from;
+        }
+        Self { nodes, to }
     }
 
     /// Whose word comes to `node`, its own included.
     fn to(&self, node: NodeId) -> NodeSet {
-        self.0.get(&node).copied().unwrap_or_default()
+        self.to[node.index()]
     }
 
     /// The nodes that reach `node` and are reached by it, itself included.
@@ -196,7 +224,7 @@ impl Ways {
 
     /// True if the circle of `node` hears another one that goes on. One deaf node, which cannot know that it is deaf, makes no two or more step out.
     fn gives_way(&self, node: NodeId) -> bool {
-        let mut nodes: Vec<NodeId> = self.0.keys().copied().collect();
+        let mut nodes: Vec<NodeId> = self.nodes.iter().collect();
         nodes.sort_by_key(|n| self.to(*n).len());
         let mut go_on = NodeSet::EMPTY;
         for n in nodes {

@@ -62,6 +62,8 @@ impl fmt::Display for Script {
 pub enum ScriptOutcome {
     /// By itself, with this exit code.
     Exited(i32),
+    /// By itself, with this exit code, not 0, and this last line of output.
+    ExitedSaying(i32, String),
     /// By a signal that the daemon did not send.
     Signaled(i32),
     /// The daemon ended it with its whole process group: its time ran out or it was no longer wanted.
@@ -77,6 +79,7 @@ impl fmt::Display for ScriptOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::ExitedSaying(code, line) => write!(f, "exit code {code}: {line}"),
             Self::Signaled(signal) => write!(f, "ended by signal {signal}"),
             Self::TimedOut => f.write_str("did not end in time and was ended with its processes"),
             Self::Missing => f.write_str("there is no such file in bin"),

@@ -146,6 +146,11 @@ impl ModuleMachine {
         self.drain()
     }
 
+    /// Has the module, which has never run here, rest for the reason that a farmd that was restarted in place has left.
+    pub fn rest_because(&mut self, why: String) {
+        self.rested = why;
+    }
+
     /// State of the machine.
     pub fn state(&self) -> ModuleState {
         self.phase.state(self.aim)

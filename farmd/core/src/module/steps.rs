@@ -271,6 +271,7 @@ impl ModuleMachine {
             ScriptOutcome::Exited(0) => Ok(()),
             ScriptOutcome::Missing if !script.is_required() => Ok(()),
             ScriptOutcome::Exited(_)
+            | ScriptOutcome::ExitedSaying(..)
             | ScriptOutcome::Signaled(_)
             | ScriptOutcome::TimedOut
             | ScriptOutcome::Missing

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::state::{HANDOVER_LIMIT, MAX_RESOURCES, ModuleAction, ModuleEvent, ModuleMachine, Script, ScriptOutcome};
 use crate::api::{ModuleState, Quality};
 use crate::config::{
-    Boot, CheckerAction, ModuleConfig, PlaneChoice, ServiceConfig, TcpCheckerConfig, UserConfig, VipConfig,
+    Boot, CheckerAction, ModuleConfig, PlaneChoice, ServiceConfig, TcpCheckerConfig, UserConfig, VipConfig, XdpChoice,
 };
 
 pub(super) fn config(actions: &[CheckerAction]) -> ModuleConfig {
@@ -35,6 +35,7 @@ pub(super) fn config(actions: &[CheckerAction]) -> ModuleConfig {
         vip: Some(VipConfig {
             tcp_reset: true,
             plane: PlaneChoice::Auto,
+            xdp: XdpChoice::Auto,
             drain: Duration::ZERO,
             interfaces: Vec::new(),
             groups: Vec::new(),
@@ -75,6 +76,10 @@ fn event(name: &str) -> ModuleEvent {
         "start_both 0" => exited(Script::StartBoth, ScriptOutcome::Exited(0)),
         "start_both 3" => exited(Script::StartBoth, ScriptOutcome::Exited(3)),
         "start_both late" => exited(Script::StartBoth, ScriptOutcome::TimedOut),
+        "start_both says" => exited(
+            Script::StartBoth,
+            ScriptOutcome::ExitedSaying(1, "no licence found".into()),
+        ),
         "start_both 9" => exited(Script::StartBoth, ScriptOutcome::Signaled(9)),
         "start_both missing" => exited(Script::StartBoth, ScriptOutcome::Missing),
         "stop_both 0" => exited(Script::StopBoth, ScriptOutcome::Exited(0)),
@@ -428,6 +433,7 @@ fn scripts_get_state_next_state_and_action() {
 fn a_failing_start_both_never_takes_traffic_and_cleans_up_with_the_reason() {
     for (end, reason) in [
         ("start_both 3", "exit code 3"),
+        ("start_both says", "exit code 1: no licence found"),
         ("start_both 9", "ended by signal 9"),
         (
             "start_both late",

@@ -105,7 +105,17 @@ impl BucketSet {
 
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|&b| b == 0)
+        *self.0 == [0; BUCKETS / 8]
+    }
+
+    /// Those that are in `other` too.
+    pub fn and(&self, other: &Self) -> Self {
+        let mut both = self.clone();
+        both.0
+            .iter_mut()
+            .zip(other.0.iter())
+            .for_each(|(bits, other)| *bits &= other);
+        both
     }
 
     /// Members in ascending order.

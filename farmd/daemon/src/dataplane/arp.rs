@@ -280,9 +280,10 @@ mod tests {
             own_mac: OWN,
             mode,
             entry_group: 0,
-            rules: Vec::new(),
+            rules: [].into(),
             peers: BTreeMap::from([(id(1), PEER)]),
             choice: farm_core::config::PlaneChoice::default(),
+            xdp: farm_core::config::XdpChoice::default(),
             arp_reroute: None,
         };
         Plan {

@@ -19,9 +19,9 @@ pub enum Change {
 
 /// What `new` changes against `old`.
 pub fn of(old: &Plan, new: &Plan) -> Change {
-    let services = |plan: &Plan| plan.vips.iter().map(|v| (v.addr, v.rules.clone())).collect::<Vec<_>>();
-    let names = |plan: &Plan| plan.groups.iter().map(|g| g.name.clone()).collect::<Vec<_>>();
-    if names(old) != names(new) || services(old) != services(new) {
+    let services = old.vips.iter().map(|v| (v.addr, &v.rules));
+    let names = old.groups.iter().map(|g| &g.name);
+    if !names.eq(new.groups.iter().map(|g| &g.name)) || !services.eq(new.vips.iter().map(|v| (v.addr, &v.rules))) {
         return Change::Closes;
     }
     let mut change = Change::Nothing;

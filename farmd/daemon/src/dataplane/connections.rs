@@ -206,7 +206,7 @@ fn most(clients: BTreeMap<IpAddr, u32>) -> Vec<ClientConnections> {
 mod tests {
     use farm_core::balance::hash::Seed;
     use farm_core::balance::plan::{GroupPlan, RulePlan, VipPlan};
-    use farm_core::config::{L2Mode, PlaneChoice};
+    use farm_core::config::{L2Mode, PlaneChoice, XdpChoice};
     use farm_core::id::{MacAddr, NodeId};
 
     use super::*;
@@ -232,9 +232,10 @@ mod tests {
                 own_mac: MacAddr([2, 0, 0, 0, 0, 1]),
                 mode: L2Mode::Directed,
                 entry_group: 0,
-                rules: vec![rule(443, 0), rule(80, 1)],
+                rules: [rule(443, 0), rule(80, 1)].into(),
                 peers: BTreeMap::new(),
                 choice: PlaneChoice::Auto,
+                xdp: XdpChoice::Auto,
                 arp_reroute: None,
             }],
             groups: ["web/secure", "web/plain"]

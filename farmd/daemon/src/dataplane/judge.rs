@@ -92,9 +92,8 @@ impl Judge {
         }
     }
 
-    /// Works by `plan` from now on and returns the one before. Fragments whose first one it judged are unknown to the new one.
+    /// Works by `plan` from now on and returns the one before.
     pub fn swap(&mut self, plan: Arc<Plan>) -> Arc<Plan> {
-        self.fragments.clear();
         let old = std::mem::replace(&mut self.plan, plan);
         self.known.handle_plan(&old, &self.plan);
         if change::opens(&old, &self.plan) {
@@ -273,6 +272,12 @@ impl Judge {
     }
 
     fn decide(&mut self, packet: &Packet) -> Decision {
+        // The program remembers the first fragments that it has judged; of this one's datagram another part may have been left to this thread.
+        if packet.l4 == L4::LaterFragment
+            && let Some(first) = self.kernel.as_ref().and_then(|kernel| kernel.first_fragment(packet))
+        {
+            self.fragments.remember(self.start.elapsed(), packet, first);
+        }
         let (plan, known) = (&self.plan, &mut self.known);
         let sequence = match packet.l4 {
             L4::Tcp { sequence, .. } => Some(sequence),

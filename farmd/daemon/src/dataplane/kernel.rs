@@ -5,19 +5,24 @@
 //! service interface or a virtual address that the program cannot take is simply captured instead. The data plane's thread calls it; it never
 //! judges a frame.
 
+pub mod tables;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
-use farm_core::balance::plan::{BucketState, GroupPlan, Plan, RulePlan, VipPlan};
-use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol};
-use farm_core::id::{BUCKETS, MacAddr};
+use farm_core::balance::plan::{Plan, VipPlan};
+use farm_core::balance::{flow, fragment};
+use farm_core::config::PlaneChoice;
+use farm_core::id::{BUCKETS, MacAddr, NodeId, NodeSet};
 use farm_core::wire::heartbeat::BucketSet;
+use farm_core::wire::packet::{L4, Packet};
 use farm_sys::bpf::trace::Events;
-use farm_sys::bpf::{
-    Attachment, BpfError, Control, Filter, KernelLease, MAX_GROUPS, MAX_PAGES, MAX_VIPS, Page, Peers, SLOTS, Vip,
-    bucket, rule, slot_of,
-};
+use farm_sys::bpf::{Attachment, BpfError, Control, Filter, KernelLease, Predecessor, SLOTS, monotonic_nanos, slot_of};
 use tracing::{info, warn};
+
+use tables::{Directories, Layout, NoRoom};
 
 /// See the module doc.
 #[derive(Debug)]
@@ -30,8 +35,28 @@ pub struct Kernel {
     attached: BTreeSet<u32>,
     /// Places of the virtual addresses in the tables.
     numbers: BTreeMap<(u32, IpAddr), u32>,
-    /// Pages of rules that lie in each slot: rules hardly ever change.
-    pages: Vec<Vec<Page>>,
+    /// The program of the farmd before, which judges what this one lets by.
+    before: Option<Predecessor>,
+    /// Addresses that it judges, each on an interface.
+    covered: BTreeSet<(u32, IpAddr)>,
+    /// What the configuration decides of the tables.
+    layout: Arc<Layout>,
+    /// What lies in each slot.
+    slots: Vec<Slot>,
+    /// The buckets of one group while they are written.
+    scratch: Box<[u16; BUCKETS]>,
+}
+
+/// What lies in the tables of one slot.
+#[derive(Debug, Default)]
+struct Slot {
+    layout: Arc<Layout>,
+    /// By the address's place.
+    peers: BTreeMap<u32, BTreeMap<NodeId, MacAddr>>,
+    /// By group.
+    buckets: BTreeMap<usize, Box<[u16; BUCKETS]>>,
+    /// As above; of groups in whose buckets others have connections, or had.
+    holders: BTreeMap<usize, BTreeMap<usize, NodeSet>>,
 }
 
 impl Kernel {
@@ -48,8 +73,49 @@ impl Kernel {
             },
             attached: BTreeSet::new(),
             numbers: BTreeMap::new(),
-            pages: vec![Vec::new(); SLOTS as usize],
+            before: None,
+            covered: BTreeSet::new(),
+            layout: Arc::default(),
+            slots: (0..SLOTS).map(|_| Slot::default()).collect(),
+            scratch: Box::new([0; BUCKETS]),
         }
+    }
+
+    /// Goes on where the farmd before has left its program: that one judges until [`Self::succeed`].
+    pub fn follow(&mut self, before: Predecessor) {
+        self.before = Some(before).filter(|before| before.interfaces().next().is_some());
+    }
+
+    /// True while the program of the farmd before is there.
+    pub fn follows(&self) -> bool {
+        self.before.is_some()
+    }
+
+    /// The program of the farmd before judges the frames of these addresses, where it is.
+    pub fn cover(&mut self, plan: &Plan) {
+        let Some(before) = &self.before else { return };
+        let there: BTreeSet<u32> = before.interfaces().collect();
+        let vips = plan
+            .vips
+            .iter()
+            .filter(|vip| vip.choice != PlaneChoice::Raw && there.contains(&vip.interface));
+        self.covered = vips.map(|vip| (vip.interface, vip.addr)).collect();
+    }
+
+    /// Takes the program of the farmd before off: this one has its plan.
+    pub fn succeed(&mut self) {
+        self.covered.clear();
+        if self.before.take().is_some() {
+            info!("frames are judged by this farmd's program; that of the one before is off");
+        }
+    }
+
+    /// Leaves the program where it is to the farmd that takes this process's place.
+    ///
+    /// # Errors
+    /// What the kernel says; it is off then.
+    pub fn leave(&mut self) -> Result<(), BpfError> {
+        self.filter.leave()
     }
 
     /// The program's lease.
@@ -59,17 +125,44 @@ impl Kernel {
 
     /// True if frames for `addr` are judged in the kernel, and so none of what is captured of them counts.
     pub fn takes(&self, addr: IpAddr) -> bool {
-        self.numbers.keys().any(|(_, taken)| *taken == addr)
+        self.covered
+            .iter()
+            .chain(self.numbers.keys())
+            .any(|(_, taken)| *taken == addr)
     }
 
     /// True if some are.
     pub fn is_at_work(&self) -> bool {
-        !self.numbers.is_empty()
+        !self.covered.is_empty() || !self.numbers.is_empty()
     }
 
     /// Addresses that are judged in the kernel.
     pub fn taken(&self) -> BTreeSet<IpAddr> {
-        self.numbers.keys().map(|(_, addr)| *addr).collect()
+        let all = self.covered.iter().chain(self.numbers.keys());
+        all.map(|(_, addr)| *addr).collect()
+    }
+
+    /// Addresses for whose frames the tables have no room, and why.
+    pub fn refused(&self) -> &BTreeMap<IpAddr, NoRoom> {
+        &self.layout.refused
+    }
+
+    /// What the first fragment of `packet`'s datagram carried, if the program has seen it not too long ago.
+    pub fn first_fragment(&self, packet: &Packet) -> Option<L4> {
+        let first = self.filter.first_fragment(fragment::key(packet))?;
+        let age = Duration::from_nanos(monotonic_nanos().saturating_sub(first.seen));
+        let (source, destination) = (first.source_port, first.destination_port);
+        (age <= fragment::LIFETIME).then_some(match first.protocol {
+            flow::TCP => L4::Tcp {
+                source,
+                destination,
+                syn: first.opens,
+                // Nobody asks for that of a later one.
+                sequence: 0,
+            },
+            flow::UDP => L4::Udp { source, destination },
+            _ => L4::Echo,
+        })
     }
 
     /// Puts the program in the way of an interface; where that fails, frames are captured.
@@ -77,11 +170,26 @@ impl Kernel {
     /// # Errors
     /// What the kernel says.
     pub fn attach(&mut self, index: u32, name: &str) -> Result<(), BpfError> {
-        self.filter.attach(index, name)?;
+        self.filter
+            .attach(index, name)
+            .inspect_err(|_| self.end_before(index))?;
         let attachment = self.filter.attachment();
         info!(interface = name, %attachment, "frames are judged in the kernel (eBPF at tc ingress)");
         self.attached.insert(index);
         Ok(())
+    }
+
+    /// Puts the program at XDP ahead of the one that an interface has; if it `sends`, it sends on to members too.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach_early(&mut self, index: u32, name: &str, sends: bool) -> Result<(), BpfError> {
+        self.filter.attach_xdp(index, name, sends)
+    }
+
+    /// Takes the program at XDP off an interface.
+    pub fn detach_early(&mut self, index: u32) {
+        self.filter.detach_xdp(index);
     }
 
     /// How the program is attached.
@@ -111,8 +219,10 @@ impl Kernel {
         self.filter.attach(index, name).inspect_err(|_| self.detach(index))
     }
 
-    /// Takes the program off an interface.
+    /// Takes the programs off an interface.
     pub fn detach(&mut self, index: u32) {
+        self.end_before(index);
+        self.filter.detach_xdp(index);
         self.filter.detach(index);
         self.attached.remove(&index);
         let left: Vec<(u32, IpAddr)> = self.numbers.keys().filter(|(i, _)| *i == index).copied().collect();
@@ -135,6 +245,14 @@ impl Kernel {
     /// What the kernel says.
     pub fn events(&self) -> Result<Events, BpfError> {
         self.filter.events()
+    }
+
+    /// Nothing on this interface is for the program of the farmd before any more.
+    fn end_before(&mut self, index: u32) {
+        if let Some(before) = &mut self.before {
+            before.end(index);
+        }
+        self.covered.retain(|(interface, _)| *interface != index);
     }
 
     /// What is accepted reaches the stack through this device; `None` if there is none.
@@ -169,25 +287,31 @@ impl Kernel {
     /// the kernel refuses it, its frames are captured.
     pub fn install(&mut self, plan: &Plan, young: &[BucketSet]) {
         self.epoch += 1;
-        let numbers = match self.write(plan, young, self.epoch) {
-            Ok(numbers) => {
-                self.filter.set_epoch(self.epoch);
-                numbers
-            }
+        let mut layout = self.layout(plan);
+        match self.write(plan, young, self.epoch, &layout) {
+            Ok(()) => self.filter.set_epoch(self.epoch),
             Err(error) => {
                 warn!(%error, "the kernel program cannot have the plan; frames are captured and judged in user space");
                 // What is half written is never looked at.
                 self.filter.set_epoch(0);
-                BTreeMap::new()
+                layout = Arc::default();
             }
-        };
-        // Only now: the slot in force says what becomes of their frames.
+        }
+        // Only now: the slot in force says what becomes of their frames. An address keeps its place as long as it is there.
+        let places: BTreeMap<(u32, IpAddr), u32> = layout
+            .places
+            .iter()
+            .map(|place| ((place.interface, place.addr), place.number))
+            .collect();
+        if places == self.numbers {
+            return;
+        }
         for (interface, addr) in self.numbers.keys().copied().collect::<Vec<_>>() {
-            if !numbers.contains_key(&(interface, addr)) {
+            if !places.contains_key(&(interface, addr)) {
                 self.forget(interface, addr);
             }
         }
-        for ((interface, addr), number) in numbers {
+        for ((interface, addr), number) in places {
             if !self.numbers.contains_key(&(interface, addr)) {
                 self.note(interface, addr, number);
             }
@@ -203,152 +327,101 @@ impl Kernel {
         }
     }
 
-    /// Writes plan number `epoch`; the addresses it has, with their places. An address keeps its place as long as it is there.
-    fn write(
-        &mut self,
-        plan: &Plan,
-        young: &[BucketSet],
-        epoch: u64,
-    ) -> Result<BTreeMap<(u32, IpAddr), u32>, BpfError> {
-        let slot = slot_of(epoch);
-        let before = self
-            .pages
-            .get_mut(slot as usize)
+    /// What the configuration decides of the tables; worked out anew only if that has changed.
+    fn layout(&mut self, plan: &Plan) -> Arc<Layout> {
+        let wanted = |vip: &VipPlan| {
+            vip.choice != PlaneChoice::Raw && self.attached.contains(&vip.interface) && self.control.tap != 0
+        };
+        if !self.layout.fits(plan, &wanted) {
+            let layout = Layout::new(plan, &wanted, &self.numbers);
+            for (addr, why) in &layout.refused {
+                if self.layout.refused.get(addr) != Some(why) {
+                    warn!(%addr, "frames are captured and judged in user space: {why}");
+                }
+            }
+            self.layout = Arc::new(layout);
+        }
+        Arc::clone(&self.layout)
+    }
+
+    /// Writes plan number `epoch` into its slot, of which the program reads nothing now: only what differs from the plan that lies there.
+    fn write(&mut self, plan: &Plan, young: &[BucketSet], epoch: u64, layout: &Arc<Layout>) -> Result<(), BpfError> {
+        let number = slot_of(epoch);
+        // Not known unless all of it has been written.
+        let mut slot = self
+            .slots
+            .get_mut(number as usize)
             .map(std::mem::take)
             .unwrap_or_default();
-        let mut pages: Vec<Page> = vec![[rule::NONE; 256]];
-        let mut numbers = BTreeMap::new();
-        let mut groups: BTreeSet<usize> = BTreeSet::new();
-        for vip in &plan.vips {
-            if vip.choice == PlaneChoice::Raw || !self.attached.contains(&vip.interface) || self.control.tap == 0 {
-                continue;
-            }
-            let concerned = || vip.rules.iter().map(|r| r.group).chain([vip.entry_group]);
-            let key = (vip.interface, vip.addr);
-            let free = || {
-                let used: BTreeSet<u32> = self.numbers.values().chain(numbers.values()).copied().collect();
-                (0..MAX_VIPS).find(|n| !used.contains(n))
-            };
-            let Some(number) = self.numbers.get(&key).copied().or_else(free) else {
-                continue;
-            };
-            if concerned().any(|group| group >= MAX_GROUPS as usize) {
-                continue;
-            }
-            let Some((tcp, udp)) = directories(vip, &mut pages) else {
-                continue;
-            };
-            numbers.insert(key, number);
-            self.filter.set_directories(slot, number, &tcp, &udp)?;
-            let peers = Peers(vip.peers.iter().map(|(node, mac)| (node.as_u8(), mac.0)).collect());
-            self.filter.set_vip(epoch, number, &kernel_vip(plan, vip), &peers)?;
-            groups.extend(concerned());
+        if !Arc::ptr_eq(&slot.layout, layout) {
+            self.write_layout(number, &slot.layout, layout)?;
+            slot.layout = Arc::clone(layout);
         }
-        for (number, page) in (0..).zip(&pages) {
-            if before.get(number as usize) != Some(page) {
+        for place in &layout.places {
+            let Some(vip) = plan.vips.get(place.position) else {
+                continue;
+            };
+            // Has the number of its plan in it.
+            self.filter.set_vip(epoch, place.number, &tables::vip(plan, vip))?;
+            let known = slot.peers.get(&place.number);
+            if known != Some(&vip.peers) {
+                self.filter.set_peers(number, place.number, &tables::peers(vip))?;
+                slot.peers.insert(place.number, vip.peers.clone());
+            }
+        }
+        for group in &layout.groups {
+            let Some(of) = plan.groups.get(*group) else {
+                continue;
+            };
+            tables::buckets(of, young.get(*group), &mut self.scratch);
+            let known = slot.buckets.get(group);
+            if known.is_none_or(|known| **known != *self.scratch) {
+                self.filter.set_buckets(number, *group as u32, &self.scratch)?;
+                match slot.buckets.get_mut(group) {
+                    Some(known) => known.copy_from_slice(&self.scratch[..]),
+                    None => {
+                        slot.buckets.insert(*group, self.scratch.clone());
+                    }
+                }
+            }
+        }
+        for group in &layout.groups {
+            let Some(of) = plan.groups.get(*group) else {
+                continue;
+            };
+            let known = slot.holders.get(group);
+            if known.map_or(!of.holders.is_empty(), |known| *known != of.holders) {
+                self.filter.set_holders(number, *group as u32, &tables::holders(of))?;
+                slot.holders.insert(*group, of.holders.clone());
+            }
+        }
+        if let Some(known) = self.slots.get_mut(number as usize) {
+            *known = slot;
+        }
+        Ok(())
+    }
+
+    /// Writes what of `layout` differs from `before`, which lies in the slot.
+    fn write_layout(&mut self, slot: u32, before: &Layout, layout: &Layout) -> Result<(), BpfError> {
+        for place in &layout.places {
+            let mut known = before.places.iter().filter(|known| known.number == place.number);
+            if known.all(|known| known.directories != place.directories) {
+                let Directories { tcp, udp } = &*place.directories;
+                self.filter.set_directories(slot, place.number, tcp, udp)?;
+            }
+        }
+        for (number, page) in (0..).zip(&layout.pages) {
+            if before.pages.get(number as usize) != Some(page) {
                 self.filter.set_page(slot, number, page)?;
             }
         }
-        if let Some(known) = self.pages.get_mut(slot as usize) {
-            *known = pages;
-        }
-        let none = BucketSet::default();
-        for group in groups {
-            if let Some(of) = plan.groups.get(group) {
-                let table = buckets(of, young.get(group).unwrap_or(&none));
-                self.filter.set_buckets(slot, group as u32, &table)?;
-            }
-        }
-        Ok(numbers)
+        Ok(())
     }
 
-    /// The program, for tests that run it on single frames.
-    #[cfg(test)]
+    /// The program, for tests and measurements that run it on single frames.
     pub fn filter(&mut self) -> &mut Filter {
         &mut self.filter
     }
-}
-
-fn kernel_vip(plan: &Plan, vip: &VipPlan) -> Vip {
-    Vip {
-        service_mac: vip.service_mac().0,
-        own_mac: vip.own_mac.0,
-        directed: vip.mode == L2Mode::Directed,
-        entry_group: vip.entry_group as u16,
-        this: plan.this.as_u8(),
-    }
-}
-
-/// The table of one group.
-fn buckets(group: &GroupPlan, young: &BucketSet) -> Box<[u16; BUCKETS]> {
-    let mut table = Box::new([bucket::FOREIGN; BUCKETS]);
-    for (i, entry) in table.iter_mut().enumerate() {
-        let mut bits = match group.states[i] {
-            BucketState::Own => bucket::OWN,
-            BucketState::Guarded => bucket::GUARDED,
-            BucketState::Draining => bucket::DRAINING,
-            BucketState::Foreign => bucket::FOREIGN,
-        };
-        if group.leaving.contains(i) && matches!(group.states[i], BucketState::Draining | BucketState::Foreign) {
-            bits |= bucket::LEAVING;
-        }
-        if young.contains(i) {
-            bits |= bucket::YOUNG;
-        }
-        let owner = group.owners.owner_at(i).map(|node| node.as_u8());
-        *entry = bucket::owned_by(bits, owner);
-    }
-    for held in group.holders.keys() {
-        if let Some(entry) = table.get_mut(*held) {
-            *entry |= bucket::HELD;
-        }
-    }
-    table
-}
-
-/// For TCP and UDP, the pages that hold the rule of each port, added to `pages` where they are not there yet; `None` if there is no room.
-fn directories(vip: &VipPlan, pages: &mut Vec<Page>) -> Option<(Page, Page)> {
-    let known = pages.len();
-    let mut of = |protocol| -> Option<Page> {
-        let mut directory = [0; 256];
-        for (high, entry) in (0u16..).zip(&mut directory) {
-            let page = page_of(&vip.rules, protocol, high << 8);
-            let number = match pages.iter().position(|known| *known == page) {
-                Some(number) => number,
-                None if pages.len() < MAX_PAGES as usize => {
-                    pages.push(page);
-                    pages.len() - 1
-                }
-                None => return None,
-            };
-            *entry = number as u16;
-        }
-        Some(directory)
-    };
-    let both = of(Protocol::Tcp).and_then(|tcp| Some((tcp, of(Protocol::Udp)?)));
-    if both.is_none() {
-        pages.truncate(known);
-    }
-    both
-}
-
-/// The rules of 256 ports from `first` on; rules come the most specific first.
-fn page_of(rules: &[RulePlan], protocol: Protocol, first: u16) -> Page {
-    let mut page = [rule::NONE; 256];
-    for of in rules.iter().rev().filter(|r| r.protocol == protocol) {
-        let from = of.first_port.max(first);
-        let to = of.last_port.min(first | 0xff);
-        let key = match of.affinity {
-            Affinity::ClientIp => rule::Key::Addr,
-            Affinity::ClientPort => rule::Key::Port,
-            Affinity::ClientNet => rule::Key::Net,
-            Affinity::IpId => rule::Key::IpId,
-        };
-        if from <= to {
-            page[usize::from(from & 0xff)..=usize::from(to & 0xff)].fill(rule::to(of.group as u16, key));
-        }
-    }
-    page
 }
 
 #[cfg(test)]

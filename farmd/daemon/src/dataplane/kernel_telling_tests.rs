@@ -23,7 +23,7 @@ struct Happened {
     why: usize,
     place: Option<(u16, u16)>,
     owner: Option<u8>,
-    sent_on: bool,
+    sent_to: NodeSet,
     bytes: Vec<u8>,
 }
 
@@ -36,7 +36,7 @@ impl From<Event<'_>> for Happened {
             why: event.why,
             place: event.place,
             owner: event.owner,
-            sent_on: event.sent_on,
+            sent_to: NodeSet::from_bits(event.sent_to),
             bytes: event.bytes.to_vec(),
         }
     }
@@ -48,17 +48,84 @@ impl Bench {
         let mut events = self.kernel.events().unwrap();
         let (run, counted) = self.run(frame);
         let mut told: Vec<Happened> = Vec::new();
-        events.read(3, |event| told.push(event.into()));
+        events.read(64, |event| told.push(event.into()));
         self.kernel.tell(None).unwrap();
         // A copy that goes on leaves by the loopback interface, and so comes in again, after the frame itself.
         told.reverse();
-        let copies = told.last().map_or(0, |first| usize::from(first.sent_on));
+        let copies = told.last().map_or(0, |first| first.sent_to.len());
         assert!(told.len() <= 1 + copies, "one frame, one event: {told:?}");
         Told {
             run,
             counted,
             event: told.pop(),
         }
+    }
+}
+
+impl Bench {
+    /// Panics unless the twin does with `frame` what the ordinary program does, and tells what the core decides by `plan`, which is installed. Returns what became
+    /// of it, and to how many members it went.
+    fn compare_told(&mut self, plan: &Plan, frame: &[u8]) -> Option<(Outcome, usize)> {
+        let packet = Packet::parse(frame);
+        let fragments = &mut self.fragments;
+        let decision = packet
+            .as_ref()
+            .map(|packet| decide(plan, packet, fragments, Duration::ZERO, &mut |_| false));
+        let (run, counted) = self.run(frame);
+        let told = self.tell(frame);
+        let context = || format!("{:?} {run:?} {counted:?} {decision:?} {frame:02x?}", told.event);
+        assert_eq!(
+            (told.run.code, &told.run.frame),
+            (run.code, &run.frame),
+            "{}",
+            context()
+        );
+        assert_eq!(told.counted, counted, "{}", context());
+        let Some(event) = &told.event else {
+            assert_eq!(run.code, UNSPEC, "{}", context());
+            return None;
+        };
+        let went_on = counted.contains(&(Count::Forwarded as usize));
+        let outcome = match run.code {
+            SHOT if went_on => Outcome::SentOn,
+            SHOT => Outcome::Dropped,
+            REDIRECT if counted.contains(&(Count::Punted as usize)) => Outcome::LeftToFarmd,
+            REDIRECT if counted.contains(&(Count::BytesAccepted as usize)) => Outcome::Accepted,
+            REDIRECT => Outcome::SentOn,
+            other => panic!("{other}: {}", context()),
+        };
+        assert_eq!(event.outcome, outcome, "{}", context());
+        assert!(counted.contains(&event.why), "{}", context());
+        let bare = without_tags(frame);
+        let expected = &bare[..bare.len().min(SNAP as usize)];
+        assert_eq!(
+            (event.length as usize, &event.bytes[..]),
+            (bare.len(), expected),
+            "{}",
+            context()
+        );
+        assert_eq!(event.ifindex, INTERFACE);
+        let placed = matches!(outcome, Outcome::Accepted | Outcome::SentOn);
+        assert!(event.place.is_some() || !placed, "{}", context());
+        if let Some((packet, decision)) = packet.as_ref().zip(decision.as_ref())
+            && let Some(place) = event.place
+        {
+            let expected = decision
+                .place
+                .map(|(group, bucket)| (group as u16, bucket.index() as u16));
+            assert_eq!(Some(place), expected, "{}", context());
+            assert_eq!(event.owner, decision.owner.map(|owner| owner.as_u8()), "{}", context());
+            if outcome != Outcome::LeftToFarmd {
+                let peers = &plan.vip(packet.destination).unwrap().peers;
+                let known: NodeSet = decision.forward.iter().filter(|to| peers.contains_key(to)).collect();
+                assert_eq!(event.sent_to, known, "{}", context());
+                let lost = outcome == Outcome::Dropped && !decision.forward.is_empty();
+                let reason = Reason::ALL.iter().position(|r| *r == decision.reason).unwrap();
+                let why = if lost { Count::ForwardUnknown as usize } else { reason };
+                assert_eq!(event.why, why, "{}", context());
+            }
+        }
+        Some((outcome, event.sent_to.len()))
     }
 }
 
@@ -72,72 +139,76 @@ fn the_twin_does_the_same_and_tells_what_that_was() {
     );
     let Some(mut bench) = Bench::new(&first) else { return };
     let mut outcomes = std::collections::BTreeMap::<String, usize>::new();
-    for (addr, mode) in [
-        (vip(), INVISIBLE),
-        (vip(), L2Mode::Directed),
-        (vip6(), L2Mode::Directed),
+    for (addr, mode, held) in [
+        (vip(), INVISIBLE, false),
+        (vip(), L2Mode::Directed, false),
+        (vip(), L2Mode::Directed, true),
+        (vip6(), L2Mode::Directed, true),
     ] {
         let service = if mode == L2Mode::Directed { OWN_MAC } else { VIRTUAL_MAC };
         for (state, owner) in STATES
             .into_iter()
             .flat_map(|s| [Some(0), Some(1), Some(9), None].map(|o| (s, o)))
         {
-            let groups = vec![group(state, owner), group(BucketState::Foreign, Some(2))];
-            let plan = plan_of(addr, mode, Affinity::ClientPort, groups);
+            let mut one = group(state, owner);
+            if held {
+                // Some of them are not known.
+                let sets: [&[usize]; 4] = [&[1, 2], &[0, 2, 9], &[9], &[0]];
+                let holders = (0..BUCKETS).map(|i| (i, sets[i % 4].iter().map(|n| id(*n)).collect()));
+                one.holders = holders.collect();
+            }
+            let plan = plan_of(
+                addr,
+                mode,
+                Affinity::ClientPort,
+                vec![one, group(BucketState::Foreign, Some(2))],
+            );
             bench.kernel.install(&plan, &[]);
             for (to, from) in [(service, CLIENT_MAC), (OWN_MAC, mac(1))] {
-                for frame in frames_for(addr, to, from) {
-                    let (run, counted) = bench.run(&frame);
-                    let told = bench.tell(&frame);
-                    let context = || format!("{:?} {run:?} {counted:?} {frame:02x?}", told.event);
-                    assert_eq!(
-                        (told.run.code, &told.run.frame),
-                        (run.code, &run.frame),
-                        "{}",
-                        context()
-                    );
-                    assert_eq!(told.counted, counted, "{}", context());
-                    let Some(event) = &told.event else {
-                        assert_eq!(run.code, UNSPEC, "{}", context());
-                        continue;
-                    };
-                    let outcome = match run.code {
-                        SHOT => Outcome::Dropped,
-                        REDIRECT if counted.contains(&(Count::Punted as usize)) => Outcome::LeftToFarmd,
-                        REDIRECT if counted.contains(&(Count::BytesAccepted as usize)) => Outcome::Accepted,
-                        REDIRECT => Outcome::SentOn,
-                        other => panic!("{other}: {}", context()),
-                    };
-                    assert_eq!(event.outcome, outcome, "{}", context());
-                    assert!(counted.contains(&event.why), "{}", context());
-                    let went_on = counted.contains(&(Count::Forwarded as usize));
-                    assert_eq!(event.sent_on, went_on, "{}", context());
-                    let expected = &frame[..frame.len().min(SNAP as usize)];
-                    assert_eq!(
-                        (event.length as usize, &event.bytes[..]),
-                        (frame.len(), expected),
-                        "{}",
-                        context()
-                    );
-                    assert_eq!(event.ifindex, INTERFACE);
-                    let mut fragments = FragmentTable::default();
-                    let packet = Packet::parse(&frame);
-                    let decision = packet.map(|p| decide(&plan, &p, &mut fragments, Duration::ZERO, &mut |_| false));
-                    if let (Some(place), Some(decision)) = (event.place, &decision) {
-                        let expected = decision
-                            .place
-                            .map(|(group, bucket)| (group as u16, bucket.index() as u16));
-                        assert_eq!(Some(place), expected, "{}", context());
-                        assert_eq!(event.owner, decision.owner.map(|owner| owner.as_u8()), "{}", context());
+                bench.identification += 20;
+                for frame in frames_for(addr, to, from, bench.identification) {
+                    if let Some((outcome, copies)) = bench.compare_told(&plan, &frame) {
+                        *outcomes.entry(format!("{outcome:?} to {copies}")).or_default() += 1;
                     }
-                    let placed = matches!(outcome, Outcome::Accepted | Outcome::SentOn);
-                    assert!(event.place.is_some() || !placed, "{}", context());
-                    *outcomes.entry(format!("{outcome:?}")).or_default() += 1;
                 }
             }
         }
     }
-    assert_eq!(outcomes.len(), 4, "each of them: {outcomes:?}");
+    for seen in [
+        "Accepted to 0",
+        "Accepted to 1",
+        "Dropped to 0",
+        "LeftToFarmd to 0",
+        "SentOn to 1",
+        "SentOn to 2",
+    ] {
+        assert!(outcomes.contains_key(seen), "{seen}: {outcomes:?}");
+    }
+}
+
+#[test]
+fn past_the_lease_it_went_nowhere() {
+    let plan = plan_of(
+        vip(),
+        L2Mode::Directed,
+        Affinity::ClientIp,
+        vec![
+            group(BucketState::Foreign, Some(1)),
+            group(BucketState::Foreign, Some(2)),
+        ],
+    );
+    let Some(mut bench) = Bench::new(&plan) else { return };
+    bench.kernel.install(&plan, &[]);
+    let frame = Way::new(client(1), vip(), OWN_MAC).tcp(4000, 80, Flags::Ack);
+    let told = bench.tell(&frame).event.unwrap();
+    assert_eq!(
+        (told.outcome, told.sent_to),
+        (Outcome::SentOn, [id(1)].into_iter().collect())
+    );
+    bench.kernel.lease().renew(monotonic_nanos());
+    let told = bench.tell(&frame).event.unwrap();
+    assert_eq!((told.outcome, told.why), (Outcome::Dropped, Count::LeaseEnded as usize));
+    assert!(told.sent_to.is_empty(), "{told:?}");
 }
 
 #[test]
@@ -154,8 +225,7 @@ fn what_there_is_no_room_for_is_counted() {
     let mut events = bench.kernel.events().unwrap();
     let frame = Way::new(client(1), vip(), VIRTUAL_MAC).udp(4000, 53, &[7; 1400]);
     const RUNS: u32 = 2000;
-    let Bench { kernel, ns } = &mut bench;
-    ns.run(|| kernel.filter().dry_run(&frame, RUNS).unwrap());
+    bench.kernel.filter().dry_run(&frame, RUNS).unwrap();
     let mut whole = 0;
     // Each dry run gets the frame as the one before has addressed it.
     let read = events.read(RUNS as usize, |event| {

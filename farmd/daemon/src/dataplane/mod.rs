@@ -7,6 +7,7 @@
 pub mod arp;
 pub mod change;
 pub mod connections;
+pub mod early;
 pub mod half_open;
 pub mod judge;
 pub mod kernel;
@@ -29,6 +30,7 @@ use farm_core::balance::plan::Plan;
 use farm_core::config::PlaneChoice;
 use farm_core::wire::heartbeat::Requester;
 use farm_sys::bpf::{self, KernelCounters, KernelLease};
+use kernel::tables::NoRoom;
 
 /// A service interface that is ready to be worked with.
 #[derive(Debug)]
@@ -76,6 +78,8 @@ pub trait DataPlane: Send + Sync {
     fn standing(&self) -> Standing;
     /// Who may listen to what becomes of each frame.
     fn tracer(&self) -> trace::Tracer;
+    /// Has what is in the kernel stay at work until `until` when this ends, for the farmd that takes this process's place: nothing is open by the plan at work.
+    fn leave(&self, until: Instant);
     /// Ends it and waits until it has ended.
     fn stop(&mut self);
 }
@@ -89,6 +93,10 @@ pub struct Standing {
     pub attachment: Option<bpf::Attachment>,
     /// Why none can be, if so.
     pub problem: Option<String>,
+    /// For each of these addresses, whether XDP is ahead of the kernel's decision, or why not.
+    pub early: BTreeMap<IpAddr, String>,
+    /// Virtual addresses for which the kernel's tables have no room, and why.
+    pub refused: BTreeMap<IpAddr, NoRoom>,
     /// Service interfaces that have no program, by name, and why.
     pub captured: BTreeMap<String, String>,
 }
@@ -98,32 +106,42 @@ impl Standing {
     pub fn tell(&self, choice: PlaneChoice, vips: &[IpAddr]) -> (String, String) {
         let (kernel, user): (Vec<&IpAddr>, Vec<&IpAddr>) = vips.iter().partition(|vip| self.in_kernel.contains(*vip));
         let names = |vips: &[&IpAddr]| vips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let captured = || self.captured.values().cloned().collect::<Vec<_>>().join("; ");
+        let mut reasons: Vec<String> = self.captured.values().cloned().collect();
+        reasons.extend(user.iter().filter_map(|vip| Some(self.refused.get(*vip)?.to_string())));
+        reasons.dedup();
+        let captured = (!reasons.is_empty()).then(|| reasons.join("; "));
         let way = self.attachment.map_or(String::new(), |way| format!(", {way}"));
         match (kernel.is_empty(), user.is_empty()) {
-            (_, true) if !kernel.is_empty() => ("bpf".to_owned(), format!("eBPF at tc ingress{way}")),
-            (false, false) => {
-                let why = Some(captured()).filter(|why| !why.is_empty());
-                (
-                    "bpf, raw".to_owned(),
-                    format!(
-                        "eBPF at tc ingress{way} for {}; {} in user space: {}",
-                        names(&kernel),
-                        names(&user),
-                        why.unwrap_or_else(|| "no room in the kernel's tables".to_owned()),
-                    ),
-                )
-            }
+            (_, true) if !kernel.is_empty() => (
+                "bpf".to_owned(),
+                format!("eBPF at tc ingress{way}{}", self.tell_early(&kernel)),
+            ),
+            (false, false) => (
+                "bpf, raw".to_owned(),
+                format!(
+                    "eBPF at tc ingress{way} for {}{}; {} in user space: {}",
+                    names(&kernel),
+                    self.tell_early(&kernel),
+                    names(&user),
+                    captured.as_deref().unwrap_or("the kernel did not take them"),
+                ),
+            ),
             _ => {
-                let why = match (choice, &self.problem) {
-                    (PlaneChoice::Raw, _) => "as configured".to_owned(),
-                    (_, Some(problem)) => problem.clone(),
-                    (_, None) if !self.captured.is_empty() => captured(),
-                    (_, None) => "no virtual address is served here".to_owned(),
+                let why = match (choice, &self.problem, captured) {
+                    (PlaneChoice::Raw, ..) => "as configured".to_owned(),
+                    (_, Some(problem), _) => problem.clone(),
+                    (_, None, Some(captured)) => captured,
+                    (_, None, None) => "no virtual address is served here".to_owned(),
                 };
                 ("raw".to_owned(), why)
             }
         }
+    }
+
+    /// Of XDP, once for each interface.
+    fn tell_early(&self, vips: &[&IpAddr]) -> String {
+        let early: BTreeSet<&String> = vips.iter().filter_map(|vip| self.early.get(*vip)).collect();
+        early.into_iter().map(|text| format!("; {text}")).collect()
     }
 }
 
@@ -274,10 +292,12 @@ pub enum Count {
     ProgramLost,
     /// Frames that a trace wanted and did not get, because its reader was too slow.
     TraceLost,
+    /// Frames that the program in the kernel left to the daemon, lost because they came faster than they were read.
+    PuntLost,
 }
 
 impl Count {
-    const ALL: [Self; 37] = [
+    const ALL: [Self; 38] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -315,6 +335,7 @@ impl Count {
         Self::PlanChanged,
         Self::ProgramLost,
         Self::TraceLost,
+        Self::PuntLost,
     ];
 
     const fn name(self) -> &'static str {
@@ -356,6 +377,7 @@ impl Count {
             Self::PlanChanged => "plan_changed",
             Self::ProgramLost => "program_lost",
             Self::TraceLost => "trace_lost",
+            Self::PuntLost => "punt_lost",
         }
     }
 
@@ -446,6 +468,14 @@ mod tests {
             problem: problem.map(str::to_owned),
             ..Standing::default()
         };
+        let early = |of: &[(usize, &str)]| Standing {
+            early: of.iter().map(|(i, text)| (vips[*i], (*text).to_owned())).collect(),
+            ..standing(&vips, None)
+        };
+        let full = |in_kernel: &[IpAddr]| Standing {
+            refused: BTreeMap::from([(vips[1], NoRoom::Groups)]),
+            ..standing(in_kernel, None)
+        };
         let mut taken_off = standing(&[], None);
         taken_off
             .captured
@@ -461,7 +491,29 @@ mod tests {
             ),
             (
                 tell(standing(&vips[..1], None), PlaneChoice::Auto),
-                "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: no room in the kernel's tables)",
+                "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: the kernel did not take them)",
+            ),
+            (
+                tell(full(&vips[..1]), PlaneChoice::Auto),
+                "bpf, raw (eBPF at tc ingress, tcx for 198.18.0.20; 198.18.0.21 in user space: the kernel's tables have room for the first 32 groups)",
+            ),
+            (
+                tell(full(&[]), PlaneChoice::Bpf),
+                "raw (the kernel's tables have room for the first 32 groups)",
+            ),
+            (
+                tell(
+                    early(&[(0, "XDP on eth0 (ixgbe)"), (1, "XDP on eth0 (ixgbe)")]),
+                    PlaneChoice::Auto,
+                ),
+                "bpf (eBPF at tc ingress, tcx; XDP on eth0 (ixgbe))",
+            ),
+            (
+                tell(
+                    early(&[(0, "XDP on eth0 (ixgbe)"), (1, "no XDP on br0: it is a bridge device")]),
+                    PlaneChoice::Bpf,
+                ),
+                "bpf (eBPF at tc ingress, tcx; XDP on eth0 (ixgbe); no XDP on br0: it is a bridge device)",
             ),
             (tell(standing(&[], None), PlaneChoice::Raw), "raw (as configured)"),
             (tell(taken_off, PlaneChoice::Auto), "raw (eth0 takes none)"),

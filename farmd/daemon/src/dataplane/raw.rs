@@ -13,23 +13,23 @@
 //! guarded and draining buckets; connections opened later in a guarded bucket are added as their first packet
 //! is accepted.
 
+mod early;
 mod in_kernel;
 mod in_place;
+mod interface;
+mod recorded;
 mod telling;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use farm_core::balance::filter;
-use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
-use farm_core::config::L2Mode;
 use farm_core::wire::heartbeat::{BucketSet, Requester};
+use farm_sys::bpf::Predecessor;
 use farm_sys::event_fd::EventFd;
 use tracing::{debug, info, warn};
 
@@ -45,6 +45,7 @@ use super::trace::reader::Reader;
 use super::trace::{Begun, Tracer};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice, Standing};
 use crate::event::{Event, EventSender, HeldGroup};
+use interface::{join_groups, set_filter};
 
 /// Slots of 2 kB in each interface's ring: 4 MB, some 30 ms at 70 000 frames a second.
 pub const RING_SLOTS: u32 = 2048;
@@ -57,6 +58,9 @@ const MAX_FLOWS: usize = 1 << 20;
 /// Time between two log lines about a look-up that fails.
 const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
+/// What the farmd before has left in the kernel makes way when this one knows this host's connections, some ten milliseconds after its start; at the latest then.
+const FOLLOW_LIMIT: Duration = Duration::from_secs(3);
+
 /// Share of the processors that this thread asks for: some ten times that of an ordinary one.
 const NICE: i8 = -10;
 
@@ -68,6 +72,7 @@ enum Command {
     Learn(Requester),
     Listed(Listed),
     Trace(Option<Begun>),
+    Leave(Instant),
     Stop,
 }
 
@@ -82,13 +87,14 @@ pub struct RawPlane {
 }
 
 impl RawPlane {
-    /// Starts the thread in the network namespace of the caller.
+    /// Starts the thread in the network namespace of the caller. What `before` has left in the kernel is at work until this knows as much.
     pub fn start(
         plan: Arc<Plan>,
         lease: Arc<Lease>,
         counters: Arc<Counters>,
         events: EventSender,
         timing: Timing,
+        before: Predecessor,
     ) -> io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
         let wake = Arc::new(EventFd::new()?);
@@ -107,7 +113,10 @@ impl RawPlane {
         let tracer = Tracer::new(Arc::clone(&counters), Box::new(switch));
         let known = Known::new(Connections::open()?, Arc::clone(&counters));
         let (kernel, problem) = match in_place::kernel(&plan, &lease, &counters) {
-            Ok(kernel) => (Some(kernel), None),
+            Ok(mut kernel) => {
+                kernel.follow(before);
+                (Some(kernel), None)
+            }
             Err(error) => {
                 info!(%error, "frames are captured and judged in user space");
                 (None, Some(error.to_string()))
@@ -138,9 +147,16 @@ impl RawPlane {
             young_until: None,
             look_up_at: None,
             believed_from: None,
+            counted: false,
+            follows_until: Instant::now() + FOLLOW_LIMIT,
+            leaves: false,
+            punts_lost: 0,
+            punts_lost_told: None,
             standing: Arc::clone(&standing),
             tracer: tracer.clone(),
             reader: None,
+            early: early::Earlies::new(),
+            early_at: None,
         };
         worker.judge.kernel = kernel;
         let thread = thread::Builder::new()
@@ -181,6 +197,10 @@ impl DataPlane for RawPlane {
 
     fn learn(&self, requester: Requester) {
         self.send(Command::Learn(requester));
+    }
+
+    fn leave(&self, until: Instant) {
+        self.send(Command::Leave(until));
     }
 
     fn standing(&self) -> Standing {
@@ -237,10 +257,23 @@ struct Worker {
     look_up_at: Option<Instant>,
     /// Of look-ups that began earlier the answer is not whole.
     believed_from: Option<Instant>,
+    /// This host's connections have been looked up for a plan with addresses.
+    counted: bool,
+    /// How long what the farmd before has left in the kernel may be at work.
+    follows_until: Instant,
+    /// What is in the kernel is left to the next farmd.
+    leaves: bool,
+    /// Frames that the TAP had no room for, when that was last looked at.
+    punts_lost: u64,
+    /// When that was last in the log.
+    punts_lost_told: Option<Instant>,
     standing: Arc<Mutex<Standing>>,
     tracer: Tracer,
     /// Reads what the program in the kernel tells.
     reader: Option<Reader>,
+    /// What has become of XDP on each interface, and when the next step is due.
+    early: early::Earlies,
+    early_at: Option<Instant>,
 }
 
 impl Worker {
@@ -263,6 +296,7 @@ impl Worker {
                 self.record_at,
                 self.young_until.filter(|_| self.waiting.is_none()),
                 self.look_up_at,
+                self.early_at,
                 self.responder.next_at(),
                 Some(self.statistics_at),
             ];
@@ -349,12 +383,19 @@ impl Worker {
                         kernel.set_tap(tap.as_ref().map(|tap| (tap.tap.ifindex(), tap.mac)));
                     }
                     self.judge.tap = tap;
+                    self.punts_lost = self.punts_lost_by_now();
                 }
                 Command::Learn(requester) => self.responder.learn(requester),
                 Command::Listed(listed) => self.handle_listed(listed),
                 Command::Trace(begun) => self.handle_trace(begun),
+                Command::Leave(until) => {
+                    self.judge.lease.renew(until);
+                    self.leaves = true;
+                }
                 Command::Stop => {
+                    // First, so that what is left tells nobody.
                     self.hush();
+                    self.leave_program();
                     return false;
                 }
             }
@@ -431,48 +472,6 @@ impl Worker {
         debug!(version, ?judged, ?filtered, whole = ?began.elapsed(), "plan applied");
     }
 
-    /// Takes the recorded connection requests out of their rings; `plan` says who was to answer them.
-    fn record(&mut self, plan: &Plan) {
-        for interface in &mut self.interfaces {
-            if let Some(syns) = &mut interface.syns {
-                self.recorder.read(plan, syns);
-            }
-        }
-        let pause = self.recorder.pause(plan);
-        self.record_at = (!self.interfaces.is_empty()).then(|| Instant::now() + pause);
-    }
-
-    /// Answers, or sends on, what a node that is gone was to answer, apart from the flows in `answered`.
-    fn replay(&mut self, answered: &BTreeSet<FlowKey>) {
-        if !self.judge.lease.holds(Instant::now()) {
-            return;
-        }
-        let (plan, known) = (&self.judge.plan, &mut self.judge.known);
-        let now = Instant::now();
-        let due = self.recorder.take_due(plan, &mut |flow| {
-            answered.contains(flow) || known.has(plan, now, flow, None)
-        });
-        self.judge.replay(due, &self.interfaces);
-    }
-
-    fn discard_backlog(&mut self) {
-        self.judge.forget_held();
-        if let Some(tap) = &self.judge.tap
-            && let Err(error) = tap.tap.drain()
-        {
-            debug!(%error, "reading the TAP failed");
-        }
-        for interface in &mut self.interfaces {
-            match interface.ring.recv(2 * RING_SLOTS as usize, |_| {}) {
-                Ok(frames) => self.judge.counters.add(Count::LeaseEnded, frames as u64),
-                Err(error) => debug!(%error, interface = interface.name, "reading the ring failed"),
-            }
-        }
-        let plan = Arc::clone(&self.judge.plan);
-        self.record(&plan);
-        self.recorder.forget();
-    }
-
     /// Asks for this host's connections; the answer comes as a command.
     fn look_up(&mut self) {
         let plan = self.waiting.as_ref().unwrap_or(&self.judge.plan);
@@ -504,6 +503,7 @@ impl Worker {
             Ok(connections) => {
                 self.found = self.judge.known.replace(&self.judge.plan, listed.began, connections);
                 self.known = true;
+                self.counted = !self.judge.plan.vips.is_empty();
                 let pause = RECOUNT.max(listed.began.elapsed() * RECOUNT_REST);
                 let needed = self.judge.plan.groups.iter().any(GroupPlan::needs_sockets);
                 self.recount_at = needed.then(|| Instant::now() + pause);
@@ -521,6 +521,7 @@ impl Worker {
         }
         self.owes_report = false;
         self.report();
+        self.succeed();
     }
 
     /// What may be held is held, or peers would reset it.
@@ -552,6 +553,10 @@ impl Worker {
             self.look_up_at = None;
             self.look_up();
         }
+        if self.early_at.is_some_and(|at| at <= now) {
+            let plan = Arc::clone(&self.judge.plan);
+            self.steer_early(&plan);
+        }
         // While a plan waits openings are watched for it.
         if self.young_until.is_some_and(|at| at <= now) && self.waiting.is_none() {
             self.grow_up();
@@ -562,6 +567,8 @@ impl Worker {
                 self.judge.read_statistics(interface);
             }
             self.watch_program();
+            self.count_lost_punts();
+            self.succeed();
         }
         if self.record_at.is_some_and(|at| at <= now) {
             let plan = Arc::clone(&self.judge.plan);
@@ -571,62 +578,5 @@ impl Worker {
         }
         self.responder
             .handle_timeout(now, &self.judge.plan, &mut self.interfaces);
-    }
-}
-
-fn set_program(interface: &Interface, program: &[filter::Insn]) -> io::Result<()> {
-    interface.ring.set_filter(&super::kernel_program(program))
-}
-
-/// The kernel may refuse a long program (`optmem_max`); a coarser one passes more, never less.
-fn set_filter(judge: &Judge, interface: &mut Interface) {
-    let (plan, kernel, counters) = (&judge.plan, judge.kernel.as_ref(), &judge.counters);
-    if let Some(syns) = &mut interface.syns
-        && let Err(error) = syns.set_plan(plan)
-    {
-        counters.add(Count::FilterFailed, 1);
-        debug!(%error, interface = interface.name, "the filter of the recorded connection requests could not be set");
-    }
-    let mut vips = plan.vips.iter().filter(|vip| vip.interface == interface.index);
-    let fine = if vips.all(|vip| kernel.is_some_and(|kernel| kernel.takes(vip.addr))) {
-        filter::closed()
-    } else {
-        // Who listens wants to see what is others', too.
-        let detail = match judge.trace {
-            None => filter::Detail::Buckets,
-            Some(_) => filter::Detail::Vips,
-        };
-        filter::build(plan, interface.index, detail)
-    };
-    let coarse = || filter::build(plan, interface.index, filter::Detail::Vips);
-    let Err(error) = set_program(interface, &fine).or_else(|_| {
-        counters.add(Count::FilterCoarse, 1);
-        set_program(interface, &coarse())
-    }) else {
-        return;
-    };
-    counters.add(Count::FilterFailed, 1);
-    warn!(%error, interface = interface.name, "the socket filter could not be set; passing everything to the daemon instead");
-    if let Err(error) = set_program(interface, &filter::open()) {
-        warn!(%error, interface = interface.name, "not even that: new clients of this node may not be answered; raise net.core.optmem_max");
-    }
-}
-
-/// Lets the interface receive the virtual MACs of its VIPs, and what asks for the Ethernet address of IPv6 ones.
-fn join_groups(plan: &Plan, interface: &mut Interface) {
-    let index = interface.index;
-    for vip in plan.vips.iter().filter(|v| v.interface == index) {
-        if let IpAddr::V6(addr) = vip.addr {
-            super::neighbour::hear_solicitations(interface, addr);
-        }
-        let L2Mode::Invisible(mac) = vip.mode else { continue };
-        if interface.joined.insert(mac.0)
-            && let Err(error) = interface.ring.add_unicast_mac(mac.0)
-        {
-            warn!(%error, interface = interface.name, %mac, "the interface does not take the virtual MAC; trying promiscuous mode");
-            if let Err(error) = interface.ring.set_promiscuous(true) {
-                warn!(%error, interface = interface.name, "promiscuous mode was refused too: frames for the virtual address will not come in");
-            }
-        }
     }
 }

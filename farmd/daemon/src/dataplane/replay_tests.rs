@@ -1,7 +1,7 @@
 use farm_core::balance::assign::BucketMap;
 use farm_core::balance::hash::Seed;
 use farm_core::balance::plan::{BucketState, GroupPlan, RulePlan};
-use farm_core::config::{Affinity, PlaneChoice, Protocol};
+use farm_core::config::{Affinity, PlaneChoice, Protocol, XdpChoice};
 use farm_core::id::BUCKETS;
 
 use super::*;
@@ -51,15 +51,17 @@ fn plan(mode: L2Mode, owner: usize) -> Plan {
             own_mac: mac(0),
             mode,
             entry_group: 0,
-            rules: vec![RulePlan {
+            rules: [RulePlan {
                 protocol: Protocol::Tcp,
                 first_port: 80,
                 last_port: 80,
                 affinity: Affinity::ClientPort,
                 group: 0,
-            }],
+            }]
+            .into(),
             peers: BTreeMap::from([(id(1), mac(1)), (id(2), mac(2))]),
             choice: PlaneChoice::Auto,
+            xdp: XdpChoice::Auto,
             arp_reroute: None,
         }],
         groups: vec![GroupPlan {

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use farm_core::balance::plan::Plan;
-use farm_core::config::{InterfaceConfig, PlaneChoice, VirtualAddr, VirtualInterfaceConfig};
+use farm_core::config::{InterfaceConfig, PlaneChoice, VirtualAddr, VirtualInterfaceConfig, XdpChoice};
 use farm_core::wire::heartbeat::Requester;
 use farm_sys::netns::NetNs;
 use farm_sys::process::effective_uid;
@@ -48,6 +48,7 @@ impl DataPlane for Shelf {
         *self.tap.lock().unwrap() = tap;
     }
     fn learn(&self, _: Requester) {}
+    fn leave(&self, _: std::time::Instant) {}
     fn stop(&mut self) {}
 }
 
@@ -118,6 +119,7 @@ fn config(interfaces: &[&str], vip: &str, check: bool) -> VipConfig {
     VipConfig {
         tcp_reset: true,
         plane: PlaneChoice::Auto,
+        xdp: XdpChoice::Auto,
         drain: std::time::Duration::ZERO,
         interfaces: interfaces.iter().map(interface).collect(),
         groups: Vec::new(),

@@ -69,6 +69,7 @@ pub fn sight(runs: bool) -> Sight {
                 rules: VipPlan::rules_of(&vip, VIP, 0),
                 peers: [(node(1), MacAddr([2, 0, 0, 0, 0, 2]))].into(),
                 choice: config::PlaneChoice::default(),
+                xdp: config::XdpChoice::default(),
                 arp_reroute: None,
             })
             .collect(),

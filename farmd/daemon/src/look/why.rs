@@ -12,7 +12,7 @@ use farm_core::api::why_text::{Scene, Subject, dealt_by, filter_word};
 use farm_core::api::{ModuleState, Quality};
 use farm_core::balance::explain::{Inquiry, Place, Placeless};
 use farm_core::balance::plan::{GroupPlan, Plan, RulePlan, VipPlan};
-use farm_core::config::{L2Mode, PlaneChoice, Protocol};
+use farm_core::config::{L2Mode, PlaneChoice, Protocol, XdpChoice};
 use farm_core::id::{MacAddr, NodeSet};
 
 use super::{ModuleSight, Sight};
@@ -178,6 +178,7 @@ fn rules_only(sight: &Sight, module: &ModuleSight, vip: IpAddr) -> Plan {
                 rules: VipPlan::rules_of(config, vip, 0),
                 peers: BTreeMap::new(),
                 choice: PlaneChoice::default(),
+                xdp: XdpChoice::default(),
                 arp_reroute: None,
             })
             .collect(),

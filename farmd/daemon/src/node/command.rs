@@ -175,15 +175,15 @@ impl Node {
         &mut self,
         module: ModuleName,
         by: &str,
-        result: Result<(Box<ModuleConfig>, Vec<String>), String>,
+        result: Result<(Box<ModuleConfig>, Vec<String>), (u8, String)>,
         replies: &UnboundedSender<Reply>,
     ) {
         let (config, warnings) = match result {
             Ok(accepted) => accepted,
-            Err(error) => {
+            Err((code, error)) => {
                 self.set_busy(&module, false);
                 self.journal.audit(by, &format!("config {module}"), Err("refused"));
-                return fail(replies, exit::DATA, error);
+                return fail(replies, code, error);
             }
         };
         for warning in &warnings {

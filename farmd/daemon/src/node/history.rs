@@ -14,6 +14,7 @@ use farm_core::membership::{self, Cause, Testimony};
 
 use super::Node;
 use super::origin::Origins;
+use super::share::lasting;
 use crate::history::History;
 
 /// How many pulses an entry about a node waits for what the others say of it: they judge within one pulse of each other, and their next
@@ -138,6 +139,18 @@ impl Node {
     pub(super) fn record(&mut self, module: Option<&ModuleName>, what: Happening) {
         let now = self.now();
         self.chronicle.add(module, what, now);
+    }
+
+    /// Adds the entry of this farmd's start; `reloaded` if it was restarted in place.
+    pub(super) fn record_start(&mut self, reloaded: bool) {
+        let before = &self.chronicle.history;
+        let what = Happening::Started {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            incarnation: self.incarnation.0,
+            last_ended_in_order: before.last_ended_in_order(),
+            reloaded_by: before.last_reload_by().filter(|_| reloaded),
+        };
+        self.record(None, what);
     }
 
     /// Once a turn: entries that waited are completed by what the others say by then.
@@ -432,7 +445,7 @@ impl Node {
             if let Some(report) = report
                 && let Some(group) = report.groups.get(*group)
             {
-                weights.insert(*peer, (group.weight, report.why.clone()));
+                weights.insert(*peer, (group.weight, lasting(&report.why).to_owned()));
             }
         }
         if view.contains(self.this)
@@ -446,7 +459,7 @@ impl Node {
                 .filter(|_| ready)
                 .map_or(0, |g| self.share_weight(module, local, g));
             let why = self.why_of(module, local);
-            weights.insert(self.this, (weight, why));
+            weights.insert(self.this, (weight, lasting(&why).to_owned()));
         }
         weights
     }
@@ -539,7 +552,10 @@ mod tests {
         let (history, _) = History::load(var.path(), journal);
         let mut chronicle = Chronicle::new(history);
         let ms = Duration::from_millis;
-        let stopped = |by: &str| Happening::Stopped { by: by.to_owned() };
+        let stopped = |by: &str| Happening::Stopped {
+            by: by.to_owned(),
+            reload: false,
+        };
         let shown = |chronicle: &Chronicle| {
             let answer = chronicle.history().select("s1", &HistoryFilter::default());
             let json = serde_json::to_value(answer).unwrap();

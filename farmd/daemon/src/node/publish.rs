@@ -15,6 +15,7 @@ use farm_core::membership::{self, peer};
 use tracing::{info, warn};
 
 use super::Node;
+use super::rules::Rules;
 
 /// Module and group of each position in a plan.
 type Groups = Vec<(ModuleName, usize)>;
@@ -30,6 +31,7 @@ pub(super) struct Published {
     /// The farm's number for the newest plan; `None` if something else has changed since.
     farm_version: Option<u64>,
     macs: PeerMacs,
+    rules: Rules,
     under_way: VecDeque<(u64, u64, Groups)>,
     plan: Arc<Plan>,
 }
@@ -50,6 +52,7 @@ impl Published {
             version: 0,
             farm_version: None,
             macs: PeerMacs::new(),
+            rules: Rules::default(),
             under_way: VecDeque::new(),
             plan,
         }
@@ -123,7 +126,9 @@ impl Node {
             return false;
         }
         self.published.version += 1;
-        let (mut plan, groups) = self.build_plan(self.published.version, &macs);
+        let mut rules = std::mem::take(&mut self.published.rules);
+        let (mut plan, groups) = self.build_plan(self.published.version, &macs, &mut rules);
+        self.published.rules = rules;
         plan.gone = gone;
         let plan = Arc::new(plan);
         self.published.farm_version = Some(farm_version);
@@ -146,7 +151,7 @@ impl Node {
         self.modules.keys().flat_map(of).collect()
     }
 
-    fn build_plan(&self, version: u64, macs: &PeerMacs) -> (Plan, Groups) {
+    fn build_plan(&self, version: u64, macs: &PeerMacs, rules: &mut Rules) -> (Plan, Groups) {
         let mut plan = Plan {
             version,
             ..self.published.empty_plan()
@@ -184,15 +189,17 @@ impl Node {
                             own_mac: host.own_mac,
                             mode: virtual_interface.mode,
                             entry_group: base + VipPlan::entry_group_of(config, addr.addr),
-                            rules: VipPlan::rules_of(config, addr.addr, base),
+                            rules: rules.of(name, &module.config, base, addr.addr),
                             peers: peers.collect(),
                             choice: config.plane,
+                            xdp: config.xdp,
                             arp_reroute: interface.arp_reroute,
                         });
                     }
                 }
             }
         }
+        rules.forget_others(&plan);
         (plan, keys)
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use farm_core::api::history::Happening;
 use farm_core::api::{ModuleState, Reply, exit};
+use farm_core::farm::away;
 use farm_core::id::ModuleName;
 use farm_core::module::state::HANDOVER_LIMIT;
 use tokio::sync::mpsc::UnboundedSender;
@@ -91,7 +92,7 @@ impl Node {
                 text: "farmd restarts in place".to_owned(),
             });
             self.journal.audit(&by, "reload", Ok("farmd restarts in place"));
-            self.record(None, Happening::Stopped { by });
+            self.record(None, Happening::Stopped { by, reload: true });
             info!("the others have the share; farmd restarts in place");
             return self.say_goodbye(now, true);
         } else if now >= reloading.deadline {
@@ -114,6 +115,14 @@ impl Node {
         self.ending || self.modules.values().any(|m| m.machine.active() && !m.machine.ready())
     }
 
+    /// Leaves what is in the kernel at work for the connections of this host, until the next farmd judges by a plan of its own; as long as the others
+    /// take them for this host's, and a pulse less. The plan in force has nothing open: PROTOCOL.md says why nobody else answers for what it accepts.
+    pub(super) fn leave_plane(&self) {
+        let goodbye = self.left.unwrap_or_else(|| self.now());
+        let time = away::LIMIT.saturating_sub(self.cluster.heartbeat_interval);
+        self.plane.leave(self.start + goodbye + time);
+    }
+
     /// What the next farmd is to know; `None` if there is to be none.
     pub(super) fn legacy(&self) -> Option<Legacy> {
         self.reloading.as_ref().filter(|_| !self.ending)?;
@@ -123,11 +132,25 @@ impl Node {
             .filter(|(_, m)| m.machine.state() == ModuleState::Up);
         let modules: BTreeMap<ModuleName, BTreeMap<String, String>> =
             up.map(|(name, m)| (name.clone(), m.machine.resources())).collect();
-        Some(Legacy::new(modules))
+        let stopped = self.modules.iter().filter(|(_, m)| !m.machine.active());
+        let rested = stopped.map(|(name, m)| (name.clone(), m.machine.why())).collect();
+        Some(Legacy::new(modules, rested))
+    }
+
+    /// Goes on where the farmd before has left: modules that are in STOP say why, as they did there.
+    pub(super) fn go_on(&mut self, resumed: Vec<Resumed>, rested: BTreeMap<ModuleName, String>) {
+        for (name, why) in rested {
+            if let Some(module) = self.modules.get_mut(&name) {
+                module.machine.rest_because(why);
+            }
+        }
+        for module in resumed {
+            self.resume(module);
+        }
     }
 
     /// Goes on with a module whose application has been running all the time.
-    pub(super) fn resume(&mut self, resumed: Resumed) {
+    fn resume(&mut self, resumed: Resumed) {
         let Resumed { name, vips, resources } = resumed;
         let Some(module) = self.modules.get_mut(&name) else {
             return;

@@ -11,6 +11,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use farm_core::api::history::Happening;
 use farm_core::api::{ClientConnections, Drained, Reply, ShareScope, ShareSetting, exit};
 use farm_core::config::GroupConfig;
 use farm_core::handover::Handover;
@@ -24,6 +25,7 @@ use crate::event::{ShareCommand, ShareVerb};
 use crate::shares::Shares;
 
 pub(super) use stop::StopDrain;
+pub(super) use text::lasting;
 pub(super) use watch::ShareWaiting;
 
 /// How long a command waits for buckets to move: a hand-over takes milliseconds, a node that joins some hundred.
@@ -169,12 +171,23 @@ impl Node {
                     drained.until = Some(since.saturating_add(r.timeout_ms.div_ceil(1000)));
                 }
                 ShareVerb::Undrain(_) => setting.drained = None,
-                ShareVerb::Weight(r) => setting.weight = r.weight,
+                ShareVerb::Weight(r) => {
+                    setting.weight = r.weight;
+                    setting.weight_by = r.weight.map(|_| by.to_owned());
+                }
             }
             self.desk.shares.set(&target.module, &target.group, setting);
             let text = format!("Action {words} called by {by} (group {})", target.group);
             self.journal.write(&target.module, "farm", 'U', &text);
         }
+        let module = targets.first().map(|t| t.module.clone());
+        self.record(
+            module.as_ref().filter(|_| scope.module.is_some()),
+            Happening::Asked {
+                by: by.to_owned(),
+                what: text::asked(verb, self.cluster.name(self.this)),
+            },
+        );
         if matches!(verb, ShareVerb::Undrain(_)) {
             self.end_drains(&targets, &format!("undrained by {by}"));
         }
@@ -327,21 +340,24 @@ impl Node {
                 text::left(connections)
             );
         }
-        let drained: Vec<(usize, &GroupConfig, Drained)> = groups()
-            .filter_map(|(i, g)| Some((i, g, self.desk.setting(name, &g.name).drained?)))
-            .collect();
-        let Some((_, _, first)) = drained.first() else {
+        // Drained groups, or, if there is none, those that were given the weight 0.
+        let all = || groups().map(|(i, g)| (i, g, self.desk.setting(name, &g.name)));
+        let is_drained = |(_, _, setting): &(usize, &GroupConfig, ShareSetting)| setting.drained.is_some();
+        let mut meant: Vec<_> = all().filter(is_drained).collect();
+        if meant.is_empty() {
+            meant = all().filter(|(_, _, setting)| setting.weight == Some(0)).collect();
+        }
+        let Some((_, _, first)) = meant.first() else {
             return String::new();
         };
-        let which = if drained.len() == groups().count() {
+        let which = if meant.len() == groups().count() {
             String::new()
         } else {
-            let names: Vec<&str> = drained.iter().map(|(_, g, _)| g.name.as_str()).collect();
+            let names: Vec<&str> = meant.iter().map(|(_, g, _)| g.name.as_str()).collect();
             format!(" (group {})", names.join(", "))
         };
-        let connections = drained.iter().map(|(i, ..)| held(*i)).sum();
-        let left = text::left(connections);
-        format!("drained{which} by {} {}; {left}", first.by, text::ago(first.since))
+        let connections = meant.iter().map(|(i, ..)| held(*i)).sum();
+        text::given_away(first, &which, connections)
     }
 }
 

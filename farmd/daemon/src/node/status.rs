@@ -123,7 +123,13 @@ impl Node {
             };
             return absent(why);
         };
-        let shares = shares(&|i| report.groups.get(i).map(|g| (g.open.into(), g.held_connections)));
+        let mut shares = shares(&|i| report.groups.get(i).map(|g| (g.open.into(), g.held_connections)));
+        for ((share, group), told) in shares.iter_mut().zip(groups).zip(&report.groups) {
+            // A node that is drained, or on its way, tells the weight 0 too.
+            let set = told.weight > 0 || report.why.starts_with("weight 0");
+            let other = told.weight != group.weight(self.cluster.name(node));
+            share.setting.weight = (set && other).then_some(told.weight);
+        }
         let age = peer
             .and_then(|p| p.heard_at())
             .map_or(Duration::ZERO, |at| now.saturating_sub(at));

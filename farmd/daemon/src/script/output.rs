@@ -22,6 +22,10 @@ pub const KEPT_LOGS: usize = 50;
 /// Most that is read of the script's own output once it has ended: the pipe's content, and what a service adds meanwhile.
 const LAST_READ: usize = 1 << 20;
 
+/// Most bytes of the last line of output that are kept, and most characters of it that are told.
+const LAST_LINE_BYTES: usize = 1024;
+const LAST_LINE_CHARS: usize = 120;
+
 /// Where one run's output goes.
 pub(super) struct Output {
     /// None once it is full, cannot be written, or was not wanted.
@@ -29,6 +33,8 @@ pub(super) struct Output {
     left: u64,
     limit: u64,
     pipe: Option<pipe::Receiver>,
+    /// The newest bytes, also of what the file has no room for.
+    tail: Vec<u8>,
 }
 
 impl Output {
@@ -40,6 +46,7 @@ impl Output {
             left: limit,
             limit,
             pipe: None,
+            tail: Vec::new(),
         }
     }
 
@@ -78,6 +85,18 @@ impl Output {
         }
     }
 
+    /// The last line that is not empty, for a person: without control characters, and cut where it is long.
+    pub(super) fn last_line(&self) -> Option<String> {
+        let text = String::from_utf8_lossy(&self.tail);
+        let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+        let mut line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        if let Some((end, _)) = line.char_indices().nth(LAST_LINE_CHARS) {
+            line.truncate(end);
+            line.push('…');
+        }
+        Some(line)
+    }
+
     /// Reads for the services the script has left running, until the last one has closed the pipe.
     pub(super) async fn drain(mut self) {
         while self.pipe.is_some() {
@@ -103,6 +122,8 @@ impl Output {
     }
 
     fn write(&mut self, bytes: &[u8]) {
+        self.tail.extend_from_slice(bytes);
+        self.tail.drain(..self.tail.len().saturating_sub(LAST_LINE_BYTES));
         let Some(file) = &mut self.file else { return };
         let fits = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
         self.left -= fits as u64;

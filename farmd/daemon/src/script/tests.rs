@@ -4,6 +4,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Instant;
 
 use farm_sys::event_fd::EventFd;
+use farm_sys::signal_fd::SignalFd;
 
 use super::*;
 use crate::scratch::{Background, Scratch};
@@ -123,8 +124,12 @@ fn runs(pid: &str) -> bool {
 fn the_exit_code_and_all_output_up_to_the_end_are_reported() {
     let lab = Lab::new();
     let (outcome, output) = lab.run("#!/bin/sh\necho one\necho two >&2\nprintf three\nexit 3\n");
-    assert_eq!(outcome, ScriptOutcome::Exited(3));
+    assert_eq!(outcome, ScriptOutcome::ExitedSaying(3, "three".to_owned()));
     assert_eq!(output, "one\ntwo\nthree");
+    let (silent, _) = lab.run("#!/bin/sh\nexit 3\n");
+    assert_eq!(silent, ScriptOutcome::Exited(3));
+    let (empty_end, _) = lab.run("#!/bin/sh\nprintf ' no \\033licence \\n\\n'\nexit 1\n");
+    assert_eq!(empty_end, ScriptOutcome::ExitedSaying(1, "no  licence".to_owned()));
 }
 
 #[test]
@@ -163,6 +168,21 @@ fn it_gets_its_arguments_folder_and_environment() {
         "stdin is empty".to_owned(),
     ];
     assert_eq!(output.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn it_starts_with_no_signal_blocked_however_many_farmd_blocks() {
+    // On a thread of its own: the others of this process keep theirs.
+    let run = std::thread::spawn(|| {
+        let _signals = SignalFd::block(&[Signal::Term, Signal::Int]).unwrap();
+        Lab::new().run("#!/bin/sh\ngrep SigBlk: /proc/self/status\n")
+    });
+    let (outcome, output) = run.join().unwrap();
+    assert_eq!(outcome, ScriptOutcome::Exited(0));
+    assert_eq!(
+        output.split_whitespace().collect::<Vec<_>>(),
+        ["SigBlk:", "0000000000000000"]
+    );
 }
 
 #[test]
@@ -241,7 +261,8 @@ fn megabytes_of_output_do_not_fill_the_disk_or_stop_the_script() {
     let mut lab = Lab::new();
     lab.user.log_size_kb = 64;
     let (outcome, output) = lab.run("#!/bin/sh\nhead -c 20000000 /dev/zero | tr '\\0' x\nexit 5\n");
-    assert_eq!(outcome, ScriptOutcome::Exited(5));
+    let said = "x".repeat(120) + "…";
+    assert_eq!(outcome, ScriptOutcome::ExitedSaying(5, said), "the last line is cut");
     let note = "\n[farm: the output is longer than 64 KB, the rest is discarded]\n";
     assert_eq!(output.len(), 64 * 1024 + note.len());
     assert!(output.ends_with(note));

@@ -185,6 +185,7 @@ fn a_module_that_is_not_there_says_what_was_looked_for() {
     let lab = Lab::new();
     let error = apply(&lab.etc(), &lab.var(), &"none".parse().unwrap(), None, &[]).unwrap_err();
     assert!(matches!(error, ApplyError::NotInstalled { .. }));
+    assert_eq!(error.code(), farm_core::api::exit::NOT_FOUND);
     assert!(
         error
             .to_string()

@@ -233,6 +233,11 @@ impl Predecessor {
     pub fn interfaces(&self) -> impl Iterator<Item = u32> {
         self.places.keys().copied()
     }
+
+    /// Takes that of one interface off.
+    pub fn end(&mut self, ifindex: u32) {
+        self.places.remove(&ifindex);
+    }
 }
 
 /// Removes filters that a farmd has left on interfaces of this network namespace, and returns the names of these.

@@ -10,10 +10,12 @@ pub const SLOTS: u32 = 4;
 pub const MAX_VIPS: u32 = 64;
 /// Most groups of a plan.
 pub const MAX_GROUPS: u32 = 32;
-/// Most pages of rules of a plan; the first is the empty one.
-pub const MAX_PAGES: u32 = 512;
+/// Most pages of rules of a plan; the first is the empty one. Any one address needs 512 at most.
+pub const MAX_PAGES: u32 = 1024;
 /// Most nodes.
 const MAX_NODES: usize = 64;
+/// Sets of nodes that may have connections in the buckets of a group, and the empty one.
+pub const HOLDER_SETS: usize = 256;
 
 pub(super) const CONTROL_LEN: usize = 56;
 pub(super) const EPOCH_AT: usize = 0;
@@ -21,8 +23,11 @@ pub(super) const LEASE_AT: usize = 8;
 pub(super) const SNAP_AT: usize = 40;
 pub(super) const UNTOLD_AT: usize = 48;
 pub(super) const KEY_LEN: usize = 20;
-pub(super) const VIP_LEN: usize = 32;
+pub(super) const VIP_LEN: usize = 40;
 pub(super) const PEERS_LEN: usize = 1 + 2 * MAX_NODES;
+pub(super) const HOLDERS_LEN: usize = BUCKETS + 8 * HOLDER_SETS;
+pub(super) const FRAGMENT_KEY_LEN: usize = 40;
+pub(super) const FRAGMENT_LEN: usize = 16;
 
 /// For each of 256 ports a [`rule`], or for each 256 ports the number of a page.
 pub type Page = [u16; 256];
@@ -68,12 +73,8 @@ pub mod bucket {
     /// Other members have connections in it.
     pub const HELD: u16 = 16;
 
-    /// `bits` with the owner's number.
-    pub const fn owned_by(bits: u16, owner: Option<u8>) -> u16 {
-        let owner = match owner {
-            Some(owner) => owner,
-            None => 0xff,
-        };
+    /// `bits` with the owner's number, 0xff for nobody.
+    pub const fn owned_by(bits: u16, owner: u8) -> u16 {
         bits | (owner as u16) << 8
     }
 }
@@ -144,6 +145,8 @@ pub struct Vip {
     pub entry_group: u16,
     /// This node.
     pub this: u8,
+    /// The [`rule`] for what has no ports to tell, of TCP and of UDP; [`rule::NONE`] if there is none.
+    pub portless: [u16; 2],
 }
 
 impl Vip {
@@ -155,6 +158,8 @@ impl Vip {
         bytes[24..26].copy_from_slice(&u16::from(self.directed).to_ne_bytes());
         bytes[26..28].copy_from_slice(&self.entry_group.to_ne_bytes());
         bytes[28..32].copy_from_slice(&u32::from(self.this).to_ne_bytes());
+        bytes[32..34].copy_from_slice(&self.portless[0].to_ne_bytes());
+        bytes[34..36].copy_from_slice(&self.portless[1].to_ne_bytes());
         bytes
     }
 }
@@ -178,19 +183,97 @@ impl Peers {
     }
 }
 
+/// Who else has connections in the buckets of a group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Holders {
+    /// Of each bucket the number of its set, 0 if it is not here.
+    pub numbers: Box<[u8; BUCKETS]>,
+    /// The sets, a bit for each node; the first is none.
+    pub sets: Vec<u64>,
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        Self {
+            numbers: Box::new([0; BUCKETS]),
+            sets: vec![0],
+        }
+    }
+}
+
+impl Holders {
+    pub(super) fn to_bytes(&self) -> Box<[u8; HOLDERS_LEN]> {
+        let mut bytes = Box::new([0; HOLDERS_LEN]);
+        bytes[..BUCKETS].copy_from_slice(&self.numbers[..]);
+        for (word, set) in bytes[BUCKETS..].chunks_exact_mut(8).zip(&self.sets) {
+            word.copy_from_slice(&set.to_ne_bytes());
+        }
+        bytes
+    }
+}
+
+/// What makes fragments one datagram: source, destination, protocol (of IPv6 always 44) and identification.
+pub type Datagram = (IpAddr, IpAddr, u8, u32);
+
+pub(super) fn fragment_key((source, destination, protocol, identification): Datagram) -> [u8; FRAGMENT_KEY_LEN] {
+    let mut key = [0; FRAGMENT_KEY_LEN];
+    // An IPv4 source stands alone in its last word.
+    match source {
+        IpAddr::V4(v4) => key[12..16].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => key[..16].copy_from_slice(&v6.octets()),
+    }
+    key[16..32].copy_from_slice(&mapped(destination));
+    key[32..36].copy_from_slice(&identification.to_ne_bytes());
+    key[36..40].copy_from_slice(&u32::from(protocol).to_ne_bytes());
+    key
+}
+
+/// What the first fragment of a datagram carried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FirstFragment {
+    /// When the program saw it, in nanoseconds of [`super::monotonic_nanos`].
+    pub seen: u64,
+    /// Protocol of what it carried.
+    pub protocol: u8,
+    /// Ports of TCP and UDP.
+    pub source_port: u16,
+    /// As above.
+    pub destination_port: u16,
+    /// It opens a TCP connection.
+    pub opens: bool,
+}
+
+impl FirstFragment {
+    pub(super) fn from_bytes(bytes: &[u8; FRAGMENT_LEN]) -> Self {
+        /// As `bpf/frame.h` numbers it.
+        const OPENING_TCP: u8 = 1;
+        let [a, b, c, d, e, f, g, h, s0, s1, d0, d1, protocol, kind, _, _] = *bytes;
+        Self {
+            seen: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            protocol,
+            source_port: u16::from_ne_bytes([s0, s1]),
+            destination_port: u16::from_ne_bytes([d0, d1]),
+            opens: kind == OPENING_TCP,
+        }
+    }
+}
+
 /// Six bytes as a number, the first the lowest.
 fn mac_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
 /// IPv4 as mapped into IPv6.
-pub(super) fn vip_key(ifindex: u32, addr: IpAddr) -> [u8; KEY_LEN] {
-    let addr = match addr {
+fn mapped(addr: IpAddr) -> [u8; 16] {
+    match addr {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
-    };
+    }
+}
+
+pub(super) fn vip_key(ifindex: u32, addr: IpAddr) -> [u8; KEY_LEN] {
     let mut key = [0; KEY_LEN];
     key[..4].copy_from_slice(&ifindex.to_ne_bytes());
-    key[4..].copy_from_slice(&addr);
+    key[4..].copy_from_slice(&mapped(addr));
     key
 }

@@ -14,7 +14,7 @@ use super::{BpfError, Filter, PROGRAM, Shared, failed};
 /// Name of the program that tells.
 pub(super) const TELLING: &str = "farm_traced";
 /// Bytes of an event before those of the frame.
-const HEADER: usize = 32;
+const HEADER: usize = 40;
 
 /// What became of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,8 +46,8 @@ pub struct Event<'a> {
     pub place: Option<(u16, u16)>,
     /// Number of the node that owns the bucket.
     pub owner: Option<u8>,
-    /// It went to that node, too.
-    pub sent_on: bool,
+    /// Nodes that it was sent on to: bit 0 is node 0.
+    pub sent_to: u64,
     /// The first bytes of it.
     pub bytes: &'a [u8],
 }
@@ -57,16 +57,17 @@ impl<'a> Event<'a> {
     fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (header, frame) = bytes.split_at_checked(HEADER)?;
         let word = |at: usize| header.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
-        let [outcome, why, owner, sent_on, placed, ..] = *header.get(24..)? else {
+        let long = |at: usize| header.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
+        let [outcome, why, owner, placed, ..] = *header.get(32..)? else {
             return None;
         };
-        let place = word(20)?;
+        let place = word(28)?;
         let buckets = BUCKETS as u32;
         let place = (u16::try_from(place / buckets).ok()?, (place % buckets) as u16);
         Some(Self {
-            at: header.get(..8)?.try_into().ok().map(u64::from_ne_bytes)?,
-            ifindex: word(8)?,
-            length: word(12)?,
+            at: long(0)?,
+            ifindex: word(16)?,
+            length: word(20)?,
             outcome: match outcome {
                 0 => Outcome::Accepted,
                 1 => Outcome::Dropped,
@@ -77,8 +78,8 @@ impl<'a> Event<'a> {
             why: why.into(),
             place: (placed != 0).then_some(place),
             owner: (placed != 0 && owner != 0xff).then_some(owner),
-            sent_on: sent_on != 0,
-            bytes: frame.get(..word(16)? as usize)?,
+            sent_to: long(8)?,
+            bytes: frame.get(..word(24)? as usize)?,
         })
     }
 }
@@ -166,11 +167,13 @@ mod tests {
     #[test]
     fn an_event_reads_as_it_is_laid_out() {
         let mut bytes = Vec::new();
-        bytes.extend(7u64.to_ne_bytes());
+        for long in [7u64, 1 << 5 | 1 << 63] {
+            bytes.extend(long.to_ne_bytes());
+        }
         for word in [3u32, 1514, 4, 2 * 4096 + 17] {
             bytes.extend(word.to_ne_bytes());
         }
-        bytes.extend([2, 11, 5, 1, 1, 0, 0, 0]);
+        bytes.extend([2, 11, 5, 1, 0, 0, 0, 0]);
         bytes.extend([1, 2, 3, 4]);
         let event = Event::parse(&bytes).unwrap();
         let expected = Event {
@@ -181,15 +184,15 @@ mod tests {
             why: 11,
             place: Some((2, 17)),
             owner: Some(5),
-            sent_on: true,
+            sent_to: 1 << 5 | 1 << 63,
             bytes: &[1, 2, 3, 4],
         };
         assert_eq!(event, expected);
-        bytes[26] = 0xff;
+        bytes[34] = 0xff;
         assert_eq!(Event::parse(&bytes).unwrap().owner, None);
-        bytes[28] = 0;
+        bytes[35] = 0;
         assert_eq!(Event::parse(&bytes).unwrap().place, None);
-        bytes[24] = 9;
+        bytes[32] = 9;
         assert_eq!(Event::parse(&bytes), None);
         for length in 0..bytes.len() {
             assert_eq!(Event::parse(&bytes[..length]), None, "{length} bytes");

@@ -8,6 +8,7 @@
 
 mod lab;
 
+mod attach;
 mod conntrack;
 mod icmp;
 mod interface;
@@ -19,3 +20,4 @@ mod packet_ring;
 mod sock_diag;
 mod tap;
 mod vip;
+mod xdp;

@@ -1,12 +1,12 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
-use farm_sys::caps;
 use farm_sys::netlink::Netlink;
 use farm_sys::netns::NetNs;
 use farm_sys::packet_socket::VNET_HEADER;
 use farm_sys::sysctl;
 use farm_sys::tap::Tap;
+use farm_sys::{caps, interface};
 
 use crate::lab::{self, MAC_B, SILENCE};
 
@@ -151,4 +151,34 @@ fn where_the_device_file_is_absent_it_is_not_found() {
     })
     .join()
     .unwrap();
+}
+
+#[test]
+fn what_waits_to_be_read_is_as_much_as_was_set_and_the_rest_is_counted() {
+    if !lab::privileged() {
+        return;
+    }
+    let ns = NetNs::create().unwrap();
+    let (tap, socket) = tap_and_socket(&ns);
+    ns.run(|| {
+        lab::block_on(async {
+            let netlink = Netlink::open().await.unwrap();
+            // So that nothing is asked for before a datagram leaves.
+            netlink.set_arp(tap.ifindex(), false).await.unwrap();
+            netlink.set_queue_length(tap.ifindex(), 700).await.unwrap();
+        });
+        tap.drain().unwrap();
+        let before = interface::dropped_on_send("farm0").unwrap();
+        for _ in 0..600 {
+            socket.send_to(b"waits", (CLIENT, 4000)).unwrap();
+        }
+        assert_eq!(interface::dropped_on_send("farm0").unwrap(), before);
+        for _ in 0..200 {
+            socket.send_to(b"waits", (CLIENT, 4000)).unwrap();
+        }
+        assert_eq!(interface::dropped_on_send("farm0").unwrap(), before + 100);
+        assert_eq!(tap.drain().unwrap(), 700);
+        let absent = interface::dropped_on_send("farm9").unwrap_err();
+        assert_eq!(absent.kind(), io::ErrorKind::NotFound);
+    });
 }

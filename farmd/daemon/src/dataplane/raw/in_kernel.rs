@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use farm_core::balance::plan::Plan;
 use farm_core::wire::heartbeat::BucketSet;
+use farm_sys::interface;
+use tracing::{debug, warn};
 
-use super::{Worker, set_filter};
-use crate::dataplane::change;
+use super::{FAILURE_LOG_INTERVAL, Worker, set_filter};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::taken::WATCH;
+use crate::dataplane::{Count, change};
 
 /// Time that a frame takes from the program in the kernel to the stack, on a busy machine.
 const SETTLE: Duration = Duration::from_millis(2);
@@ -71,11 +73,21 @@ impl Worker {
     }
 
     fn install_with(&mut self, plan: &Plan, young: &[BucketSet]) {
+        let follows = self.follows(plan);
         let Some(kernel) = &mut self.judge.kernel else { return };
-        kernel.install(plan, young);
+        if follows {
+            kernel.cover(plan);
+        } else {
+            kernel.install(plan, young);
+            kernel.succeed();
+        }
         self.judge.known.set_all(kernel.is_at_work());
-        let taken = kernel.taken();
-        self.stand(|standing| standing.in_kernel = taken);
+        let (taken, refused) = (kernel.taken(), kernel.refused().clone());
+        self.stand(|standing| {
+            standing.in_kernel = taken;
+            standing.refused = refused;
+        });
+        self.steer_early(plan);
     }
 
     pub(super) fn set_filters(&mut self) {
@@ -90,5 +102,35 @@ impl Worker {
         self.judge.known.look_since(now);
         self.believed_from = Some(now + SETTLE);
         self.look_up_at = Some(now + SETTLE);
+    }
+
+    /// Frames that the TAP has had no room for since it was made.
+    pub(super) fn punts_lost_by_now(&self) -> u64 {
+        let Some(device) = &self.judge.tap else { return 0 };
+        interface::dropped_on_send(device.tap.name()).unwrap_or_else(|error| {
+            debug!(%error, "what the TAP has dropped");
+            self.punts_lost
+        })
+    }
+
+    /// Counts what the program has left to this thread and the TAP had no room for.
+    pub(super) fn count_lost_punts(&mut self) {
+        let now = self.punts_lost_by_now();
+        let lost = now.saturating_sub(self.punts_lost);
+        self.punts_lost = now;
+        if lost == 0 || !self.judge.kernel.as_ref().is_some_and(Kernel::is_at_work) {
+            return;
+        }
+        self.judge.counters.add(Count::PuntLost, lost);
+        if self
+            .punts_lost_told
+            .is_none_or(|at| at.elapsed() > FAILURE_LOG_INTERVAL)
+        {
+            self.punts_lost_told = Some(Instant::now());
+            warn!(
+                lost,
+                "frames that the kernel leaves to farmd come faster than it reads them: some are lost, and their senders repeat them"
+            );
+        }
     }
 }

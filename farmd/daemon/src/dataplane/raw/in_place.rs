@@ -2,11 +2,17 @@
 //!
 //! Without the program nothing reaches the stack (the nf_tables chain drops everything), so what was taken off is put back, and where that fails the interface's
 //! frames are captured until it works. Who has what is told in [`Standing`].
+//!
+//! Over a restart of farmd in place the program of the old one goes on with the old plan; that of the new one is attached ahead of it, lets everything by, and gets its first
+//! plan when that accepts what this host has connections of. Then the old one goes. So each frame is judged by one of the two, and none by neither.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
-use farm_core::balance::plan::Plan;
+use std::time::Instant;
+
+use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_sys::bpf::{Attachment, BpfError, Filter};
+use farm_sys::interface;
 use tracing::{debug, info, warn};
 
 use super::Worker;
@@ -74,6 +80,35 @@ impl Worker {
         });
     }
 
+    /// True while the program that the farmd before has left is to go on judging: by `plan` connections of this host would be dropped, which it has not
+    /// counted yet.
+    pub(super) fn follows(&self, plan: &Plan) -> bool {
+        let is_followed = self.judge.kernel.as_ref().is_some_and(Kernel::follows);
+        let drops =
+            |group: &GroupPlan, bucket: &u16| group.states.get(usize::from(*bucket)) == Some(&BucketState::Foreign);
+        let mut groups = plan.groups.iter().zip(&self.found);
+        let knows = self.counted && groups.all(|(group, found)| !found.buckets.iter().any(|b| drops(group, b)));
+        is_followed && Instant::now() < self.follows_until && !knows
+    }
+
+    /// Judges in the place of the program that the farmd before has left, if it is time for that.
+    pub(super) fn succeed(&mut self) {
+        let plan = Arc::clone(&self.judge.plan);
+        if self.judge.kernel.as_ref().is_some_and(Kernel::follows) && !self.follows(&plan) {
+            let young = self.young.clone();
+            self.install_again(&young);
+        }
+    }
+
+    /// Leaves the program, if that is wanted, to the farmd that takes this process's place.
+    pub(super) fn leave_program(&mut self) {
+        if let Some(kernel) = self.judge.kernel.as_mut().filter(|_| self.leaves)
+            && let Err(error) = kernel.leave()
+        {
+            warn!(%error, "frames are lost until the next farmd judges them");
+        }
+    }
+
     /// Takes the program off an interface that is no longer served.
     pub(super) fn detach_program(&mut self, index: u32, name: Option<&str>) {
         if let Some(kernel) = &mut self.judge.kernel {
@@ -114,6 +149,8 @@ impl Worker {
         }
         match kernel.is_in_place(index) {
             Ok(true) => return false,
+            // It went with its interface, which is looked after elsewhere.
+            Ok(false) if interface::index(name).ok() != Some(index) => return false,
             Ok(false) => {}
             Err(error) => {
                 debug!(%error, interface = name, "where the program is");

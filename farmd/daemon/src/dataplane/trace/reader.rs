@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use farm_core::balance::decide::Reason;
-use farm_core::id::NodeId;
+use farm_core::id::{NodeId, NodeSet};
 use farm_core::trace::{Cause, Outcome};
 use farm_sys::bpf::trace::{self as told, Event, Events};
 use farm_sys::bpf::{Count, monotonic_nanos};
@@ -103,7 +103,7 @@ fn frame<'a>(event: &Event<'a>, start: u64) -> Frame<'a> {
             told::Outcome::LeftToFarmd => Outcome::Punted,
         },
         cause: cause(event.why),
-        sent_on: owner.filter(|_| event.sent_on).into_iter().collect(),
+        sent_on: NodeSet::from_bits(event.sent_to),
         place: event.place.map(|(group, bucket)| (group.into(), bucket)),
         owner,
     }
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_has_the_time_of_other_clocks_and_goes_on_to_the_owner() {
+    fn a_frame_has_the_time_of_other_clocks_and_goes_on_to_members() {
         let event = Event {
             at: 5_000,
             ifindex: 3,
@@ -153,19 +153,13 @@ mod tests {
             why: Reason::Foreign as usize,
             place: Some((1, 17)),
             owner: Some(2),
-            sent_on: true,
+            sent_to: 1 << 2 | 1 << 9,
             bytes: &[],
         };
         let shown = frame(&event, 1_000);
         assert_eq!((shown.unix_us, shown.outcome), (1_005, Outcome::Forwarded));
-        assert_eq!(shown.sent_on, NodeId::new(2).into_iter().collect());
-        let alone = frame(
-            &Event {
-                sent_on: false,
-                ..event
-            },
-            0,
-        );
+        assert_eq!(shown.sent_on, [2, 9].into_iter().filter_map(NodeId::new).collect());
+        let alone = frame(&Event { sent_to: 0, ..event }, 0);
         assert!(alone.sent_on.is_empty() && alone.owner == NodeId::new(2));
     }
 }

@@ -2,10 +2,72 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use farm_core::api::ClientConnections;
+use farm_core::api::{ClientConnections, ShareScope, ShareSetting};
+
+use crate::event::ShareVerb;
+
+/// How the reason of a share begins that an administrator gave away.
+const GIVEN_AWAY: [&str; 2] = ["drained", "weight 0"];
+
+/// Whether the reason of a node says that an administrator gave its share away.
+pub(super) fn is_given_away(why: &str) -> bool {
+    GIVEN_AWAY.iter().any(|word| why.starts_with(word))
+}
+
+/// A command about shares in the words of the command line, for the history: `weight s2 5`, `drain s2 --timeout 600s --group web`.
+pub(super) fn asked(verb: &ShareVerb, node: &str) -> String {
+    let in_group = |scope: &ShareScope| {
+        scope
+            .group
+            .as_ref()
+            .map_or_else(String::new, |g| format!(" --group {g}"))
+    };
+    match verb {
+        ShareVerb::Drain(r) => {
+            let timeout = match r.timeout_ms {
+                ms if ms.is_multiple_of(1000) => format!("{}s", ms / 1000),
+                ms => format!("{ms}ms"),
+            };
+            format!("drain {node} --timeout {timeout}{}", in_group(&r.scope))
+        }
+        ShareVerb::Undrain(r) => format!("undrain {node}{}", in_group(&r.scope)),
+        ShareVerb::Weight(r) => {
+            let weight = r.weight.map_or_else(|| "default".to_owned(), |w| w.to_string());
+            format!("weight {node} {weight}{}", in_group(&r.scope))
+        }
+    }
+}
+
+/// Who gave a share away, then what is true only now: `drained (group web) by root on s1; 5 min ago, 3 connections left`,
+/// `weight 0, set by root; no connection left`. `which` names the groups where it is not all of them.
+pub(super) fn given_away(setting: &ShareSetting, which: &str, connections: u32) -> String {
+    let left = left(connections);
+    match &setting.drained {
+        Some(drained) => format!("drained{which} by {}; {}, {left}", drained.by, ago(drained.since)),
+        None => {
+            let by = setting.weight_by.as_ref();
+            let by = by.map_or_else(|| "at run time".to_owned(), |by| format!("by {by}"));
+            let left = if connections == 0 {
+                String::new()
+            } else {
+                format!("; {left}")
+            };
+            format!("weight 0{which}, set {by}{left}")
+        }
+    }
+}
+
+/// The part of a module's reason that will still be right tomorrow: without the age and the connections that are left.
+pub(in crate::node) fn lasting(why: &str) -> &str {
+    if is_given_away(why) || why.starts_with("stops when") {
+        why.split_once("; ").map_or(why, |(lasting, _)| lasting)
+    } else {
+        why
+    }
+}
 
 /// How long ago, in the coarsest unit: it is told to the other nodes, and should not change at every pulse.
-pub(super) fn ago(since: u64) -> String {
+fn ago(since: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     match now.saturating_sub(since) {
         0..60 => "less than a minute ago".to_owned(),
@@ -44,6 +106,8 @@ pub(super) fn from_whom(clients: &[ClientConnections], connections: u32) -> Stri
 
 #[cfg(test)]
 mod tests {
+    use farm_core::api::{DrainRequest, Drained, UndrainRequest, WeightRequest};
+
     use super::*;
 
     #[test]
@@ -60,6 +124,60 @@ mod tests {
             [left(0), left(1), left(2)],
             ["no connection left", "1 connection left", "2 connections left"]
         );
+    }
+
+    #[test]
+    fn a_command_is_told_as_it_was_typed() {
+        let scope = |group: Option<&str>| ShareScope {
+            module: None,
+            group: group.map(str::to_owned),
+        };
+        let drain = |timeout_ms| {
+            ShareVerb::Drain(DrainRequest {
+                scope: scope(Some("web")),
+                timeout_ms,
+                force: false,
+                wait: true,
+            })
+        };
+        let weight = |weight| {
+            ShareVerb::Weight(WeightRequest {
+                scope: scope(None),
+                weight,
+                force: false,
+            })
+        };
+        assert_eq!(asked(&drain(90_000), "s2"), "drain s2 --timeout 90s --group web");
+        assert_eq!(asked(&drain(500), "s2"), "drain s2 --timeout 500ms --group web");
+        assert_eq!(asked(&weight(Some(5)), "s2"), "weight s2 5");
+        assert_eq!(asked(&weight(None), "s2"), "weight s2 default");
+        let undrain = ShareVerb::Undrain(UndrainRequest { scope: scope(None) });
+        assert_eq!(asked(&undrain, "s2"), "undrain s2");
+    }
+
+    #[test]
+    fn what_the_history_keeps_of_a_reason_has_no_age() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let drained = ShareSetting {
+            drained: Some(Drained {
+                by: "root on s1".to_owned(),
+                since: now - 150,
+                until: None,
+            }),
+            ..ShareSetting::default()
+        };
+        let told = given_away(&drained, " (group web)", 3);
+        assert_eq!(told, "drained (group web) by root on s1; 2 min ago, 3 connections left");
+        assert_eq!(lasting(&told), "drained (group web) by root on s1");
+        let zero = ShareSetting {
+            weight: Some(0),
+            weight_by: Some("root on s1".to_owned()),
+            drained: None,
+        };
+        assert_eq!(given_away(&zero, "", 0), "weight 0, set by root on s1");
+        assert_eq!(lasting(&given_away(&zero, "", 1)), "weight 0, set by root on s1");
+        let other = "start_both failed: exit code 1; see its log";
+        assert_eq!(lasting(other), other);
     }
 
     #[test]

@@ -329,8 +329,10 @@ impl Node {
                     Err(format!("it was {reached}, and then left it: {why}"))
                 } else if why.is_empty() {
                     Ok(reached)
-                } else {
+                } else if text::is_given_away(&why) {
                     Ok(format!("{reached}, {why}"))
+                } else {
+                    Err(format!("it is {reached} and has no share: {why}"))
                 };
                 self.answer(&name, &waiting, result);
             }

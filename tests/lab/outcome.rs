@@ -1,15 +1,19 @@
-//! What a matrix found: tables for people, every value for machines, and what of it breaks a promise or misses a goal.
+//! What a measurement found: tables for people, every value for machines, and what of it breaks a promise or misses a goal.
 //!
-//! Owns the shapes only; `farm-lab chaos` prints them, writes them as JSON and turns them into Markdown and pictures.
+//! Owns the shapes only; `farm-lab chaos` and `farm-lab bench` print them, write them as JSON and turn them into Markdown and pictures.
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// Result of one matrix.
+/// Tells how far a measurement is; an error ends it, for instance after Ctrl-C.
+pub type Progress<'a> = &'a mut (dyn FnMut(&str) -> Result<()> + 'a);
+
+/// Result of one matrix of `chaos`, or of one part of `bench`.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Name of the matrix, as `--only` has it.
+    /// Name of the matrix or part, as `--only` has it.
     pub matrix: String,
-    /// The seed it ran with.
+    /// The seed it ran with, where one decides anything.
     pub seed: u64,
     /// How long it took, in seconds.
     pub seconds: f64,
@@ -17,6 +21,9 @@ pub struct Outcome {
     pub tables: Vec<Table>,
     /// Values to draw a histogram of.
     pub series: Vec<Series>,
+    /// Pictures of bars and lines.
+    #[serde(default)]
+    pub plots: Vec<Plot>,
     /// Broken promises: each makes the run fail.
     pub violations: Vec<String>,
     /// Goals that were missed; reported, no failure.
@@ -72,6 +79,43 @@ impl Table {
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
+}
+
+/// A picture: bars of things side by side, or lines over a scale.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Plot {
+    /// Its file is called so.
+    pub name: String,
+    /// What it shows.
+    pub title: String,
+    /// What the values are, with the unit.
+    pub unit: String,
+    /// What the points lie over, with the unit; without it each line is a bar.
+    pub over: Option<String>,
+    /// The scale they lie over grows by factors.
+    pub by_factors: bool,
+    /// Lines or bars, in order.
+    pub lines: Vec<Line>,
+    /// A value that is to be reached, or not to be passed.
+    pub goal: Option<f64>,
+}
+
+/// A line or a bar of a picture.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Line {
+    /// What was measured.
+    pub name: String,
+    /// Where it goes through; a bar has one.
+    pub points: Vec<Point>,
+}
+
+/// Values that were measured at one place of a scale.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Point {
+    /// The place; nothing in a bar.
+    pub at: f64,
+    /// Every value, in the order of measurement.
+    pub values: Vec<f64>,
 }
 
 /// Values of one thing.

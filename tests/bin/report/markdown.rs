@@ -1,30 +1,31 @@
 //! From a record to the tables of a Markdown file.
 //!
-//! Owns what stands between `<!-- chaos:NAME -->` and `<!-- /chaos:NAME -->`, where NAME is a matrix, `machine` or `summary`; the rest of the file is
-//! somebody's prose and stays as it is. So no number in it is typed by hand.
+//! Owns what stands between `<!-- WHAT:NAME -->` and `<!-- /WHAT:NAME -->`, where WHAT is `chaos` or `bench` and NAME a matrix or part, `machine` or `summary`; the
+//! rest of the file is somebody's prose and stays as it is. So no number in it is typed by hand.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use farm_lab::chaos::{Outcome, Table};
+use farm_lab::outcome::{Outcome, Table};
 
-use super::record::Record;
+use super::record::{Kind, Record};
 
 /// Fills the markers of `file`.
-pub fn fill(record: &Record, file: &Path) -> Result<()> {
+pub fn fill(record: &Record, file: &Path, kind: Kind) -> Result<()> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let mut filled = replace(&text, "machine", &format!("{}.\n", record.machine))?;
-    filled = replace(&filled, "summary", &summary(record))?;
+    let mark = kind.name();
+    let mut filled = replace(&text, mark, "machine", &format!("{}.\n", record.machine))?;
+    filled = replace(&filled, mark, "summary", &summary(record, kind))?;
     for outcome in &record.outcomes {
-        filled = replace(&filled, &outcome.matrix, &section(outcome))?;
+        filled = replace(&filled, mark, &outcome.matrix, &section(outcome, kind))?;
     }
     fs::write(file, filled).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// `text` with `new` between the markers called `name`.
-fn replace(text: &str, name: &str, new: &str) -> Result<String> {
-    let (open, close) = (format!("<!-- chaos:{name} -->\n"), format!("<!-- /chaos:{name} -->"));
+fn replace(text: &str, mark: &str, name: &str, new: &str) -> Result<String> {
+    let (open, close) = (format!("<!-- {mark}:{name} -->\n"), format!("<!-- /{mark}:{name} -->"));
     let Some((before, rest)) = text.split_once(&open) else {
         bail!("the file has no line `{}`", open.trim_end());
     };
@@ -34,12 +35,16 @@ fn replace(text: &str, name: &str, new: &str) -> Result<String> {
     Ok(format!("{before}{open}{new}{close}{after}"))
 }
 
-fn section(outcome: &Outcome) -> String {
+fn section(outcome: &Outcome, kind: Kind) -> String {
     let mut text: String = outcome.tables.iter().map(table).collect();
     for note in &outcome.notes {
         text.push_str(&format!("{note}\n\n"));
     }
-    text.push_str(&format!("(seed {}, {:.0} s)\n", outcome.seed, outcome.seconds));
+    let seed = match kind {
+        Kind::Chaos => format!("seed {}, ", outcome.seed),
+        Kind::Bench => String::new(),
+    };
+    text.push_str(&format!("({seed}{:.0} s)\n", outcome.seconds));
     text
 }
 
@@ -50,8 +55,11 @@ fn table(table: &Table) -> String {
     format!("{}:\n\n{}{}{rows}\n", table.title, line(&table.columns), line(&rule))
 }
 
-fn summary(record: &Record) -> String {
-    let mut text = String::from("| matrix | promises | goals |\n| --- | --- | --- |\n");
+fn summary(record: &Record, kind: Kind) -> String {
+    let mut text = String::from(match kind {
+        Kind::Chaos => "| matrix | promises | goals |\n| --- | --- | --- |\n",
+        Kind::Bench => "| part | goals |\n| --- | --- |\n",
+    });
     for outcome in &record.outcomes {
         let list = |all: &[String], none: &str| {
             if all.is_empty() {
@@ -60,12 +68,12 @@ fn summary(record: &Record) -> String {
                 all.join("; ")
             }
         };
-        text.push_str(&format!(
-            "| {} | {} | {} |\n",
-            outcome.matrix,
-            list(&outcome.violations, "kept"),
-            list(&outcome.missed, "met")
-        ));
+        let promises = match kind {
+            Kind::Chaos => format!(" {} |", list(&outcome.violations, "kept")),
+            Kind::Bench => String::new(),
+        };
+        let goals = list(&outcome.missed, "met");
+        text.push_str(&format!("| {} |{promises} {goals} |\n", outcome.matrix));
     }
     text
 }
@@ -77,10 +85,16 @@ mod tests {
     #[test]
     fn only_what_stands_between_the_markers_changes_and_twice_is_as_once() {
         let text = "a\n<!-- chaos:x -->\nold\n<!-- /chaos:x -->\nb\n";
-        let once = replace(text, "x", "new\n").unwrap();
+        let once = replace(text, "chaos", "x", "new\n").unwrap();
         assert_eq!(once, "a\n<!-- chaos:x -->\nnew\n<!-- /chaos:x -->\nb\n");
-        assert_eq!(replace(&once, "x", "new\n").unwrap(), once);
-        assert!(replace(text, "y", "").unwrap_err().to_string().contains("chaos:y"));
+        assert_eq!(replace(&once, "chaos", "x", "new\n").unwrap(), once);
+        assert!(
+            replace(text, "chaos", "y", "")
+                .unwrap_err()
+                .to_string()
+                .contains("chaos:y")
+        );
+        assert!(replace(text, "bench", "x", "").is_err());
     }
 
     #[test]

@@ -6,8 +6,27 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use farm_lab::chaos::{Outcome, Table};
+use farm_lab::outcome::{Outcome, Table};
 use serde::{Deserialize, Serialize};
+
+/// What was run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Farms were broken on purpose: there are promises, and a seed.
+    Chaos,
+    /// Speed and cost: there are goals only.
+    Bench,
+}
+
+impl Kind {
+    /// Its name on the command line, in markers and in the names of files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Chaos => "chaos",
+            Self::Bench => "bench",
+        }
+    }
+}
 
 /// What a run leaves behind.
 #[derive(Serialize, Deserialize)]
@@ -45,7 +64,7 @@ impl Record {
     /// Reads an earlier record.
     pub fn read(file: &Path) -> Result<Self> {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is not a record of farm-lab chaos", file.display()))
+        serde_json::from_str(&text).with_context(|| format!("{} is not a record of a run", file.display()))
     }
 
     /// Writes it to `file`, with what the file has of other matrices on the same machine.
@@ -77,13 +96,15 @@ pub fn print(outcome: &Outcome) {
 }
 
 /// The end of a run: every promise and goal in one look.
-pub fn print_summary(record: &Record) {
+pub fn print_summary(record: &Record, kind: Kind) {
     println!("\nSummary");
     for outcome in &record.outcomes {
-        let verdict = match (outcome.violations.is_empty(), outcome.missed.is_empty()) {
-            (true, true) => "promises kept, goals met",
-            (true, false) => "promises kept, goals missed",
-            (false, _) => "PROMISES BROKEN",
+        let verdict = match (kind, outcome.violations.is_empty(), outcome.missed.is_empty()) {
+            (Kind::Bench, _, true) => "goals met",
+            (Kind::Bench, _, false) => "goals missed",
+            (Kind::Chaos, true, true) => "promises kept, goals met",
+            (Kind::Chaos, true, false) => "promises kept, goals missed",
+            (Kind::Chaos, false, _) => "PROMISES BROKEN",
         };
         println!("  {:<12} {verdict}", outcome.matrix);
         for missed in &outcome.missed {

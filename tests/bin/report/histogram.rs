@@ -8,9 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use farm_lab::chaos::{Series, cell_ms, quantile};
+use farm_lab::outcome::{Series, cell_ms, quantile};
 
 use super::record::Record;
+use super::svg::{escape, step_for};
 
 /// Width of the picture, and where its strips begin and end.
 const WIDTH: f64 = 760.0;
@@ -136,20 +137,6 @@ fn bins(values: &[f64], end: f64) -> Vec<usize> {
     bins
 }
 
-/// The distance of the scale's lines: 1, 2 or 5 times a power of ten, at most ten of them.
-fn step_for(most: f64) -> f64 {
-    let power = 10_f64.powf((most / 10.0).log10().floor());
-    [1.0, 2.0, 5.0, 10.0]
-        .map(|times| times * power)
-        .into_iter()
-        .find(|step| most / step <= 10.0)
-        .unwrap_or(10.0 * power)
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,13 +147,6 @@ mod tests {
         let bins = bins(&values, 100.0);
         assert_eq!(bins.iter().sum::<usize>(), values.len());
         assert_eq!(bins[BINS - 1], 2);
-    }
-
-    #[test]
-    fn a_scale_has_five_to_ten_parts_or_so() {
-        for (most, step) in [(1.0, 0.1), (350.0, 50.0), (420.0, 50.0), (3300.0, 500.0)] {
-            assert!((step_for(most) - step).abs() < 1e-9, "{most}: {}", step_for(most));
-        }
     }
 
     #[test]
