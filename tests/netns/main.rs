@@ -26,5 +26,6 @@ mod replay;
 mod serving;
 mod signals;
 mod tools;
+mod trace;
 mod wire;
 mod xdp;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use look::{FlowsArgs, MapArgs, WhyArgs};
+use look::{FlowsArgs, MapArgs, TraceArgs, WhyArgs};
 
 /// Shown under every help text of the program.
 const EXIT_CODES: &str = "\
@@ -104,6 +104,8 @@ pub enum Verb {
     Map(MapArgs),
     /// Show which connections this node has, and whose buckets they are in
     Flows(FlowsArgs),
+    /// Show frames of virtual IPs as they come in on this node, with what becomes of each, and why
+    Trace(TraceArgs),
     /// List, install, uninstall and package modules
     #[command(subcommand)]
     Module(ModuleVerb),

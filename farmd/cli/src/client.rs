@@ -5,6 +5,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,12 +20,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::failure::Failure;
 use crate::folders::Context;
 
 /// The daemon answers questions at once; it needs longer only if it hangs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Time that an answer has for its last lines after its end was asked for.
+const END_LIMIT: Duration = Duration::from_secs(3);
 /// Largest answer taken: 64 nodes with many modules and a full plan stay far below.
 const MAX_ANSWER: usize = 32 * 1024 * 1024;
 
@@ -49,6 +54,7 @@ impl ClientError {
             Self::Denied { .. } => exit::DENIED,
             Self::Refused { status, .. } => match *status {
                 StatusCode::NOT_FOUND => exit::NOT_FOUND,
+                StatusCode::CONFLICT => exit::REFUSED,
                 StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => exit::USAGE,
                 StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY => exit::NO_DAEMON,
                 _ => exit::FAILED,
@@ -212,35 +218,136 @@ impl Client {
         response: Response<Incoming>,
         mut progress: impl FnMut(&str),
     ) -> Result<Reply, ClientError> {
-        let mut body = response.into_body();
-        let mut pending = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let frame =
-                frame.map_err(|e| self.no_answer(format!("the connection ended before the command did: {e}")))?;
-            pending.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            while let Some(end) = pending.iter().position(|b| *b == b'\n') {
-                let line: Vec<u8> = pending.drain(..=end).collect();
-                if line.trim_ascii().is_empty() {
-                    continue;
-                }
-                let reply = serde_json::from_slice(&line)
-                    .map_err(|e| self.no_answer(format!("a reply is not understood: {e}")))?;
-                match reply {
+        let mut lines = Lines::of(response);
+        while let Some(batch) = self.batch(&mut lines).await? {
+            for line in batch {
+                match self.understood(&line)? {
                     Reply::Progress { text } => progress(&text),
                     last => return Ok(last),
                 }
             }
-            if pending.len() > MAX_ANSWER {
-                return Err(self.no_answer("a reply has no end".to_owned()));
-            }
         }
         Err(self.no_answer("the connection ended before the command did".to_owned()))
+    }
+
+    /// As [`Self::post`] for an answer of any length: `take` gets its lines as they come, those that come together at once, until it says that one was the last. When the
+    /// process is interrupted, or told to end, what `stop` makes is sent, and the answer has a moment for its end.
+    pub fn follow<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        stop: impl Fn() -> Option<(&'static str, Vec<u8>)>,
+        mut take: impl FnMut(Vec<T>) -> Result<ControlFlow<()>, Failure>,
+    ) -> Result<(), Failure> {
+        let body =
+            serde_json::to_vec(body).map_err(|e| self.no_answer(format!("the request cannot be written: {e}")))?;
+        self.runtime.block_on(async {
+            let no_signals = |e| Failure::new(exit::FAILED, format!("cannot wait for signals: {e}"));
+            let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+            let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+            let mut lines = Lines::of(self.send(Method::POST, path, body.into()).await?);
+            let mut deadline = None;
+            loop {
+                let batch = tokio::select! {
+                    biased;
+                    batch = self.batch(&mut lines) => batch?,
+                    () = at(deadline) => None,
+                    _ = interrupt.recv(), if deadline.is_none() => {
+                        deadline = Some(self.stop(stop()).await);
+                        continue;
+                    }
+                    _ = terminate.recv(), if deadline.is_none() => {
+                        deadline = Some(self.stop(stop()).await);
+                        continue;
+                    }
+                };
+                let Some(batch) = batch else {
+                    let text = "the connection ended before the answer did: farmd has ended, or was restarted";
+                    return Err(self.no_answer(text.to_owned()).into());
+                };
+                let batch: Result<Vec<T>, ClientError> = batch.iter().map(|line| self.understood(line)).collect();
+                if take(batch?)?.is_break() {
+                    return Ok(());
+                }
+            }
+        })
+    }
+
+    /// Asks for the end of an answer, and says how long to wait for it.
+    async fn stop(&self, request: Option<(&'static str, Vec<u8>)>) -> Instant {
+        let deadline = Instant::now() + END_LIMIT;
+        if let Some((path, body)) = request {
+            // Without an answer the other end finds out by the connection's end.
+            let _ = tokio::time::timeout_at(deadline, self.send(Method::POST, path, body.into())).await;
+        }
+        deadline
+    }
+
+    /// Lines that have come; `None` after the last one.
+    async fn batch(&self, lines: &mut Lines) -> Result<Option<Vec<Vec<u8>>>, ClientError> {
+        lines
+            .next()
+            .await
+            .map_err(|text| self.no_answer(format!("the connection ended before the answer did: {text}")))
+    }
+
+    fn understood<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(line).map_err(|e| self.no_answer(format!("a reply is not understood: {e}")))
     }
 
     fn no_answer(&self, text: String) -> ClientError {
         ClientError::NoAnswer {
             socket: self.socket.clone(),
             text,
+        }
+    }
+}
+
+/// Ends at `deadline`; never without one.
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The lines of an answer, as they come.
+struct Lines {
+    body: Incoming,
+    pending: Vec<u8>,
+}
+
+impl Lines {
+    fn of(response: Response<Incoming>) -> Self {
+        Self {
+            body: response.into_body(),
+            pending: Vec::new(),
+        }
+    }
+
+    /// One line or more; `None` after the last one. Nothing is lost if it is not waited for to the end.
+    async fn next(&mut self) -> Result<Option<Vec<Vec<u8>>>, String> {
+        loop {
+            if let Some(end) = self.pending.iter().rposition(|b| *b == b'\n') {
+                let whole: Vec<u8> = self.pending.drain(..=end).collect();
+                let lines = whole
+                    .split(|b| *b == b'\n')
+                    .filter(|line| !line.trim_ascii().is_empty());
+                let lines: Vec<Vec<u8>> = lines.map(<[u8]>::to_vec).collect();
+                if !lines.is_empty() {
+                    return Ok(Some(lines));
+                }
+            }
+            if self.pending.len() > MAX_ANSWER {
+                return Err("a reply has no end".to_owned());
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => self
+                    .pending
+                    .extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
+                Some(Err(error)) => return Err(error.to_string()),
+            }
         }
     }
 }

@@ -25,6 +25,7 @@ mod share;
 mod snapshot;
 mod status;
 mod terminal;
+mod trace;
 mod why;
 
 use std::ffi::OsString;
@@ -142,6 +143,7 @@ fn perform(context: &Context, verb: &Verb) -> Result<u8, Failure> {
         Verb::Why(args) => why::run(context, args),
         Verb::Map(args) => map::run(context, args),
         Verb::Flows(args) => flows::run(context, args),
+        Verb::Trace(args) => trace::run(context, args),
         Verb::Log(args) => log::run(context, args),
         Verb::Module(verb) => module::run(context, verb),
         Verb::Cluster(verb) => cluster::run(context, verb),

@@ -115,8 +115,8 @@ pub fn on_nodes(
 ) -> Result<u8, Failure> {
     if !works_on_nodes(verb) {
         return Err(Failure::usage(
-            "--on is for commands to a module, drain, undrain, weight, status, history, why, map, flows, cluster state, reload and \
-             shutdown; this one works on this node's own files",
+            "--on is for commands to a module, drain, undrain, weight, status, history, why, map, flows, trace, cluster state, reload \
+             and shutdown; this one works on this node's own files",
         ));
     }
     if nodes.iter().any(|name| name.trim().is_empty()) {
@@ -134,6 +134,11 @@ pub fn on_nodes(
     let nodes = named(nodes, known)?;
     if let [node] = &nodes[..] {
         return perform(&on(context, node)?, verb);
+    }
+    if matches!(verb, Verb::Trace(_)) {
+        return Err(Failure::usage(
+            "trace shows the frames of one node at a time: name one with -H",
+        ));
     }
     let mut code = exit::OK;
     for node in &nodes {
@@ -195,7 +200,8 @@ fn works_on_nodes(verb: &Verb) -> bool {
         | Verb::History(_)
         | Verb::Why(_)
         | Verb::Map(_)
-        | Verb::Flows(_) => true,
+        | Verb::Flows(_)
+        | Verb::Trace(_) => true,
         Verb::RollingRestart(_)
         | Verb::Confcheck(_)
         | Verb::Log(_)

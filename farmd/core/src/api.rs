@@ -18,6 +18,8 @@
 //! | `POST /v1/drain` | [`DrainRequest`] | lines of [`Reply`]; ends when no connection is left, or were reset |
 //! | `POST /v1/undrain` | [`UndrainRequest`] | lines of [`Reply`]; ends when the share is back |
 //! | `POST /v1/weight` | [`WeightRequest`] | lines of [`Reply`] |
+//! | `POST /v1/trace` | [`trace::TraceRequest`] | lines of [`trace::TraceLine`]: `start`, any number of `frame`, and `end` or `failed` |
+//! | `POST /v1/trace/stop` | [`trace::TraceStop`] | lines of [`Reply`]; ends that trace |
 //! | any `/v1/on/{node}/{rest}` | as `/v1/{rest}` | what that node answers to `/v1/{rest}` |
 //! | `POST /v1/reload` | – | lines of [`Reply`]; restarts the daemon in place |
 //! | `POST /v1/shutdown` | – | lines of [`Reply`]; ends the daemon after all modules stopped |
@@ -26,6 +28,7 @@ pub mod flows;
 pub mod history;
 pub mod history_text;
 pub mod map;
+pub mod trace;
 pub mod why;
 pub mod why_text;
 

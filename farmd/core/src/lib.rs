@@ -26,4 +26,5 @@ pub mod membership;
 pub mod module;
 pub mod requesters;
 pub mod supervise;
+pub mod trace;
 pub mod wire;

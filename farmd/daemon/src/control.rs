@@ -4,6 +4,7 @@
 //! every other one is answered here with `{"error": …}`. Requests come from this host by [`socket`] and from other nodes
 //! by [`crate::remote`]; both ask `admit` and then `perform`.
 
+mod listening;
 mod looking;
 mod question;
 pub mod socket;
@@ -53,6 +54,8 @@ pub(crate) enum Answered {
     Whole(StatusCode, Vec<u8>),
     /// Comes line by line.
     Lines(Lines),
+    /// Comes in pieces of one or more lines.
+    Pieces(mpsc::Receiver<Vec<u8>>),
 }
 
 /// The replies to a command, one JSON document per line; the last one is `done` or `failed`.
@@ -140,6 +143,8 @@ pub(crate) enum Route<'a> {
     Plan,
     Shutdown,
     Reload,
+    Trace,
+    TraceStop,
     Share(ShareWord),
     Module {
         name: &'a str,
@@ -178,6 +183,8 @@ fn route(path: &str) -> Option<Route<'_>> {
         "plan" => Route::Plan,
         "shutdown" => Route::Shutdown,
         "reload" => Route::Reload,
+        "trace" => Route::Trace,
+        "trace/stop" => Route::TraceStop,
         "drain" => Route::Share(ShareWord::Drain),
         "undrain" => Route::Share(ShareWord::Undrain),
         "weight" => Route::Share(ShareWord::Weight),
@@ -213,7 +220,9 @@ pub(crate) fn admit<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, Ref
         ));
     };
     let (wanted, allow) = match route {
-        Route::Shutdown | Route::Reload | Route::Share(_) | Route::Module { .. } => (Method::POST, "POST"),
+        Route::Shutdown | Route::Reload | Route::Trace | Route::TraceStop | Route::Share(_) | Route::Module { .. } => {
+            (Method::POST, "POST")
+        }
         Route::Status
         | Route::Cluster
         | Route::History { .. }
@@ -253,6 +262,11 @@ pub(crate) async fn perform(
         Route::Flows { words } => return looking::flows(events, question::flows(words)?).await,
         Route::Metrics => return told(events, Query::Metrics).await,
         Route::Plan => return told(events, Query::Plan).await,
+        Route::Trace => return listening::start(events, caller, optional(body)?).await,
+        Route::TraceStop => {
+            let text = listening::stop(events, parse(body)?).await?;
+            let _ = replies.send(Reply::Done { text });
+        }
         Route::Shutdown => {
             events.send(Event::Shutdown { by: caller.by(None) });
             // The owner loop has no way back for a shutdown: the socket that goes away is the end of it.
@@ -320,11 +334,7 @@ struct CommandBody {
 fn verb_of(verb: ModuleVerb, body: &[u8], caller: &Caller) -> Result<Verb, Refusal> {
     match verb {
         ModuleVerb::Command(make) => {
-            let body: CommandBody = if body.is_empty() {
-                CommandBody::default()
-            } else {
-                parse(body)?
-            };
+            let body: CommandBody = optional(body)?;
             let identity = body.identity.map(|i| short("identity", &i)).transpose()?;
             let by = match body.by.as_str() {
                 "" => caller.by(identity.as_deref()),
@@ -371,6 +381,11 @@ fn verb_of(verb: ModuleVerb, body: &[u8], caller: &Caller) -> Result<Verb, Refus
             }))
         }
     }
+}
+
+/// As [`parse`]; no body stands for what is usual.
+fn optional<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, Refusal> {
+    if body.is_empty() { Ok(T::default()) } else { parse(body) }
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {

@@ -227,6 +227,8 @@ pub enum Query {
         Option<farm_core::balance::explain::Inquiry>,
         tokio::sync::oneshot::Sender<crate::look::Sight>,
     ),
+    /// Who may listen to what becomes of each frame.
+    Tracer(tokio::sync::oneshot::Sender<crate::dataplane::trace::Tracer>),
     /// Counters, by name.
     Metrics(tokio::sync::oneshot::Sender<std::collections::BTreeMap<String, u64>>),
     /// The present plan as JSON, for support.

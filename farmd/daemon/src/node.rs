@@ -506,6 +506,7 @@ impl Node {
                 drop(answer.send(self.chronicle.history().select(node, &filter)));
             }
             Query::Sight(inquiry, answer) => drop(answer.send(self.sight(inquiry.as_ref()))),
+            Query::Tracer(answer) => drop(answer.send(self.plane.tracer())),
             Query::Plan(answer) => drop(answer.send(self.published.describe())),
         }
     }

@@ -5,7 +5,8 @@
  * Ahead of the nf_tables rule that keeps the host's own stack from the VIPs' frames: what is accepted is redirected to the
  * TAP's receive side and never meets it; without this program it drops everything, as it does for the raw data plane. What needs
  * a wait (it starts something in a bucket that changes hands) is put to farmd, which reads the TAP and judges it by the same plan. It keeps
- * nothing but counters, and what first fragments carried.
+ * nothing but counters, and what first fragments carried. While somebody listens, its twin farm_traced stands in its place, which tells
+ * what became of each frame.
  */
 #include <linux/pkt_cls.h>
 
@@ -13,25 +14,29 @@
 #include "helpers.h"
 #include "odd.h"
 #include "tables.h"
+#include "trace.h"
 
-INLINE int drop(__u32 why)
+INLINE int drop(struct story *story, __u32 why)
 {
     count(why);
+    end_story(story, DROPPED, why);
     return TC_ACT_SHOT;
 }
 
 /* To farmd, which reads what the TAP is to send. */
-INLINE int punt(const struct control *control)
+INLINE int punt(struct story *story, const struct control *control)
 {
     count(PUNTED);
+    end_story(story, LEFT_TO_FARMD, PUNTED);
     return redirect(control->tap, 0);
 }
 
-INLINE int accept(struct __sk_buff *skb, const struct control *control, __u32 why)
+INLINE int accept(struct __sk_buff *skb, struct story *story, const struct control *control, __u32 why)
 {
     if (skb_store_bytes(skb, 0, control->tap_mac, ETH_ALEN, 0))
-        return drop(TAP_FAILED);
+        return drop(story, TAP_FAILED);
     count(why);
+    end_story(story, ACCEPTED, why);
     add(BYTES_ACCEPTED, skb->len);
     return redirect(control->tap, BPF_F_INGRESS);
 }
@@ -96,51 +101,89 @@ INLINE enum has has_socket(struct __sk_buff *skb, const struct control *control,
     return has;
 }
 
-/* A copy to each of `nodes`. */
-GLOBAL int spread(struct __sk_buff *skb, const struct peers *peers, __u64 from, __u64 nodes)
+/* A copy to each of `nodes`; returns those to whom it went. */
+GLOBAL __u64 spread(struct __sk_buff *skb, const struct peers *peers, __u64 from, __u64 nodes)
 {
+    __u64 sent_to = 0;
+
     if (!peers)
-        return -1;
+        return 0;
     for (__u32 node = 0; node < MAX_NODES; node++) {
         __u64 to;
 
         if (!(nodes >> node & 1))
             continue;
         to = peers->by_node[node];
-        if (!to)
+        if (!to) {
             count(FORWARD_UNKNOWN);
-        else
-            count(address_frame(skb, to, from) || clone_redirect(skb, skb->ifindex, 0) ? FORWARD_FAILED : FORWARDED);
+        } else if (address_frame(skb, to, from) || clone_redirect(skb, skb->ifindex, 0)) {
+            count(FORWARD_FAILED);
+        } else {
+            count(FORWARDED);
+            sent_to |= 1ULL << node;
+        }
     }
+    return sent_to;
+}
+
+/* The Ethernet address of one of `nodes` is known. */
+GLOBAL int is_any_known(const struct peers *peers, __u64 nodes)
+{
+    if (!peers)
+        return 0;
+    for (__u32 node = 0; node < MAX_NODES; node++)
+        if (nodes >> node & 1 && peers->by_node[node])
+            return 1;
     return 0;
 }
 
-INLINE int carry_out(struct __sk_buff *skb, const struct control *control, const struct packet *packet,
-                     const struct place *place, const struct decision *decision)
+INLINE int carry_out(struct __sk_buff *skb, struct story *story, const struct control *control,
+                     const struct packet *packet, const struct place *place, const struct decision *decision)
 {
-    if (decision->others)
-        spread(skb, place->peers, place->vip->own_mac, decision->others);
+    __u64 owner = 1ULL << (place->entry >> OWNER_SHIFT & (MAX_NODES - 1));
+    /* Why it goes on to nobody, although it should. */
+    __u32 lost = 0;
+    int verdict;
+
+    if (decision->others) {
+        story->sent_to = spread(skb, place->peers, place->vip->own_mac, decision->others);
+        if (!story->sent_to && story->is_told)
+            lost = is_any_known(place->peers, decision->others) ? FORWARD_FAILED : FORWARD_UNKNOWN;
+    }
     if (decision->onward) {
         if (!decision->to) {
             count(FORWARD_UNKNOWN);
+            lost = FORWARD_UNKNOWN;
         } else if (address_frame(skb, decision->to, place->vip->own_mac)) {
             count(FORWARD_FAILED);
+            lost = FORWARD_FAILED;
         } else if (!decision->accepted) {
             count(decision->why);
             count(FORWARDED);
+            end_story(story, SENT_ON, decision->why);
+            story->goes_to = owner;
             return redirect(skb->ifindex, 0);
+        } else if (clone_redirect(skb, skb->ifindex, 0)) {
+            count(FORWARD_FAILED);
         } else {
-            count(clone_redirect(skb, skb->ifindex, 0) ? FORWARD_FAILED : FORWARDED);
+            count(FORWARDED);
+            story->sent_to |= owner;
         }
     }
-    if (!decision->accepted)
-        return drop(decision->why);
+    if (!decision->accepted) {
+        verdict = drop(story, decision->why);
+        if (story->sent_to)
+            story->outcome = SENT_ON;
+        else if (lost)
+            story->why = lost;
+        return verdict;
+    }
     if ((decision->others || decision->onward) && address_frame(skb, packet->to_mac, packet->from_mac))
-        return drop(FORWARD_FAILED);
-    return accept(skb, control, decision->why);
+        return drop(story, FORWARD_FAILED);
+    return accept(skb, story, control, decision->why);
 }
 
-INLINE int judge(struct __sk_buff *skb, const struct control *control, __u64 epoch)
+INLINE int judge(struct __sk_buff *skb, struct story *story, const struct control *control, __u64 epoch)
 {
     struct frame frame = {
         .data = (void *)(long)skb->data,
@@ -174,50 +217,89 @@ INLINE int judge(struct __sk_buff *skb, const struct control *control, __u64 epo
     if (fate == LET_BY)
         return TC_ACT_UNSPEC;
     if (fate == REFUSED)
-        return drop(why);
+        return drop(story, why);
+    place_story(story, &place);
     if (is_waiting(&packet, &place))
-        return punt(control);
+        return punt(story, control);
     if (is_shared(&packet, &place)) {
         holders = find_holders(&place);
         if (!holders)
-            return punt(control);
+            return punt(story, control);
     }
     if (needs_socket(&packet, &place))
         has = has_socket(skb, control, &frame, &packet);
     if (has == ASK)
-        return punt(control);
+        return punt(story, control);
     decision = decide(&packet, &place, has == HAS);
     decision.others = holders & ~(1ULL << (place.vip->this_node & (MAX_NODES - 1)));
     if (decision.onward)
         decision.others &= ~(1ULL << (place.entry >> OWNER_SHIFT & (MAX_NODES - 1)));
-    return carry_out(skb, control, &packet, &place, &decision);
+    return carry_out(skb, story, control, &packet, &place, &decision);
+}
+
+/* Number of the plan to judge the frame by, which has no tags any more; 0 if it is let by. */
+INLINE __u64 begin(struct __sk_buff *skb, const struct control *control)
+{
+    __u64 epoch = READ_ONCE(control->epoch);
+
+    if (!epoch || is_of_vlan(skb))
+        return 0;
+    if ((skb->protocol == be16(ETH_P_8021Q) || skb->protocol == be16(ETH_P_8021AD)) && untag(skb))
+        return 0;
+    return epoch;
+}
+
+/* Judges by this plan, if that stays in force long enough and the lease holds to the end. */
+INLINE int ingress(struct __sk_buff *skb, struct story *story, const struct control *control, __u64 epoch)
+{
+    __u32 want = skb->len < 128 ? skb->len : 128;
+    int verdict;
+
+    if ((void *)(long)skb->data + want > (void *)(long)skb->data_end && skb_pull_data(skb, want))
+        return TC_ACT_UNSPEC;
+    verdict = judge(skb, story, control, epoch);
+    /* So many plans later the slot may have been written while it was read. */
+    if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
+        return drop(story, PLAN_CHANGED);
+    /* At the end: this processor may have stood still since the frame came. */
+    if (verdict == TC_ACT_REDIRECT && ktime_get_ns() >= READ_ONCE(control->lease_until))
+        return drop(story, LEASE_ENDED);
+    return verdict;
 }
 
 SEC("classifier")
 int farm_ingress(struct __sk_buff *skb)
 {
-    __u32 zero = 0, want;
+    __u32 zero = 0;
     struct control *control = map_lookup(&CONTROL, &zero);
+    struct story untold = {};
+    __u64 epoch;
+
+    if (!control)
+        return TC_ACT_UNSPEC;
+    epoch = begin(skb, control);
+    return epoch ? ingress(skb, &untold, control, epoch) : TC_ACT_UNSPEC;
+}
+
+SEC("classifier")
+int farm_traced(struct __sk_buff *skb)
+{
+    __u32 zero = 0;
+    struct control *control = map_lookup(&CONTROL, &zero);
+    struct story story = {.is_told = 1};
+    struct event *event;
     __u64 epoch;
     int verdict;
 
     if (!control)
         return TC_ACT_UNSPEC;
-    epoch = READ_ONCE(control->epoch);
-    if (!epoch || is_of_vlan(skb))
+    epoch = begin(skb, control);
+    if (!epoch)
         return TC_ACT_UNSPEC;
-    if ((skb->protocol == be16(ETH_P_8021Q) || skb->protocol == be16(ETH_P_8021AD)) && untag(skb))
-        return TC_ACT_UNSPEC;
-    want = skb->len < 128 ? skb->len : 128;
-    if ((void *)(long)skb->data + want > (void *)(long)skb->data_end && skb_pull_data(skb, want))
-        return TC_ACT_UNSPEC;
-    verdict = judge(skb, control, epoch);
-    /* So many plans later the slot may have been written while it was read. */
-    if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
-        return drop(PLAN_CHANGED);
-    /* At the end: this processor may have stood still since the frame came. */
-    if (verdict == TC_ACT_REDIRECT && ktime_get_ns() >= READ_ONCE(control->lease_until))
-        return drop(LEASE_ENDED);
+    event = observe(skb, control);
+    verdict = ingress(skb, &story, control, epoch);
+    if (event && verdict != TC_ACT_UNSPEC)
+        tell(control, event, &story);
     return verdict;
 }
 

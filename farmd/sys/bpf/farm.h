@@ -74,6 +74,28 @@ struct control {
     __u32 tap;     /* interface through which the stack gets what is accepted, and farmd what it judges itself */
     __u32 tracked; /* connections may end in containers, of which only farmd knows */
     __u8 tap_mac[8];
+    __u64 snap;   /* bytes of each frame for whoever listens; 0: nobody does */
+    __u64 untold; /* frames that there was no room to tell of */
+};
+
+#define MAX_SNAP 2048
+
+enum outcome { ACCEPTED, DROPPED, SENT_ON, LEFT_TO_FARMD };
+
+/* What became of a frame, for whoever listens; as much of the frame follows as was captured. */
+struct event {
+    __u64 at;      /* CLOCK_MONOTONIC, ns */
+    __u64 sent_to; /* a bit for each node that it was sent on to */
+    __u32 ifindex;
+    __u32 length; /* of the whole frame */
+    __u32 captured;
+    __u32 place; /* group * BUCKETS + bucket, if `placed` */
+    __u8 outcome;
+    __u8 why; /* a counter */
+    __u8 owner;
+    __u8 placed;
+    __u8 pad[4];
+    __u8 bytes[MAX_SNAP];
 };
 
 struct vip_key {
@@ -122,12 +144,13 @@ struct fragment {
 };
 
 /* src/bpf/layout.rs has these lengths. */
-_Static_assert(sizeof(struct control) == 40, "control");
+_Static_assert(sizeof(struct control) == 56, "control");
 _Static_assert(sizeof(struct vip_key) == 20, "vip_key");
 _Static_assert(sizeof(struct vip) == 40, "vip");
 _Static_assert(sizeof(struct peers) == 8 + 16 * MAX_NODES, "peers");
 _Static_assert(sizeof(struct holders) == BUCKETS + 8 * HOLDER_SETS, "holders");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct fragment) == 16, "fragment");
+_Static_assert(sizeof(struct event) == 40 + MAX_SNAP, "event");
 
 #endif

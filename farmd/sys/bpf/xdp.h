@@ -93,6 +93,9 @@ INLINE int early(struct xdp_md *ctx, int sends)
     epoch = READ_ONCE(control->epoch);
     if (!epoch)
         return XDP_PASS;
+    /* Somebody listens: the program at tc does it all, and tells. */
+    if (READ_ONCE(control->snap))
+        return XDP_PASS;
     verdict = judge_early(ctx, control, epoch, sends);
     if (verdict == XDP_PASS)
         return XDP_PASS;

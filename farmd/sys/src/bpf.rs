@@ -7,13 +7,14 @@ mod attach;
 mod layout;
 mod link;
 pub mod nothing;
+pub mod trace;
 mod xdp;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -209,6 +210,10 @@ pub struct Filter {
     holders: Array<MapData, [u8; layout::HOLDERS_LEN]>,
     fragments: HashMap<MapData, [u8; layout::FRAGMENT_KEY_LEN], [u8; layout::FRAGMENT_LEN]>,
     counters: KernelCounters,
+    /// The ring of [`trace`].
+    events: OwnedFd,
+    /// Name of the program that is attached.
+    chosen: &'static str,
 }
 
 impl fmt::Debug for Filter {
@@ -230,17 +235,25 @@ impl Filter {
         let mut ebpf = EbpfLoader::new()
             .load(object)
             .map_err(|e| failed("the kernel does not take the program's tables", &e))?;
-        let program: &mut SchedClassifier = ebpf
-            .program_mut(PROGRAM)
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| BpfError::new(format!("there is no {PROGRAM} in the object")))?;
-        program
-            .load()
-            .map_err(|e| failed("the kernel does not take the program", &e))?;
+        for name in [PROGRAM, trace::TELLING] {
+            let program: &mut SchedClassifier = ebpf
+                .program_mut(name)
+                .and_then(|program| program.try_into().ok())
+                .ok_or_else(|| BpfError::new(format!("there is no {name} in the object")))?;
+            program
+                .load()
+                .map_err(|e| failed(&format!("the kernel does not take the program {name}"), &e))?;
+        }
         let control = take(&mut ebpf, "CONTROL")?;
         let Map::Array(data) = &control else {
             return Err(BpfError::new("CONTROL is no array"));
         };
+        let events = take(&mut ebpf, "EVENTS")?;
+        let Map::RingBuf(events) = events else {
+            return Err(BpfError::new("EVENTS is no ring"));
+        };
+        let events = events.fd().as_fd().try_clone_to_owned();
+        let events = events.map_err(|e| failed("the ring of events", &e))?;
         let shared = Shared::map(data).map_err(|e| failed("the control block cannot be mapped", &e))?;
         Ok(Self {
             shared: Arc::new(shared),
@@ -257,15 +270,19 @@ impl Filter {
             holders: typed(&mut ebpf, "HOLDERS")?,
             fragments: typed(&mut ebpf, "FRAGMENTS")?,
             counters: KernelCounters(Arc::new(typed(&mut ebpf, "COUNTERS")?)),
+            events,
+            chosen: PROGRAM,
             ebpf,
         })
     }
 
+    /// The chosen program.
     fn program(&mut self) -> Result<&mut SchedClassifier, BpfError> {
+        let chosen = self.chosen;
         self.ebpf
-            .program_mut(PROGRAM)
+            .program_mut(chosen)
             .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| BpfError::new(format!("{PROGRAM} is gone")))
+            .ok_or_else(|| BpfError::new(format!("{chosen} is gone")))
     }
 
     /// The lease, for whoever renews it. It has ended until then.

@@ -127,8 +127,22 @@ impl Tc {
     /// # Errors
     /// What the kernel says; `AlreadyExists` if the handle is taken.
     pub fn add(&mut self, ifindex: u32, handle: u32, name: &str, program: BorrowedFd<'_>) -> Result<(), TcError> {
+        let result = self.put(NLM_F_EXCL, ifindex, handle, name, program);
+        told("add a filter", result)
+    }
+
+    /// Puts a program in the place of the one with that handle.
+    ///
+    /// # Errors
+    /// What the kernel says; the one that is there stays then.
+    pub fn replace(&mut self, ifindex: u32, handle: u32, name: &str, program: BorrowedFd<'_>) -> Result<(), TcError> {
+        let result = self.put(0, ifindex, handle, name, program);
+        told("replace a filter", result)
+    }
+
+    fn put(&mut self, flags: u16, ifindex: u32, handle: u32, name: &str, program: BorrowedFd<'_>) -> io::Result<()> {
         let fd = program.as_raw_fd().cast_unsigned();
-        let result = self.request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, |body| {
+        self.request(RTM_NEWTFILTER, NLM_F_CREATE | flags, |body| {
             body.put(&header(ifindex, handle, INGRESS, PRIORITY << 16 | ETH_P_ALL))
                 .attribute_text(TCA_KIND, "bpf")
                 .nested(TCA_OPTIONS, |options| {
@@ -137,8 +151,7 @@ impl Tc {
                         .attribute_text(TCA_BPF_NAME, name)
                         .attribute(TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
                 });
-        });
-        told("add a filter", result)
+        })
     }
 
     /// Takes a program off; true if it was there.

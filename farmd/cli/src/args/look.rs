@@ -1,8 +1,10 @@
-//! The words of `why`, `map` and `flows`. Nothing here acts.
+//! The words of `why`, `map`, `flows` and `trace`. Nothing here acts.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use farm_core::api::trace::{DEFAULT_SECONDS, DEFAULT_SNAP, MAX_SNAP, MIN_SNAP};
 
 /// Words of `why`.
 #[derive(Args, Debug)]
@@ -59,6 +61,37 @@ pub struct FlowsArgs {
     /// Name at most so many clients and connections
     #[arg(short = 'n', long, value_name = "N", default_value_t = farm_core::api::flows::DEFAULT_FLOWS)]
     pub lines: usize,
+}
+
+/// Shown under the help of `trace`.
+const FILTERS: &str = "\
+Filter:
+  host ADDR | net ADDR/LENGTH | vip ADDR | port N | tcp | udp | icmp
+  accepted | dropped | forwarded | held | punted | reason NAME
+joined by `and`, as in: farm trace tcp port 80 and host 198.18.0.2 and dropped
+
+A frame that the program in the kernel leaves to farmd has two lines: punted,
+and what farmd made of it. farm(1) explains verdicts and reasons.";
+
+/// Words of `trace`.
+#[derive(Args, Debug)]
+#[command(after_help = FILTERS)]
+pub struct TraceArgs {
+    /// Which frames; all of virtual IPs if not given
+    #[arg(value_name = "FILTER")]
+    pub filter: Vec<String>,
+    /// End after so many frames
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Write the frames to a pcapng file instead, their verdicts as comments; `-` is standard output
+    #[arg(short, long, value_name = "FILE", conflicts_with = "json")]
+    pub write: Option<PathBuf>,
+    /// Take at most so many bytes of each frame
+    #[arg(short, long, value_name = "BYTES", default_value_t = DEFAULT_SNAP, value_parser = clap::value_parser!(u32).range(i64::from(MIN_SNAP)..=i64::from(MAX_SNAP)))]
+    pub snaplen: u32,
+    /// End after so many seconds; 0 for never
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SECONDS)]
+    pub seconds: u64,
 }
 
 fn client(text: &str) -> Result<Client, String> {

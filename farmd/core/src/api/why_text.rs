@@ -202,6 +202,7 @@ mod tests {
                 reason,
                 forward: NodeSet::EMPTY,
                 owner: None,
+                place: None,
                 opens: None,
             };
             scene.text(Subject::Opening, &decision)

@@ -111,17 +111,21 @@ pub struct Decision {
     pub forward: NodeSet,
     /// Owner of the packet's bucket, where a bucket was looked up.
     pub owner: Option<NodeId>,
+    /// That bucket, and the position of its group in the plan.
+    pub place: Option<(usize, Bucket)>,
     /// Accepted as the first packet of a connection in a guarded bucket: later packets of this flow are known.
     pub opens: Option<FlowKey>,
 }
 
 impl Decision {
-    const fn local(verdict: Verdict, reason: Reason) -> Self {
+    /// One for this host alone, of a packet whose bucket was not looked up.
+    pub const fn local(verdict: Verdict, reason: Reason) -> Self {
         Self {
             verdict,
             reason,
             forward: NodeSet::EMPTY,
             owner: None,
+            place: None,
             opens: None,
         }
     }
@@ -268,6 +272,7 @@ fn by_state(
     kind: &Kind,
     has_socket: &mut dyn FnMut(&FlowKey) -> bool,
 ) -> Decision {
+    let place = (group, bucket);
     let Some(group) = plan.groups.get(group) else {
         return Decision::drop(Reason::NoRule);
     };
@@ -306,7 +311,7 @@ fn by_state(
         (BucketState::Foreign, _) if owner.is_none() => Decision::drop(Reason::NoOwner),
         (BucketState::Foreign, _) => Decision::drop(Reason::Foreign),
     };
-    decision.owner = owner;
+    (decision.owner, decision.place) = (owner, Some(place));
     if vip.mode == L2Mode::Directed {
         if let Some(owner) = owner {
             decision.forward.insert(owner);

@@ -187,6 +187,7 @@ async fn answer(
     Ok(match perform(route, &body, &caller, events).await? {
         Answered::Whole(status, json) => response(status, "application/json", Answer::Whole(Full::from(json))),
         Answered::Lines(lines) => response(StatusCode::OK, "application/x-ndjson", Answer::Lines(lines)),
+        Answered::Pieces(pieces) => response(StatusCode::OK, "application/x-ndjson", Answer::Pieces(pieces)),
     })
 }
 
@@ -196,6 +197,7 @@ fn refused(refusal: Refusal) -> Response<Answer> {
     let mut response = match refusal.into_answer() {
         Answered::Whole(status, json) => response(status, "application/json", Answer::Whole(Full::from(json))),
         Answered::Lines(lines) => response(StatusCode::OK, "application/x-ndjson", Answer::Lines(lines)),
+        Answered::Pieces(pieces) => response(StatusCode::OK, "application/x-ndjson", Answer::Pieces(pieces)),
     };
     if let Some(allow) = allow {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
@@ -240,7 +242,7 @@ enum Answer {
     Whole(Full<Bytes>),
     /// Comes line by line.
     Lines(Lines),
-    /// Comes from another node, in pieces.
+    /// Comes in pieces, here or from another node.
     Pieces(mpsc::Receiver<Vec<u8>>),
 }
 

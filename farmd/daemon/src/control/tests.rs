@@ -388,3 +388,21 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     );
     assert_eq!(std::fs::read(folder.socket()).unwrap(), b"a file");
 }
+
+#[test]
+fn a_trace_that_cannot_be_is_refused_before_anybody_is_asked() {
+    let served = Served::new("trace");
+    for (body, words) in [
+        (r#"{"filter":"tcp port http"}"#, "filter, character 10"),
+        (r#"{"snap":7}"#, "74 to 2048 bytes are expected"),
+        (r#"{"colour":"red"}"#, "colour"),
+    ] {
+        let answer = served.request("POST", "/v1/trace", body);
+        assert!(
+            answer.starts_with("HTTP/1.1 400 ") && answer.contains(words),
+            "{body}: {answer}"
+        );
+    }
+    assert!(served.request("GET", "/v1/trace", "").starts_with("HTTP/1.1 405 "));
+    assert!(served.nothing_seen());
+}

@@ -3,6 +3,8 @@
 //! Owns the plan in force, what is known of this host's connections, the fragments seen, and what is kept
 //! for buckets that are changing hands. It reads no ring by itself and never waits; the data plane's thread drives it.
 
+mod telling;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use farm_core::balance::fragment::FragmentTable;
 use farm_core::balance::plan::Plan;
 use farm_core::config::L2Mode;
 use farm_core::id::{NodeId, NodeSet};
+use farm_core::trace::{Cause, Outcome};
 use farm_core::wire::packet::{L4, Packet};
 use farm_sys::packet_socket::{PacketRing, VNET_HEADER as VNET};
 use tracing::{debug, warn};
@@ -23,6 +26,7 @@ use super::kernel::Kernel;
 use super::known::Known;
 use super::replay;
 use super::taken::Taken;
+use super::trace::Tracer;
 use super::{Count, Counters, Interface, Lease, LocalDevice};
 
 /// Frames taken from one ring before the others have their turn.
@@ -58,6 +62,8 @@ pub struct Judge {
     pub known: Known,
     /// Judges most frames before they get here, where there is one.
     pub kernel: Option<Kernel>,
+    /// Whom each frame is told, while somebody listens.
+    pub trace: Option<Tracer>,
     buffer: Box<[u8]>,
     fragments: FragmentTable,
     /// Connection requests, datagrams and echoes that wait for their bucket to open.
@@ -77,6 +83,7 @@ impl Judge {
             tap: None,
             known,
             kernel: None,
+            trace: None,
             buffer: vec![0; MAX_FRAME].into_boxed_slice(),
             fragments: FragmentTable::default(),
             held: VecDeque::new(),
@@ -91,6 +98,9 @@ impl Judge {
         self.known.handle_plan(&old, &self.plan);
         if change::opens(&old, &self.plan) {
             self.taken.watch(Instant::now());
+        }
+        if let Some(trace) = &self.trace {
+            trace.set_plan(Arc::clone(&self.plan));
         }
         old
     }
@@ -112,8 +122,9 @@ impl Judge {
     /// Gives up what has been kept for too long; all of it is looked at again with each plan, so that only the oldest need be.
     pub fn expire_held(&mut self, now: Instant) {
         while self.held.front().is_some_and(|held| held.since + HOLD_TIME <= now) {
-            self.held.pop_front();
+            let expired = self.held.pop_front();
             self.counters.add(Count::HoldExpired, 1);
+            self.tell_lost(expired, Cause::HoldExpired);
         }
     }
 
@@ -199,10 +210,13 @@ impl Judge {
             return;
         };
         let decision = self.decide(&packet);
+        // As it came: what is accepted is addressed anew.
+        let came = self.snap(bytes);
         // For each frame anew: this thread may have stood still since the last one, and others have answered since.
         let now = Instant::now();
         if !self.lease.holds(now) {
             self.counters.add(Count::LeaseEnded, 1);
+            self.tell(came, bytes.len(), &decision, Outcome::Dropped, Cause::LeaseEnded);
             return;
         }
         if decision.verdict == Verdict::Hold {
@@ -212,24 +226,32 @@ impl Judge {
         if !decision.forward.is_empty() {
             forwards.push((bytes.to_vec(), decision.forward));
         }
-        if decision.verdict == Verdict::Accept {
-            self.accept_first(now, &packet, &decision, bytes);
-        }
+        let failed = match decision.verdict {
+            Verdict::Accept => self.accept_first(now, &packet, &decision, bytes).err(),
+            Verdict::Drop | Verdict::Hold | Verdict::Pass => None,
+        };
+        self.tell_judged(came, bytes.len(), &decision, failed);
     }
 
     /// To the stack, unless it is the copy of a frame that has been accepted already.
-    fn accept_first(&mut self, now: Instant, packet: &Packet, decision: &Decision, bytes: &mut [u8]) {
+    fn accept_first(
+        &mut self,
+        now: Instant,
+        packet: &Packet,
+        decision: &Decision,
+        bytes: &mut [u8],
+    ) -> Result<(), Cause> {
         if let Some(handed_on) = self.may_come_twice(packet) {
             let forgotten = self.taken.forgotten();
             let repeated = self.taken.is_repeated(now, handed_on, &bytes[VNET..]);
             self.counters.add(Count::TakenFull, self.taken.forgotten() - forgotten);
             if repeated {
                 self.counters.add(Count::Repeated, 1);
-                return;
+                return Err(Cause::Repeated);
             }
         }
         self.note_opening(now, packet, decision.opens.is_some());
-        self.accept(bytes);
+        self.accept(bytes)
     }
 
     /// Of a frame that starts something, where every node has it from the client: whether a member has handed it on all the same.
@@ -268,8 +290,9 @@ impl Judge {
 
     fn hold(&mut self, since: Instant, why: Reason, bytes: &[u8]) {
         if self.held.len() >= HOLD {
-            self.held.pop_front();
+            let oldest = self.held.pop_front();
             self.counters.add(Count::HoldFull, 1);
+            self.tell_lost(oldest, Cause::HoldFull);
         }
         let bytes = bytes.to_vec();
         self.held.push_back(Held { since, why, bytes });
@@ -287,31 +310,42 @@ impl Judge {
             let now = Instant::now();
             if now.saturating_duration_since(since) >= HOLD_TIME {
                 self.counters.add(Count::HoldExpired, 1);
+                self.tell_lost(Some(Held { since, why, bytes }), Cause::HoldExpired);
                 continue;
             }
             let decision = self.decide(&packet);
+            let (came, length) = (self.snap(&bytes), bytes.len());
             let leased = self.lease.holds(now);
             let elsewhere = decision.owner.filter(|owner| *owner != self.plan.this);
             match (decision.verdict, elsewhere) {
                 // It was kept until the new owner works, which is no longer waited for.
                 (Verdict::Hold, Some(owner)) if leased && why == Reason::HandedOver && decision.reason != why => {
                     left.extend(replay::flow_of(&packet));
+                    self.tell_sent_on(came, length, &decision, owner);
                     self.send_on(interfaces, &mut bytes, owner);
                 }
                 (Verdict::Hold, _) => {
                     let why = decision.reason;
                     self.held.push_back(Held { since, why, bytes });
                 }
-                _ if !leased => self.counters.add(Count::LeaseEnded, 1),
+                _ if !leased => {
+                    self.counters.add(Count::LeaseEnded, 1);
+                    self.tell(came, length, &decision, Outcome::Dropped, Cause::LeaseEnded);
+                }
                 (Verdict::Accept, _) if leased => {
                     left.extend(replay::flow_of(&packet));
-                    self.accept_first(now, &packet, &decision, &mut bytes);
+                    let failed = self.accept_first(now, &packet, &decision, &mut bytes).err();
+                    self.tell_judged(came, length, &decision, failed);
                 }
                 (Verdict::Drop, Some(owner)) if leased => {
                     left.extend(replay::flow_of(&packet));
+                    self.tell_sent_on(came, length, &decision, owner);
                     self.send_on(interfaces, &mut bytes, owner);
                 }
-                (Verdict::Accept | Verdict::Drop | Verdict::Pass, _) => self.counters.add(Count::HoldExpired, 1),
+                (Verdict::Accept | Verdict::Drop | Verdict::Pass, _) => {
+                    self.counters.add(Count::HoldExpired, 1);
+                    self.tell(came, length, &decision, Outcome::Dropped, Cause::HoldExpired);
+                }
             }
         }
         left
@@ -320,7 +354,9 @@ impl Judge {
     /// Gives recorded connection requests that are due to the stack or to their new owner.
     pub fn replay(&mut self, due: Vec<replay::Due>, interfaces: &[Interface]) {
         for mut due in due {
-            if !self.lease.holds(Instant::now()) {
+            let leased = self.lease.holds(Instant::now());
+            self.tell_replay(&due, leased);
+            if !leased {
                 self.counters.add(Count::LeaseEnded, 1);
                 continue;
             }
@@ -329,7 +365,8 @@ impl Judge {
                     if let Some(packet) = Packet::parse(&due.frame[VNET..]) {
                         self.note_opening(Instant::now(), &packet, opens.is_some());
                     }
-                    self.accept(&mut due.frame);
+                    // Told above; that the TAP did not take it is counted.
+                    let _ = self.accept(&mut due.frame);
                 }
                 replay::To::Member(owner) => self.send_on(interfaces, &mut due.frame, owner),
             }
@@ -346,17 +383,21 @@ impl Judge {
     }
 
     /// To the stack: as if it had come for the TAP.
-    fn accept(&mut self, bytes: &mut [u8]) {
+    fn accept(&mut self, bytes: &mut [u8]) -> Result<(), Cause> {
         let Some(device) = &self.tap else {
             self.counters.add(Count::TapFailed, 1);
-            return;
+            return Err(Cause::TapFailed);
         };
         bytes[VNET..VNET + 6].copy_from_slice(&device.mac.0);
         match device.tap.write(bytes) {
-            Ok(()) => self.counters.add(Count::BytesAccepted, (bytes.len() - VNET) as u64),
+            Ok(()) => {
+                self.counters.add(Count::BytesAccepted, (bytes.len() - VNET) as u64);
+                Ok(())
+            }
             Err(error) => {
                 self.counters.add(Count::TapFailed, 1);
                 debug!(%error, "the TAP did not take a frame");
+                Err(Cause::TapFailed)
             }
         }
     }

@@ -18,6 +18,7 @@ use farm_core::config::PlaneChoice;
 use farm_core::id::{BUCKETS, MacAddr, NodeId, NodeSet};
 use farm_core::wire::heartbeat::BucketSet;
 use farm_core::wire::packet::{L4, Packet};
+use farm_sys::bpf::trace::Events;
 use farm_sys::bpf::{Attachment, BpfError, Control, Filter, KernelLease, Predecessor, SLOTS, monotonic_nanos, slot_of};
 use tracing::{info, warn};
 
@@ -228,6 +229,22 @@ impl Kernel {
         for (interface, addr) in left {
             self.forget(interface, addr);
         }
+    }
+
+    /// Has the program tell of each frame, with `snap` bytes of it, or with `None` no longer; true if that is a change.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn tell(&mut self, snap: Option<u32>) -> Result<bool, BpfError> {
+        self.filter.tell(snap)
+    }
+
+    /// What it tells.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn events(&self) -> Result<Events, BpfError> {
+        self.filter.events()
     }
 
     /// Nothing on this interface is for the program of the farmd before any more.

@@ -190,6 +190,30 @@ fn without_a_plan_and_with_a_tag_everything_is_passed_up() {
     assert_eq!(bench.run_early(&tagged, true).0.code, PASS);
 }
 
+#[test]
+fn while_somebody_listens_everything_is_passed_up() {
+    let plan = foreign(vip(), L2Mode::Directed);
+    let Some(mut bench) = Bench::new(&plan) else { return };
+    bench.kernel.install(&plan, &[]);
+    let way = Way::new(client(1), vip(), OWN_MAC);
+    let frames = [
+        (way.tcp(4000, 80, Flags::Ack), TX),
+        (way.udp(4000, 53, b"?"), TX),
+        (way.tcp(4000, 81, Flags::Ack), DROP),
+    ];
+    for (frame, code) in &frames {
+        assert_eq!(bench.run_early(frame, true).0.code, *code);
+        bench.kernel.tell(Some(74)).unwrap();
+        for sends in [true, false] {
+            let (run, counted) = bench.run_early(frame, sends);
+            assert_eq!((run.code, &run.frame), (PASS, frame));
+            assert!(counted.is_empty(), "{counted:?}");
+        }
+        bench.kernel.tell(None).unwrap();
+        assert_eq!(bench.run_early(frame, true).0.code, *code);
+    }
+}
+
 /// A dry run at tc takes no frame without its IP header; one at XDP does.
 #[test]
 fn cut_frames_are_dropped_or_passed_up_and_never_sent() {

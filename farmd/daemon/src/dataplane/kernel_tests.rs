@@ -2,6 +2,8 @@
 
 #[path = "kernel/battery.rs"]
 mod battery;
+#[path = "kernel_telling_tests.rs"]
+mod telling;
 #[allow(dead_code)]
 #[path = "../../../core/src/balance/test_frames.rs"]
 pub(super) mod test_frames;

@@ -17,6 +17,7 @@ pub mod neighbour;
 pub mod raw;
 pub mod replay;
 pub mod taken;
+pub mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -75,6 +76,8 @@ pub trait DataPlane: Send + Sync {
     fn learn(&self, requester: Requester);
     /// Where frames are judged.
     fn standing(&self) -> Standing;
+    /// Who may listen to what becomes of each frame.
+    fn tracer(&self) -> trace::Tracer;
     /// Has what is in the kernel stay at work until `until` when this ends, for the farmd that takes this process's place: nothing is open by the plan at work.
     fn leave(&self, until: Instant);
     /// Ends it and waits until it has ended.
@@ -287,12 +290,14 @@ pub enum Count {
     PlanChanged,
     /// Times that somebody else has taken the program off an interface.
     ProgramLost,
+    /// Frames that a trace wanted and did not get, because its reader was too slow.
+    TraceLost,
     /// Frames that the program in the kernel left to the daemon, lost because they came faster than they were read.
     PuntLost,
 }
 
 impl Count {
-    const ALL: [Self; 37] = [
+    const ALL: [Self; 38] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -329,6 +334,7 @@ impl Count {
         Self::Punted,
         Self::PlanChanged,
         Self::ProgramLost,
+        Self::TraceLost,
         Self::PuntLost,
     ];
 
@@ -370,6 +376,7 @@ impl Count {
             Self::Punted => "punted",
             Self::PlanChanged => "plan_changed",
             Self::ProgramLost => "program_lost",
+            Self::TraceLost => "trace_lost",
             Self::PuntLost => "punt_lost",
         }
     }

@@ -16,19 +16,18 @@
 mod early;
 mod in_kernel;
 mod in_place;
+mod interface;
+mod recorded;
+mod telling;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use farm_core::balance::filter;
-use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
-use farm_core::config::L2Mode;
 use farm_core::wire::heartbeat::{BucketSet, Requester};
 use farm_sys::bpf::Predecessor;
 use farm_sys::event_fd::EventFd;
@@ -42,8 +41,11 @@ use super::kernel::Kernel;
 use super::known::Known;
 use super::lister::{Listed, Lister};
 use super::replay::{Recorder, Timing};
+use super::trace::reader::Reader;
+use super::trace::{Begun, Tracer};
 use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice, Standing};
 use crate::event::{Event, EventSender, HeldGroup};
+use interface::{join_groups, set_filter};
 
 /// Slots of 2 kB in each interface's ring: 4 MB, some 30 ms at 70 000 frames a second.
 pub const RING_SLOTS: u32 = 2048;
@@ -69,6 +71,7 @@ enum Command {
     Tap(Option<LocalDevice>),
     Learn(Requester),
     Listed(Listed),
+    Trace(Option<Begun>),
     Leave(Instant),
     Stop,
 }
@@ -79,6 +82,7 @@ pub struct RawPlane {
     commands: mpsc::Sender<Command>,
     wake: Arc<EventFd>,
     standing: Arc<Mutex<Standing>>,
+    tracer: Tracer,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -100,6 +104,13 @@ impl RawPlane {
                 woken.notify();
             }
         })?;
+        let (listeners, woken) = (commands.clone(), Arc::clone(&wake));
+        let switch = move |begun| {
+            if listeners.send(Command::Trace(begun)).is_ok() {
+                woken.notify();
+            }
+        };
+        let tracer = Tracer::new(Arc::clone(&counters), Box::new(switch));
         let known = Known::new(Connections::open()?, Arc::clone(&counters));
         let (kernel, problem) = match in_place::kernel(&plan, &lease, &counters) {
             Ok(mut kernel) => {
@@ -142,6 +153,8 @@ impl RawPlane {
             punts_lost: 0,
             punts_lost_told: None,
             standing: Arc::clone(&standing),
+            tracer: tracer.clone(),
+            reader: None,
             early: early::Earlies::new(),
             early_at: None,
         };
@@ -153,6 +166,7 @@ impl RawPlane {
             commands,
             wake,
             standing,
+            tracer,
             thread: Some(thread),
         })
     }
@@ -191,6 +205,10 @@ impl DataPlane for RawPlane {
 
     fn standing(&self) -> Standing {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn tracer(&self) -> Tracer {
+        self.tracer.clone()
     }
 
     fn stop(&mut self) {
@@ -250,6 +268,9 @@ struct Worker {
     /// When that was last in the log.
     punts_lost_told: Option<Instant>,
     standing: Arc<Mutex<Standing>>,
+    tracer: Tracer,
+    /// Reads what the program in the kernel tells.
+    reader: Option<Reader>,
     /// What has become of XDP on each interface, and when the next step is due.
     early: early::Earlies,
     early_at: Option<Instant>,
@@ -340,13 +361,9 @@ impl Worker {
                 }
                 Command::Attach(mut interface) => {
                     self.attach_program(&interface);
-                    set_filter(
-                        &self.judge.plan,
-                        self.judge.kernel.as_ref(),
-                        &self.judge.counters,
-                        &mut interface,
-                    );
+                    set_filter(&self.judge, &mut interface);
                     self.interfaces.push(*interface);
+                    self.tell_interfaces();
                     self.record_at.get_or_insert(Instant::now());
                 }
                 Command::Detach(index) => {
@@ -370,11 +387,14 @@ impl Worker {
                 }
                 Command::Learn(requester) => self.responder.learn(requester),
                 Command::Listed(listed) => self.handle_listed(listed),
+                Command::Trace(begun) => self.handle_trace(begun),
                 Command::Leave(until) => {
                     self.judge.lease.renew(until);
                     self.leaves = true;
                 }
                 Command::Stop => {
+                    // First, so that what is left tells nobody.
+                    self.hush();
                     self.leave_program();
                     return false;
                 }
@@ -450,48 +470,6 @@ impl Worker {
         }
         let version = self.judge.plan.version;
         debug!(version, ?judged, ?filtered, whole = ?began.elapsed(), "plan applied");
-    }
-
-    /// Takes the recorded connection requests out of their rings; `plan` says who was to answer them.
-    fn record(&mut self, plan: &Plan) {
-        for interface in &mut self.interfaces {
-            if let Some(syns) = &mut interface.syns {
-                self.recorder.read(plan, syns);
-            }
-        }
-        let pause = self.recorder.pause(plan);
-        self.record_at = (!self.interfaces.is_empty()).then(|| Instant::now() + pause);
-    }
-
-    /// Answers, or sends on, what a node that is gone was to answer, apart from the flows in `answered`.
-    fn replay(&mut self, answered: &BTreeSet<FlowKey>) {
-        if !self.judge.lease.holds(Instant::now()) {
-            return;
-        }
-        let (plan, known) = (&self.judge.plan, &mut self.judge.known);
-        let now = Instant::now();
-        let due = self.recorder.take_due(plan, &mut |flow| {
-            answered.contains(flow) || known.has(plan, now, flow, None)
-        });
-        self.judge.replay(due, &self.interfaces);
-    }
-
-    fn discard_backlog(&mut self) {
-        self.judge.forget_held();
-        if let Some(tap) = &self.judge.tap
-            && let Err(error) = tap.tap.drain()
-        {
-            debug!(%error, "reading the TAP failed");
-        }
-        for interface in &mut self.interfaces {
-            match interface.ring.recv(2 * RING_SLOTS as usize, |_| {}) {
-                Ok(frames) => self.judge.counters.add(Count::LeaseEnded, frames as u64),
-                Err(error) => debug!(%error, interface = interface.name, "reading the ring failed"),
-            }
-        }
-        let plan = Arc::clone(&self.judge.plan);
-        self.record(&plan);
-        self.recorder.forget();
     }
 
     /// Asks for this host's connections; the answer comes as a command.
@@ -600,56 +578,5 @@ impl Worker {
         }
         self.responder
             .handle_timeout(now, &self.judge.plan, &mut self.interfaces);
-    }
-}
-
-fn set_program(interface: &Interface, program: &[filter::Insn]) -> io::Result<()> {
-    interface.ring.set_filter(&super::kernel_program(program))
-}
-
-/// The kernel may refuse a long program (`optmem_max`); a coarser one passes more, never less.
-fn set_filter(plan: &Plan, kernel: Option<&Kernel>, counters: &Counters, interface: &mut Interface) {
-    if let Some(syns) = &mut interface.syns
-        && let Err(error) = syns.set_plan(plan)
-    {
-        counters.add(Count::FilterFailed, 1);
-        debug!(%error, interface = interface.name, "the filter of the recorded connection requests could not be set");
-    }
-    let mut vips = plan.vips.iter().filter(|vip| vip.interface == interface.index);
-    let fine = if vips.all(|vip| kernel.is_some_and(|kernel| kernel.takes(vip.addr))) {
-        filter::closed()
-    } else {
-        filter::build(plan, interface.index, filter::Detail::Buckets)
-    };
-    let coarse = || filter::build(plan, interface.index, filter::Detail::Vips);
-    let Err(error) = set_program(interface, &fine).or_else(|_| {
-        counters.add(Count::FilterCoarse, 1);
-        set_program(interface, &coarse())
-    }) else {
-        return;
-    };
-    counters.add(Count::FilterFailed, 1);
-    warn!(%error, interface = interface.name, "the socket filter could not be set; passing everything to the daemon instead");
-    if let Err(error) = set_program(interface, &filter::open()) {
-        warn!(%error, interface = interface.name, "not even that: new clients of this node may not be answered; raise net.core.optmem_max");
-    }
-}
-
-/// Lets the interface receive the virtual MACs of its VIPs, and what asks for the Ethernet address of IPv6 ones.
-fn join_groups(plan: &Plan, interface: &mut Interface) {
-    let index = interface.index;
-    for vip in plan.vips.iter().filter(|v| v.interface == index) {
-        if let IpAddr::V6(addr) = vip.addr {
-            super::neighbour::hear_solicitations(interface, addr);
-        }
-        let L2Mode::Invisible(mac) = vip.mode else { continue };
-        if interface.joined.insert(mac.0)
-            && let Err(error) = interface.ring.add_unicast_mac(mac.0)
-        {
-            warn!(%error, interface = interface.name, %mac, "the interface does not take the virtual MAC; trying promiscuous mode");
-            if let Err(error) = interface.ring.set_promiscuous(true) {
-                warn!(%error, interface = interface.name, "promiscuous mode was refused too: frames for the virtual address will not come in");
-            }
-        }
     }
 }

@@ -34,6 +34,10 @@ impl DataPlane for Shelf {
         self.standing.lock().unwrap().clone()
     }
 
+    fn tracer(&self) -> dataplane::trace::Tracer {
+        dataplane::trace::Tracer::default()
+    }
+
     fn attach(&self, interface: dataplane::Interface) {
         self.interfaces.lock().unwrap().push(interface);
     }

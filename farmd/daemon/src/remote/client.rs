@@ -104,7 +104,12 @@ async fn collect(channel: &mut Channel) -> Result<Vec<u8>, ChannelError> {
 /// Passes replies on until the last one. If the reader has gone the command goes on without one.
 async fn pass_on(mut channel: Channel, node: String, pieces: mpsc::Sender<Vec<u8>>) {
     let broken = loop {
-        match next(&mut channel).await {
+        let frame = tokio::select! {
+            biased;
+            () = pieces.closed() => return,
+            frame = next(&mut channel) => frame,
+        };
+        match frame {
             Ok(Frame::Body(piece)) => {
                 if pieces.send(piece).await.is_err() {
                     return;

@@ -12,11 +12,11 @@ use farm_core::wire::command::{Frame, FrameError, MAX_PIECE, Request, Session, S
 use hyper::{Method, StatusCode};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, warn};
 
 use super::{ALIVE_INTERVAL, Channel, ChannelError, Count, Counters, Peers, new_opening, read_opening};
-use crate::control::{Answered, Caller, MAX_BODY, Refusal, admit, perform, short};
+use crate::control::{Answered, Caller, Lines, MAX_BODY, Refusal, admit, perform, short};
 use crate::event::EventSender;
 
 /// Connections that have not yet shown that they have the key.
@@ -181,20 +181,39 @@ async fn send(
                 channel.send(&Frame::Body(piece.to_vec())).await?;
             }
         }
-        Answered::Lines(mut lines) => {
-            channel.send(&Frame::Head(StatusCode::OK.as_u16())).await?;
-            loop {
-                match tokio::time::timeout(ALIVE_INTERVAL, lines.next()).await {
-                    Ok(None) => break,
-                    Ok(Some(line)) => {
-                        for piece in line.chunks(MAX_PIECE) {
-                            channel.send(&Frame::Body(piece.to_vec())).await?;
-                        }
-                    }
-                    Err(_) => channel.send(&Frame::Alive).await?,
-                }
-            }
-        }
+        Answered::Lines(lines) => send_pieces(channel, Pieces::Lines(lines)).await?,
+        Answered::Pieces(pieces) => send_pieces(channel, Pieces::Whole(pieces)).await?,
     }
     channel.send(&Frame::End).await
+}
+
+/// An answer that comes in time.
+enum Pieces {
+    Lines(Lines),
+    Whole(mpsc::Receiver<Vec<u8>>),
+}
+
+impl Pieces {
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        match self {
+            Self::Lines(lines) => lines.next().await,
+            Self::Whole(pieces) => pieces.recv().await,
+        }
+    }
+}
+
+/// Sends what comes until there is no more; in between, that this node is there.
+async fn send_pieces(channel: &mut Channel, mut pieces: Pieces) -> Result<(), ChannelError> {
+    channel.send(&Frame::Head(StatusCode::OK.as_u16())).await?;
+    loop {
+        match tokio::time::timeout(ALIVE_INTERVAL, pieces.next()).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(lines)) => {
+                for piece in lines.chunks(MAX_PIECE) {
+                    channel.send(&Frame::Body(piece.to_vec())).await?;
+                }
+            }
+            Err(_) => channel.send(&Frame::Alive).await?,
+        }
+    }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::link::Link;
 use super::{BpfError, Filter, PROGRAM, failed};
@@ -48,6 +48,15 @@ pub(super) enum Place {
 }
 
 impl Place {
+    /// Puts another program in the place of the one that is there, between two frames.
+    fn exchange(&self, program: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let what = "the program that is attached cannot be exchanged for its twin";
+        match self {
+            Self::Tcx(link) => link.exchange(program).map_err(|e| failed(what, &e)),
+            Self::Clsact(filter) => filter.exchange(program).map_err(|e| failed(what, &e)),
+        }
+    }
+
     fn leave(self) -> io::Result<()> {
         match self {
             Self::Tcx(link) => link.leave(),
@@ -80,6 +89,10 @@ impl Clsact {
             tc.remove_clsact(ifindex)?;
         }
         result.map(|()| Self { ifindex, handle })
+    }
+
+    fn exchange(&self, program: BorrowedFd<'_>) -> Result<(), tc::TcError> {
+        Tc::open()?.replace(self.ifindex, self.handle, PROGRAM, program)
     }
 
     fn is_there(&self) -> Result<bool, tc::TcError> {
@@ -140,6 +153,21 @@ impl Filter {
         };
         self.places.insert(ifindex, place);
         Ok(())
+    }
+
+    /// Puts the chosen program in the place of the one that is attached, everywhere.
+    ///
+    /// # Errors
+    /// What the kernel says first; where it refuses, the one that is there stays.
+    pub(super) fn exchange(&mut self) -> Result<(), BpfError> {
+        let what = "the program has no descriptor";
+        let program = self.program()?.fd().map_err(|e| failed(what, &e))?;
+        let program = program.try_clone().map_err(|e| failed(what, &e))?;
+        let mut result = Ok(());
+        for place in self.places.values() {
+            result = result.and(place.exchange(program.as_fd()));
+        }
+        result
     }
 
     /// Takes the program off the interface.

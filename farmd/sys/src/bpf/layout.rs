@@ -17,9 +17,11 @@ const MAX_NODES: usize = 64;
 /// Sets of nodes that may have connections in the buckets of a group, and the empty one.
 pub const HOLDER_SETS: usize = 256;
 
-pub(super) const CONTROL_LEN: usize = 40;
+pub(super) const CONTROL_LEN: usize = 56;
 pub(super) const EPOCH_AT: usize = 0;
 pub(super) const LEASE_AT: usize = 8;
+pub(super) const SNAP_AT: usize = 40;
+pub(super) const UNTOLD_AT: usize = 48;
 pub(super) const KEY_LEN: usize = 20;
 pub(super) const VIP_LEN: usize = 40;
 pub(super) const PEERS_LEN: usize = 1 + 2 * MAX_NODES;

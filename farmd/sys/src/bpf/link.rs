@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 /// `linux/bpf.h`
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_TCX_INGRESS: u32 = 46;
 /// With no other program named: ahead of all.
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -25,6 +26,16 @@ struct Create {
     relative: u32,
     pad: u32,
     revision: u64,
+}
+
+/// What BPF_LINK_UPDATE reads of it.
+#[repr(C)]
+#[derive(Default)]
+struct Update {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old_program: u32,
 }
 
 /// What BPF_OBJ_GET_INFO_BY_FD reads of it.
@@ -67,6 +78,19 @@ impl Link {
         let fd = bpf(BPF_LINK_CREATE, &mut wanted)?;
         // SAFETY: BPF_LINK_CREATE has just made this descriptor, and nobody else knows it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Puts another program in the place of the one that the link is of.
+    ///
+    /// # Errors
+    /// What the kernel says, also to a link that was taken away; the program stays then.
+    pub(super) fn exchange(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        let mut wanted = Update {
+            link: self.0.as_raw_fd().cast_unsigned(),
+            program: program.as_raw_fd().cast_unsigned(),
+            ..Update::default()
+        };
+        bpf(BPF_LINK_UPDATE, &mut wanted).map(drop)
     }
 
     /// The interface that the link is on; 0 if it was taken away.

@@ -91,9 +91,8 @@ impl Worker {
     }
 
     pub(super) fn set_filters(&mut self) {
-        let (plan, kernel) = (&self.judge.plan, self.judge.kernel.as_ref());
         for interface in &mut self.interfaces {
-            set_filter(plan, kernel, &self.judge.counters, interface);
+            set_filter(&self.judge, interface);
         }
     }
 
