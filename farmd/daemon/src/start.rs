@@ -122,7 +122,7 @@ pub fn run(options: &Options, signals: SignalFd) -> Result<End, StartError> {
         Predecessor::default()
     });
     // Without a legacy nobody may go on by the plan of before, and what was left of it ends here.
-    let before = if legacy.is_some() { left } else { Predecessor::default() };
+    let before = Some(left).filter(|_| legacy.is_some()).unwrap_or_default();
     let clock = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_micros() as u64);

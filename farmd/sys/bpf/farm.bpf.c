@@ -138,13 +138,21 @@ GLOBAL int is_any_known(const struct peers *peers, __u64 nodes)
 }
 
 INLINE int carry_out(struct __sk_buff *skb, struct story *story, const struct control *control,
-                     const struct packet *packet, const struct place *place, const struct decision *decision)
+                     __u64 epoch, const struct packet *packet, const struct place *place,
+                     const struct decision *decision)
 {
     __u64 owner = 1ULL << (place->entry >> OWNER_SHIFT & (MAX_NODES - 1));
     /* Why it goes on to nobody, although it should. */
     __u32 lost = 0;
     int verdict;
 
+    /* Copies cannot be taken back. */
+    if (decision->others || (decision->onward && decision->accepted)) {
+        if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
+            return drop(story, PLAN_CHANGED);
+        if (ktime_get_ns() >= READ_ONCE(control->lease_until))
+            return drop(story, LEASE_ENDED);
+    }
     if (decision->others) {
         story->sent_to = spread(skb, place->peers, place->vip->own_mac, decision->others);
         if (!story->sent_to && story->is_told)
@@ -234,7 +242,7 @@ INLINE int judge(struct __sk_buff *skb, struct story *story, const struct contro
     decision.others = holders & ~(1ULL << (place.vip->this_node & (MAX_NODES - 1)));
     if (decision.onward)
         decision.others &= ~(1ULL << (place.entry >> OWNER_SHIFT & (MAX_NODES - 1)));
-    return carry_out(skb, story, control, &packet, &place, &decision);
+    return carry_out(skb, story, control, epoch, &packet, &place, &decision);
 }
 
 /* Number of the plan to judge the frame by, which has no tags any more; 0 if it is let by. */

@@ -94,6 +94,9 @@ impl Farm {
             0
         };
         let weights: BTreeMap<NodeId, u16> = peers.chain([(self.this, own)]).filter(|(_, w)| *w > 0).collect();
+        if weights.is_empty() {
+            return handover.open_count() == 0;
+        }
         let map = handover.map();
         let mine = map.counts().get(&self.this).copied().unwrap_or(0) as usize;
         handover.open_count() == mine && assign(map, &weights) == *map

@@ -249,8 +249,11 @@ impl Handover {
             self.take(step, cue, around, &mut outcome);
         }
         if self.closed == Closed::No {
-            self.watch_holders(around, &mut outcome);
             self.watch_leaving(around, &mut outcome);
+        }
+        // Also where nothing new is taken connections go on, and their packets have to get where they are.
+        if self.closed != Closed::Shut {
+            self.watch_holders(around, &mut outcome);
             // Connections that were found where none were known, by a farmd that has been restarted under them.
             outcome.plan_changed |= !self.held.is_within(&self.held_planned, &self.open);
         }

@@ -354,3 +354,42 @@ fn nobody_ready_leaves_the_buckets_to_nobody() {
     farm.settle();
     assert_eq!(farm.open(), [0, BUCKETS]);
 }
+
+/// As after a restart of farmd in place of which only the kernel still knows the connections, in a farm where nobody may take anything new.
+#[test]
+fn where_nobody_is_ready_connections_that_are_found_go_on_and_those_of_others_are_known() {
+    let mut here = Handover::new(id(0));
+    let held: BucketSet = [7].into_iter().collect();
+    let elsewhere = GroupReport {
+        held: [9].into_iter().collect(),
+        ..GroupReport::default()
+    };
+    let peer = PeerGroup {
+        eligible: true,
+        fenced: false,
+        hears_us: true,
+        report: &elsewhere,
+    };
+    let away = BTreeMap::new();
+    let (alone, both) = (BTreeMap::new(), BTreeMap::from([(id(1), peer)]));
+    let around = |peers| Surroundings {
+        view: set(&[0, 1]),
+        coordinator: Some(id(0)),
+        weight: 0,
+        closed: Closed::Unserved,
+        unheard: false,
+        peers,
+        away: &away,
+    };
+    assert!(here.advance(&around(&alone)).plan_changed);
+    here.planned(1);
+    assert_eq!(here.plan(String::new()).states[7], BucketState::Foreign);
+
+    assert!(here.handle_applied(1, held, 1));
+    assert!(here.advance(&around(&alone)).plan_changed);
+    here.planned(2);
+    assert_eq!(here.plan(String::new()).states[7], BucketState::Draining);
+
+    assert!(here.advance(&around(&both)).plan_changed);
+    assert_eq!(here.plan(String::new()).holders.get(&9), Some(&set(&[1])));
+}

@@ -277,10 +277,13 @@ impl Kernel {
     }
 
     fn forget(&mut self, interface: u32, addr: IpAddr) {
-        if let Err(error) = self.filter.set_vip_number(interface, addr, None) {
-            warn!(%error, %addr, "the kernel program");
+        match self.filter.set_vip_number(interface, addr, None) {
+            Ok(()) => {
+                self.numbers.remove(&(interface, addr));
+            }
+            // Its place stays its own, and the next plan tries again.
+            Err(error) => warn!(%error, %addr, "the kernel program"),
         }
-        self.numbers.remove(&(interface, addr));
     }
 
     /// Judges by `plan` from now on, with `young` buckets of each group treated as such. Where the tables have no room for an address, or

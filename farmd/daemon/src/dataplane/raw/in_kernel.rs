@@ -65,6 +65,15 @@ impl Worker {
         self.install_again(&young);
     }
 
+    /// The plan at work, as it is; what is looked up for the one that waits is looked up anew.
+    pub(super) fn install_anew(&mut self) {
+        let young = self.young.clone();
+        self.install_again(&young);
+        if let Some(next) = self.waiting.clone() {
+            self.watch_openings(&next);
+        }
+    }
+
     /// The plan at work, with other buckets young.
     pub(super) fn install_again(&mut self, young: &[BucketSet]) {
         let plan = Arc::clone(&self.judge.plan);

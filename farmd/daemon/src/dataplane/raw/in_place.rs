@@ -95,8 +95,7 @@ impl Worker {
     pub(super) fn succeed(&mut self) {
         let plan = Arc::clone(&self.judge.plan);
         if self.judge.kernel.as_ref().is_some_and(Kernel::follows) && !self.follows(&plan) {
-            let young = self.young.clone();
-            self.install_again(&young);
+            self.install_anew();
         }
     }
 
@@ -125,8 +124,7 @@ impl Worker {
             changed |= self.watch_program_on(index, &name);
         }
         if changed {
-            let young = self.young.clone();
-            self.install_again(&young);
+            self.install_anew();
         }
     }
 
