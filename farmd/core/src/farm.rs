@@ -503,10 +503,10 @@ impl Farm {
             } else {
                 0
             };
-            let serves = |(node, peer): (&NodeId, &PeerGroup<'_>)| {
-                electorate.view.contains(*node) && peer.eligible && peer.report.weight > 0
-            };
-            let unserved = closed == Closed::No && weight == 0 && !peers.iter().any(serves);
+            let alone = !peers
+                .iter()
+                .any(|(node, peer)| electorate.view.contains(*node) && peer.eligible);
+            let unserved = closed == Closed::No && weight == 0 && alone;
             let around = Surroundings {
                 view: electorate.view,
                 coordinator: electorate.coordinator,

@@ -66,8 +66,8 @@ pub enum Closed {
     No,
     /// It takes nothing new; its connections go on.
     Draining,
-    /// No member of the view has a server that is ready. As [`Closed::Draining`], and buckets have no owner. That is no map, which would be newer than
-    /// that of nodes that serve out of sight.
+    /// This node is alone and its server is not ready. As [`Closed::Draining`], and buckets have no owner. That is no map, which would be newer than
+    /// that of nodes that serve out of sight. Where there are others a map says it: what they last told of themselves may be out of date.
     Unserved,
     /// Everything: it is fenced, kept out, or stopped.
     Shut,
