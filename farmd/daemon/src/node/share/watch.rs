@@ -315,10 +315,8 @@ impl Node {
             let why = self.why_no_share(&name);
             let left = !module.machine.ready();
             let there = (0..groups).all(|i| self.farm.is_settled(&name, i));
-            // That is told at once, it may last.
-            let hopeless = self.farm.kept_out(&name).is_some()
-                || self.farm.withheld(&name).is_some()
-                || self.farm.membership().fenced().is_some();
+            // That is told at once, it may last. Who has stepped out may be back at once, as after a link has come up.
+            let hopeless = self.farm.kept_out(&name).is_some() || self.farm.withheld(&name).is_some();
             let Some(module) = self.modules.get_mut(&name) else {
                 continue;
             };
