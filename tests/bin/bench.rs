@@ -5,16 +5,13 @@
 
 mod plan;
 
-use std::path::PathBuf;
-use std::time::Instant;
-
 use anyhow::{Result, bail};
 use clap::Args;
 use farm_lab::bench::{Effort, cost, drop, growth, rest, ways};
 use farm_lab::outcome::Outcome;
 
-use crate::report::record::{self, Kind, Record};
-use crate::report::{markdown, plot};
+use crate::report::record::Kind;
+use crate::report::{self, Output};
 use crate::stop;
 
 /// Names of the parts, in the order in which they run.
@@ -35,18 +32,8 @@ pub struct BenchArgs {
     /// Seconds of each measurement of traffic, or of nothing to do [default: 2 to 20, by part; short: 1 to 3]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=60))]
     seconds: Option<u8>,
-    /// Write every value to this file as JSON; an earlier run's parts that did not run again stay in it
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write pictures into this folder as SVG
-    #[arg(long, value_name = "FOLDER")]
-    svg: Option<PathBuf>,
-    /// Write the tables between the markers of this Markdown file
-    #[arg(long, value_name = "FILE")]
-    markdown: Option<PathBuf>,
-    /// Run nothing: take the results from this JSON file, for --svg and --markdown
-    #[arg(long, value_name = "FILE", conflicts_with = "json")]
-    from: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl BenchArgs {
@@ -80,46 +67,10 @@ impl BenchArgs {
 
 /// Runs what was asked for, or only writes what an earlier run has measured; always true when it could.
 pub fn run(args: &BenchArgs) -> Result<bool> {
-    let record = match &args.from {
-        Some(file) => Record::read(file)?,
-        None => measure(args)?,
-    };
-    // With what the file has of earlier runs, so that one part can be repeated without losing the others.
-    let all = match &args.json {
-        Some(file) => &Record::read(file)?,
-        None => &record,
-    };
-    if let Some(folder) = &args.svg {
-        for file in plot::write_all(all, folder, Kind::Bench)? {
-            println!("wrote {}", file.display());
-        }
-    }
-    if let Some(file) = &args.markdown {
-        markdown::fill(all, file, Kind::Bench)?;
-        println!("wrote {}", file.display());
-    }
-    Ok(true)
-}
-
-fn measure(args: &BenchArgs) -> Result<Record> {
     let chosen: Vec<&str> = PARTS
         .into_iter()
         .filter(|name| args.only.is_empty() || args.only.iter().any(|only| only == name))
         .collect();
-    let mut record = Record::here();
-    println!("{}", record.machine);
-    for (index, part) in chosen.iter().enumerate() {
-        println!("\n{}/{}  {part}", index + 1, chosen.len());
-        let begun = Instant::now();
-        let mut outcome = args.run(part)?;
-        outcome.seconds = begun.elapsed().as_secs_f64();
-        record::print(&outcome);
-        record.outcomes.push(outcome);
-        // After each part, so that a run that is ended early leaves what it has measured.
-        if let Some(file) = &args.json {
-            record.write(file)?;
-        }
-    }
-    record::print_summary(&record, Kind::Bench);
-    Ok(record)
+    report::run(&args.output, Kind::Bench, &chosen, |name| args.run(name))?;
+    Ok(true)
 }

@@ -3,8 +3,7 @@
 //! Owns the options, the order of the matrices, and what is printed and written; the measurements are `farm_lab::chaos`. Ends with
 //! failure only if a promise was broken, not because a time was missed.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -12,8 +11,8 @@ use farm_lab::chaos::{
     Outcome, Profile, connect, continuity, failover, freeze, partition, planned, soak, traffic, vrrp,
 };
 
-use crate::report::record::{self, Kind, Record};
-use crate::report::{histogram, markdown};
+use crate::report::record::Kind;
+use crate::report::{self, Output};
 use crate::stop;
 
 /// Names of the matrices, in the order in which they run.
@@ -71,18 +70,8 @@ pub struct ChaosArgs {
     /// keepalived: crashes of each of the three, interleaved [default: 20; short: 2]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     vrrp_kills: Option<u32>,
-    /// Write every value to this file as JSON; an earlier run's matrices that did not run again stay in it
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write histograms of the gaps into this folder as SVG
-    #[arg(long, value_name = "FOLDER")]
-    svg: Option<PathBuf>,
-    /// Write the tables between the markers of this Markdown file
-    #[arg(long, value_name = "FILE")]
-    markdown: Option<PathBuf>,
-    /// Run nothing: take the results from this JSON file, for --svg and --markdown
-    #[arg(long, value_name = "FILE", conflicts_with = "json")]
-    from: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl ChaosArgs {
@@ -148,46 +137,10 @@ impl ChaosArgs {
 
 /// Runs what was asked for, or only writes what an earlier run has measured; false if a promise was broken.
 pub fn run(args: &ChaosArgs) -> Result<bool> {
-    let record = match &args.from {
-        Some(file) => Record::read(file)?,
-        None => measure(args)?,
-    };
-    // With what the file has of earlier runs, so that one matrix can be repeated without losing the others.
-    let all = match &args.json {
-        Some(file) => &Record::read(file)?,
-        None => &record,
-    };
-    if let Some(folder) = &args.svg {
-        for file in histogram::write_all(all, folder)? {
-            println!("wrote {}", file.display());
-        }
-    }
-    if let Some(file) = &args.markdown {
-        markdown::fill(all, file, Kind::Chaos)?;
-        println!("wrote {}", file.display());
-    }
-    Ok(record.outcomes.iter().all(|outcome| outcome.violations.is_empty()))
-}
-
-fn measure(args: &ChaosArgs) -> Result<Record> {
     let chosen: Vec<&str> = MATRICES
         .into_iter()
         .filter(|name| args.only.is_empty() || args.only.iter().any(|only| only == name))
         .collect();
-    let mut record = Record::here();
-    println!("{}; seed {}", record.machine, args.seed);
-    for (index, matrix) in chosen.iter().enumerate() {
-        println!("\n{}/{}  {matrix}", index + 1, chosen.len());
-        let begun = Instant::now();
-        let mut outcome = args.run(matrix)?;
-        outcome.seconds = begun.elapsed().as_secs_f64();
-        record::print(&outcome);
-        record.outcomes.push(outcome);
-        // After each matrix, so that a run that is ended early leaves what it has measured.
-        if let Some(file) = &args.json {
-            record.write(file)?;
-        }
-    }
-    record::print_summary(&record, Kind::Chaos);
-    Ok(record)
+    let record = report::run(&args.output, Kind::Chaos, &chosen, |name| args.run(name))?;
+    Ok(record.outcomes.iter().all(|outcome| outcome.violations.is_empty()))
 }

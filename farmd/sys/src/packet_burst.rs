@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use crate::sockopt;
+use crate::{packet_socket, sockopt};
 
 /// Most frames of one call.
 pub const MAX_BURST: usize = 128;
@@ -34,25 +34,8 @@ impl PacketBurst {
             .map_err(|error| sockopt::context(&error, "packet socket past the queueing discipline"))?;
         sockopt::set(&socket, libc::SOL_SOCKET, libc::SO_SNDBUF, &ON_THEIR_WAY)
             .map_err(|error| sockopt::context(&error, "packet socket's send buffer"))?;
-        let address = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as libc::c_ushort,
-            sll_protocol: 0,
-            sll_ifindex: libc::c_int::try_from(ifindex).map_err(|_| io::ErrorKind::InvalidInput)?,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
-        let (pointer, length) = (
-            (&raw const address).cast::<libc::sockaddr>(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        );
-        // SAFETY: `pointer` is valid for `length` bytes of an initialised `sockaddr_ll`, which the kernel only reads.
-        let bound = unsafe { libc::bind(socket.as_raw_fd(), pointer, length) };
-        if bound < 0 {
-            let error = io::Error::last_os_error();
-            return Err(sockopt::context(&error, format_args!("interface number {ifindex}")));
-        }
+        packet_socket::bind(&socket, ifindex, 0)
+            .map_err(|error| sockopt::context(&error, format_args!("interface number {ifindex}")))?;
         Ok(Self { socket })
     }
 

@@ -118,7 +118,8 @@ impl PacketRing {
         };
         sockopt::set(&socket, libc::SOL_PACKET, libc::PACKET_RX_RING, &request).map_err(step("packet ring"))?;
         let ring = Mapping::new(&socket, slots, slot).map_err(step("packet ring memory"))?;
-        bind(&socket, ifindex).map_err(|error| sockopt::context(&error, format_args!("interface number {ifindex}")))?;
+        bind(&socket, ifindex, libc::ETH_P_ALL as u16)
+            .map_err(|error| sockopt::context(&error, format_args!("interface number {ifindex}")))?;
         Ok(Self {
             socket,
             ring,
@@ -402,11 +403,11 @@ pub(crate) fn attach_filter(socket: &OwnedFd, filter: &[BpfInsn]) -> io::Result<
         .map_err(|error| sockopt::context(&error, "socket filter"))
 }
 
-/// Opens the socket's ears: from here on it hears all protocols of one interface, ahead of any ingress rule.
-fn bind(socket: &OwnedFd, ifindex: u32) -> io::Result<()> {
+/// Ties the socket to one interface; from here on it hears `protocol` (`linux/if_ether.h`; 0 is none) there, ahead of any ingress rule.
+pub(crate) fn bind(socket: &OwnedFd, ifindex: u32, protocol: u16) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as libc::c_ushort,
-        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_protocol: protocol.to_be(),
         sll_ifindex: libc::c_int::try_from(ifindex).map_err(|_| io::ErrorKind::InvalidInput)?,
         sll_hatype: 0,
         sll_pkttype: 0,
