@@ -139,7 +139,10 @@ fn of_a_divided_farm_the_majority_serves() {
 fn of_a_divided_farm_those_serve_that_the_witness_answers() {
     all_hold(
         // With a split: walked by the rule on the witness.
-        &["nodes=2 witness=1 faults=2 hide=1 crash=1", "nodes=3 witness=1 crash=1"],
+        &[
+            "nodes=2 witness=1 faults=2 hide=1 crash=1",
+            "nodes=3 witness=1 faults=2 hide=1 crash=1",
+        ],
         &[],
     );
 }

@@ -455,7 +455,7 @@ impl Farm {
             });
             self.next_heartbeat = now;
         }
-        let withheld = self.withheld_by(module, &electorate).filter(|_| active);
+        let withheld = electorate.withheld;
         // Who is told goes on changing with the view; that is worth no line each.
         if withheld.is_some() != module.withheld.is_some() {
             self.events.push_back(Event::Withheld {
@@ -485,7 +485,7 @@ impl Farm {
             let peers = reports.iter().filter_map(|(peer, modules)| {
                 let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
                 let fenced = membership.peer(*peer).is_some_and(|p| p.fenced());
-                let eligible = report.digest == module.local.digest;
+                let eligible = report.digest == module.local.digest && !report.withheld;
                 let hears_us = membership.may_count_on_us(now, *peer);
                 Some((
                     *peer,

@@ -10,7 +10,7 @@ use crate::id::{Epoch, ModuleName, NodeId, NodeSet};
 use super::{Farm, Module};
 
 /// What [`Farm::electorate`] finds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Electorate {
     /// Whose configuration counts, and its digest.
     pub reference: Option<(NodeId, u64)>,
@@ -22,8 +22,8 @@ pub(super) struct Electorate {
     pub leaves_out: NodeSet,
     /// All that run the module.
     pub runs: NodeSet,
-    /// This node is left out.
-    pub left_out: bool,
+    /// Why this node must not serve although it could; see [`Farm::withheld_by`].
+    pub withheld: Option<String>,
     /// A node that runs the module is a member although this node does not hear it.
     pub unheard: bool,
 }
@@ -32,7 +32,8 @@ struct Candidate {
     node: NodeId,
     digest: u64,
     committed: Epoch,
-    joining: bool,
+    /// It may propose.
+    able: bool,
 }
 
 impl Farm {
@@ -40,7 +41,7 @@ impl Farm {
     ///
     /// The configuration that counts is that of the member with the newest committed map: a newcomer never
     /// displaces those that serve. If nobody serves yet it is that of the lowest active member. Maps are proposed by the lowest that has that
-    /// configuration, has joined, and talks both ways with all that run the module. Where nobody does, [`crate::membership::view::Links::settle`]
+    /// configuration, has joined, is not withheld, and talks both ways with all that run the module. Where nobody does, [`crate::membership::view::Links::settle`]
     /// tells who does not take part.
     pub(super) fn electorate(&self, name: &ModuleName) -> Electorate {
         let view = self.membership.view();
@@ -53,7 +54,7 @@ impl Farm {
                     node: *peer,
                     digest: report.digest,
                     committed: report.groups.iter().map(|g| g.committed).max().unwrap_or_default(),
-                    joining: peer_joining || report.joining,
+                    able: !peer_joining && !report.joining && !report.withheld,
                 })
             })
             .collect();
@@ -65,7 +66,7 @@ impl Farm {
                 node: self.this,
                 digest: module.local.digest,
                 committed: module.groups.iter().map(Handover::committed).max().unwrap_or_default(),
-                joining: self.membership.joining() || module.joining,
+                able: !self.membership.joining() && !module.joining,
             });
         }
         active.sort_by_key(|c| c.node);
@@ -99,11 +100,18 @@ impl Farm {
         let links = self.membership.links();
         let (members, hubs) = links.settle(NodeSet::from_bits(runs.bits() & !told_out));
         let sees_all = runs.iter().all(|n| n == self.this || links.talk(self.this, n));
-        let eligible = |c: &&Candidate| !c.joining && reference.is_some_and(|(_, digest)| digest == c.digest);
+        let left_out = runs.contains(self.this) && !members.contains(self.this);
+        let module = self.modules.get(name).filter(|m| m.local.state != ModuleState::Stop);
+        let withheld = module.and_then(|m| self.withheld_by(m, left_out));
+        let eligible = |c: &&Candidate| {
+            let able = c.able && (c.node != self.this || withheld.is_none());
+            able && reference.is_some_and(|(_, digest)| digest == c.digest)
+        };
         let coordinator = active.iter().filter(|c| hubs.contains(c.node)).find(eligible);
         Electorate {
             reference,
             coordinator: coordinator.map(|c| c.node),
+            withheld,
             view: NodeSet::from_bits(view.bits() & !(runs.bits() & !members.bits())),
             leaves_out: if sees_all {
                 NodeSet::from_bits(runs.bits() & !members.bits())
@@ -111,15 +119,14 @@ impl Farm {
                 NodeSet::EMPTY
             },
             runs,
-            left_out: runs.contains(self.this) && !members.contains(self.this),
             unheard: members.bits() & unheard.bits() != 0,
         }
     }
 
     /// Why this node must not serve `module` although it could: its part of the farm is not the one that serves, or nobody stands between it
     /// and a node it cannot agree with.
-    pub(super) fn withheld_by(&self, module: &Module, electorate: &Electorate) -> Option<String> {
-        if electorate.left_out {
+    fn withheld_by(&self, module: &Module, left_out: bool) -> Option<String> {
+        if left_out {
             return Some(
                 "it does not talk with a node that serves, and no node that runs the module talks with both".to_owned(),
             );

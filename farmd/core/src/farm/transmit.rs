@@ -203,6 +203,7 @@ impl Farm {
                 state: module.local.state,
                 quality: module.local.quality,
                 joining: module.joining,
+                withheld: module.withheld.is_some(),
                 runs: electorate.runs,
                 leaves_out: electorate.leaves_out,
                 why: held_back.unwrap_or(&module.local.why).clone(),

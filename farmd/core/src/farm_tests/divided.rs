@@ -193,6 +193,48 @@ fn with_a_witness_only_a_part_that_reaches_it_serves() {
     sim.check_covered().unwrap();
 }
 
+/// Sets which nodes the witness answers, and tells the cores.
+fn witness_answers(sim: &mut Sim, answered: &[usize]) {
+    for node in 0..sim.nodes.len() {
+        sim.nodes[node].local.witness_answers = answered.contains(&node);
+        sim.act(Action::Weight(node, 1));
+    }
+}
+
+#[test]
+fn where_the_witness_answers_some_nodes_of_a_part_these_serve_for_all_of_it() {
+    for (nodes, dead, answered) in [
+        (3, vec![2], vec![1]),
+        (3, vec![2], vec![0]),
+        (3, vec![0], vec![2]),
+        (5, vec![4], vec![1, 3]),
+        (5, vec![0, 1], vec![4]),
+    ] {
+        let mut sim = started(nodes, PartitionPolicy::Witness, 36);
+        witness_answers(&mut sim, &answered);
+        for node in &dead {
+            sim.act(Action::Crash(*node));
+        }
+        sim.run(sim.detection() + ms(200)).unwrap();
+        let serve = |sim: &Sim| answered.iter().map(|n| sim.counts()[*n]).sum::<usize>();
+        assert_eq!(
+            serve(&sim),
+            BUCKETS,
+            "{dead:?} dead, {answered:?} answered: {:?}",
+            sim.counts()
+        );
+        assert_eq!(sim.counts().iter().sum::<usize>(), BUCKETS);
+        for node in (0..nodes).filter(|n| !dead.contains(n)) {
+            assert_eq!(withheld(&sim, node), !answered.contains(&node));
+        }
+        // Then it answers all of them.
+        let all: Vec<usize> = (0..nodes).collect();
+        witness_answers(&mut sim, &all);
+        run_without_two_owners(&mut sim, ms(400));
+        sim.check_covered().unwrap();
+    }
+}
+
 #[test]
 fn a_part_that_does_not_serve_keeps_its_connections_through_the_merge() {
     let mut sim = started(3, PartitionPolicy::Majority, 35);

@@ -161,12 +161,11 @@ impl Handover {
         &self.wanted.insert(entry).2
     }
 
-    /// True if every node with which this one talks both ways and that may have buckets open is in `view`.
+    /// True if every node with which this one talks both ways and that may have buckets open is in `view`, and promises what is agreed there.
     pub(super) fn covers_all_that_serve(around: &Surroundings<'_>, view: NodeSet) -> bool {
-        around
-            .peers
-            .iter()
-            .all(|(n, p)| view.contains(*n) || p.fenced || !p.hears_us || p.report.committed == Epoch::default())
+        around.peers.iter().all(|(n, p)| {
+            view.contains(*n) && p.eligible || p.fenced || !p.hears_us || p.report.committed == Epoch::default()
+        })
     }
 
     /// True if every bucket that `map` gives this node is open here.

@@ -49,7 +49,7 @@ const MAX_STEPS: usize = 8;
 /// A peer as one group sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerGroup<'a> {
-    /// It has the same configuration and may take part.
+    /// It has the same configuration and may take part: its promise is asked for. Of one that may not, that it has closed everything.
     pub eligible: bool,
     /// It has stepped out.
     pub fenced: bool,

@@ -105,7 +105,7 @@ impl Writer {
             Quality::Ready => 2,
         });
         let split = !m.runs.is_empty() || !m.leaves_out.is_empty();
-        self.u8(u8::from(m.joining) | u8::from(split) << 1);
+        self.u8(u8::from(m.joining) | u8::from(split) << 1 | u8::from(m.withheld) << 2);
         if split {
             self.u64(m.runs.bits());
             self.u64(m.leaves_out.bits());
@@ -273,7 +273,7 @@ impl<'a> Reader<'a> {
             _ => return Err(ParseError::Malformed("quality")),
         };
         let flags = self.u8()?;
-        if flags > 3 {
+        if flags > 7 {
             return Err(ParseError::Malformed("module flags"));
         }
         let mut set = || {
@@ -286,6 +286,7 @@ impl<'a> Reader<'a> {
             state,
             quality,
             joining: flags & 1 != 0,
+            withheld: flags & 4 != 0,
             runs: set()?,
             leaves_out: set()?,
             why: self.text()?,

@@ -51,6 +51,7 @@ fn sample(nodes: usize, with_map: bool) -> Heartbeat {
             state: ModuleState::Up,
             quality: Quality::Ready,
             joining: true,
+            withheld: !with_map,
             runs: NodeSet::from_bits(3),
             leaves_out: NodeSet::from_bits(if with_map { 2 } else { 0 }),
             why: "é".repeat(200),
