@@ -36,7 +36,7 @@ use farm_sys::{nft, sysctl};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::dataplane::raw::RING_SLOTS;
+use crate::dataplane::raw::{IDLE_RING_SLOTS, RING_SLOTS};
 use crate::dataplane::replay::SynRing;
 use crate::dataplane::{self, DataPlane, LocalDevice};
 use state::HostState;
@@ -435,7 +435,7 @@ impl Host {
             }
         };
         let closed = dataplane::kernel_program(&farm_core::balance::filter::closed());
-        let ring = PacketRing::open(interface.index, RING_SLOTS, &closed).map_err(|e| fail("packet ring", e))?;
+        let ring = PacketRing::open(interface.index, IDLE_RING_SLOTS, &closed).map_err(|e| fail("packet ring", e))?;
         let syns = SynRing::open(interface.index)
             .inspect_err(|e| warn!(error = %e, interface = interface.name, "connection requests cannot be recorded: clients that connect during a crash wait for their own retransmission"))
             .ok();

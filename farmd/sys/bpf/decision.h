@@ -75,19 +75,44 @@ INLINE int is_member(const struct peers *peers, __u64 mac)
     return 0;
 }
 
+INLINE int is_same(const struct vip_key *a, const struct vip_key *b)
+{
+    return a->addr[3] == b->addr[3] && a->ifindex == b->ifindex && a->addr[2] == b->addr[2] &&
+           a->addr[1] == b->addr[1] && a->addr[0] == b->addr[0];
+}
+
+#define NO_NUMBER 0xffffffff
+
+/* Number of the VIP that the packet goes to. */
+INLINE __u32 find_number(const struct packet *packet, __u32 slot)
+{
+    const struct near *near = map_lookup(&NEAR_VIPS, &slot);
+    const __u32 *found;
+
+    if (!near)
+        return NO_NUMBER;
+    for (__u32 i = 0; i < NEAR && i < near->count; i++)
+        if (is_same(&near->keys[i], &packet->key))
+            return near->numbers[i];
+    if (near->is_whole)
+        return NO_NUMBER;
+    found = map_lookup(&VIP_NUMBERS, &packet->key);
+    return found ? *found : NO_NUMBER;
+}
+
 /* Reads the addresses and finds the VIP in plan number `epoch`; `why` if it is refused. */
 INLINE enum fate find_vip(const struct frame *frame, __u64 epoch, struct packet *packet, struct place *place, __u32 *why)
 {
     enum fate fate = read_network(frame, packet);
-    __u32 *found;
+    __u32 number;
 
     if (fate != GOES_ON)
         return fate;
-    found = map_lookup(&VIP_NUMBERS, &packet->key);
-    if (!found)
-        return LET_BY;
     place->slot = epoch % SLOTS;
-    place->number = place->slot * MAX_VIPS + (*found & (MAX_VIPS - 1));
+    number = find_number(packet, place->slot);
+    if (number == NO_NUMBER)
+        return LET_BY;
+    place->number = place->slot * MAX_VIPS + (number & (MAX_VIPS - 1));
     place->vip = map_lookup(&VIPS, &place->number);
     place->peers = map_lookup(&PEERS, &place->number);
     /* Not this plan's: the raw data plane sees it too. */

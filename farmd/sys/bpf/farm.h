@@ -103,6 +103,16 @@ struct vip_key {
     __u32 addr[4]; /* network byte order; IPv4 in the last word, after 0, 0, 0xffff */
 };
 
+#define NEAR 4
+
+/* The first VIPs of a plan and their numbers, so that few of them need no hash. */
+struct near {
+    __u32 count;
+    __u32 is_whole; /* there are no others */
+    __u32 numbers[NEAR];
+    struct vip_key keys[NEAR];
+};
+
 struct vip {
     __u64 service_mac; /* six bytes as a number, the first the lowest, as they lie in memory */
     __u64 own_mac;
@@ -146,6 +156,7 @@ struct fragment {
 /* src/bpf/layout.rs has these lengths. */
 _Static_assert(sizeof(struct control) == 56, "control");
 _Static_assert(sizeof(struct vip_key) == 20, "vip_key");
+_Static_assert(sizeof(struct near) == 104, "near");
 _Static_assert(sizeof(struct vip) == 40, "vip");
 _Static_assert(sizeof(struct peers) == 8 + 16 * MAX_NODES, "peers");
 _Static_assert(sizeof(struct holders) == BUCKETS + 8 * HOLDER_SETS, "holders");

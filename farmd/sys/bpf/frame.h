@@ -54,8 +54,15 @@ enum fate {
 
 INLINE __u64 mac_at(const __u8 *bytes)
 {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    /* At even places of a frame, so that any processor may read two bytes at once. */
+    const __u16 *pairs = (const void *)bytes;
+
+    return (__u64)pairs[0] | (__u64)pairs[1] << 16 | (__u64)pairs[2] << 32;
+#else
     return (__u64)bytes[0] | (__u64)bytes[1] << 8 | (__u64)bytes[2] << 16 | (__u64)bytes[3] << 24 | (__u64)bytes[4] << 32 |
            (__u64)bytes[5] << 40;
+#endif
 }
 
 /* The twelve bytes of a frame that goes from one Ethernet address to another. */

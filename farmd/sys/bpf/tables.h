@@ -23,6 +23,13 @@ struct {
 
 struct {
     UINT(type, BPF_MAP_TYPE_ARRAY);
+    UINT(max_entries, SLOTS);
+    TYPE(key, __u32);
+    TYPE(value, struct near);
+} NEAR_VIPS SEC(".maps");
+
+struct {
+    UINT(type, BPF_MAP_TYPE_ARRAY);
     UINT(max_entries, SLOTS * MAX_VIPS);
     TYPE(key, __u32);
     TYPE(value, struct vip);

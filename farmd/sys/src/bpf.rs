@@ -26,7 +26,7 @@ use aya::{Ebpf, EbpfLoader};
 pub use attach::{Attachment, Predecessor, remove_left_filters};
 pub use layout::{
     BUCKETS, COUNTS, Control, Count, Datagram, FirstFragment, HOLDER_SETS, Holders, MAX_GROUPS, MAX_PAGES, MAX_VIPS,
-    Page, Peers, SLOTS, Vip, bucket, rule,
+    NEAR, Page, Peers, SLOTS, Vip, bucket, rule,
 };
 
 #[cfg(farm_bpf)]
@@ -202,6 +202,7 @@ pub struct Filter {
     attachment: Attachment,
     places: BTreeMap<u32, attach::Place>,
     numbers: HashMap<MapData, [u8; layout::KEY_LEN], u32>,
+    near: Array<MapData, [u8; layout::NEAR_LEN]>,
     vips: Array<MapData, [u8; layout::VIP_LEN]>,
     peers: Array<MapData, [u64; layout::PEERS_LEN]>,
     directories: Array<MapData, Page>,
@@ -262,6 +263,7 @@ impl Filter {
             attachment: Attachment::Tcx,
             places: BTreeMap::new(),
             numbers: typed(&mut ebpf, "VIP_NUMBERS")?,
+            near: typed(&mut ebpf, "NEAR_VIPS")?,
             vips: typed(&mut ebpf, "VIPS")?,
             peers: typed(&mut ebpf, "PEERS")?,
             directories: typed(&mut ebpf, "DIRECTORIES")?,
@@ -313,6 +315,17 @@ impl Filter {
             None => self.numbers.remove(&key),
         };
         result.map_err(|e| failed("a virtual address cannot be noted", &e))
+    }
+
+    /// Writes which of the virtual addresses in `slot`, with interface and number, are found without a hash: at most [`NEAR`]. With `is_whole` there are no
+    /// others.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_near(&mut self, slot: u32, vips: &[(u32, IpAddr, u32)], is_whole: bool) -> Result<(), BpfError> {
+        self.near
+            .set(slot, layout::near(vips, is_whole), 0)
+            .map_err(|e| failed("the virtual addresses cannot be written", &e))
     }
 
     /// Writes VIP `number` of plan number `epoch`, in that plan's slot.

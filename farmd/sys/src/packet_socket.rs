@@ -132,6 +132,11 @@ impl PacketRing {
         })
     }
 
+    /// How many slots the ring has.
+    pub const fn slots(&self) -> usize {
+        self.slots
+    }
+
     /// Hands each waiting frame to `f`, at most `budget` of them, and returns how many there were. Never blocks.
     ///
     /// `f` gets one slice: [`VNET_HEADER`] bytes of `virtio_net_hdr`, then the Ethernet frame, up to 64 KiB for merged segments.

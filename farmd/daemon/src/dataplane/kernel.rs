@@ -19,7 +19,9 @@ use farm_core::id::{BUCKETS, MacAddr, NodeId, NodeSet};
 use farm_core::wire::heartbeat::BucketSet;
 use farm_core::wire::packet::{L4, Packet};
 use farm_sys::bpf::trace::Events;
-use farm_sys::bpf::{Attachment, BpfError, Control, Filter, KernelLease, Predecessor, SLOTS, monotonic_nanos, slot_of};
+use farm_sys::bpf::{
+    Attachment, BpfError, Control, Filter, KernelLease, NEAR, Predecessor, SLOTS, monotonic_nanos, slot_of,
+};
 use tracing::{info, warn};
 
 use tables::{Directories, Layout, NoRoom};
@@ -51,6 +53,8 @@ pub struct Kernel {
 #[derive(Debug, Default)]
 struct Slot {
     layout: Arc<Layout>,
+    /// The first addresses, with their places, and whether these are all.
+    near: (Vec<(u32, IpAddr, u32)>, bool),
     /// By the address's place.
     peers: BTreeMap<u32, BTreeMap<NodeId, MacAddr>>,
     /// By group.
@@ -262,6 +266,8 @@ impl Kernel {
         self.control.tap_mac = mac.0;
         self.filter.set_control(&self.control);
         if tap == 0 {
+            // Or frames would be judged by the plan in force all the same.
+            self.filter.set_epoch(0);
             for (interface, addr) in self.numbers.keys().copied().collect::<Vec<_>>() {
                 self.forget(interface, addr);
             }
@@ -291,6 +297,7 @@ impl Kernel {
     pub fn install(&mut self, plan: &Plan, young: &[BucketSet]) {
         self.epoch += 1;
         let mut layout = self.layout(plan);
+        self.note_new(&layout);
         match self.write(plan, young, self.epoch, &layout) {
             Ok(()) => self.filter.set_epoch(self.epoch),
             Err(error) => {
@@ -300,23 +307,21 @@ impl Kernel {
                 layout = Arc::default();
             }
         }
-        // Only now: the slot in force says what becomes of their frames. An address keeps its place as long as it is there.
-        let places: BTreeMap<(u32, IpAddr), u32> = layout
-            .places
-            .iter()
-            .map(|place| ((place.interface, place.addr), place.number))
-            .collect();
-        if places == self.numbers {
-            return;
+        // Only now: until then the slot in force says what becomes of their frames.
+        let gone = |key: &&(u32, IpAddr)| !layout.places.iter().any(|place| **key == (place.interface, place.addr));
+        for (interface, addr) in self.numbers.keys().filter(gone).copied().collect::<Vec<_>>() {
+            self.forget(interface, addr);
         }
-        for (interface, addr) in self.numbers.keys().copied().collect::<Vec<_>>() {
-            if !places.contains_key(&(interface, addr)) {
-                self.forget(interface, addr);
-            }
-        }
-        for ((interface, addr), number) in places {
-            if !self.numbers.contains_key(&(interface, addr)) {
-                self.note(interface, addr, number);
+        self.note_new(&layout);
+    }
+
+    /// Notes the places of new addresses. An address keeps its place as long as it is there, and a place that is still another's is not given away: by the plan
+    /// in force it has that one's frames judged. By any plan that does not have it, a new one is let by.
+    fn note_new(&mut self, layout: &Layout) {
+        for place in &layout.places {
+            let is_free = !self.numbers.values().any(|number| *number == place.number);
+            if is_free && !self.numbers.contains_key(&(place.interface, place.addr)) {
+                self.note(place.interface, place.addr, place.number);
             }
         }
     }
@@ -359,6 +364,16 @@ impl Kernel {
         if !Arc::ptr_eq(&slot.layout, layout) {
             self.write_layout(number, &slot.layout, layout)?;
             slot.layout = Arc::clone(layout);
+        }
+        let noted = layout.places.iter().filter_map(|place| {
+            let number = self.numbers.get(&(place.interface, place.addr))?;
+            Some((place.interface, place.addr, *number))
+        });
+        let near: Vec<(u32, IpAddr, u32)> = noted.take(NEAR).collect();
+        let is_whole = near.len() == layout.places.len();
+        if slot.near != (near.clone(), is_whole) {
+            self.filter.set_near(number, &near, is_whole)?;
+            slot.near = (near, is_whole);
         }
         for place in &layout.places {
             let Some(vip) = plan.vips.get(place.position) else {

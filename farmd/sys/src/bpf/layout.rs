@@ -14,6 +14,8 @@ pub const MAX_GROUPS: u32 = 32;
 pub const MAX_PAGES: u32 = 1024;
 /// Most nodes.
 const MAX_NODES: usize = 64;
+/// Most virtual addresses of a plan that are found without a hash.
+pub const NEAR: usize = 4;
 /// Sets of nodes that may have connections in the buckets of a group, and the empty one.
 pub const HOLDER_SETS: usize = 256;
 
@@ -23,6 +25,7 @@ pub(super) const LEASE_AT: usize = 8;
 pub(super) const SNAP_AT: usize = 40;
 pub(super) const UNTOLD_AT: usize = 48;
 pub(super) const KEY_LEN: usize = 20;
+pub(super) const NEAR_LEN: usize = 104;
 pub(super) const VIP_LEN: usize = 40;
 pub(super) const PEERS_LEN: usize = 1 + 2 * MAX_NODES;
 pub(super) const HOLDERS_LEN: usize = BUCKETS + 8 * HOLDER_SETS;
@@ -269,6 +272,21 @@ fn mapped(addr: IpAddr) -> [u8; 16] {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
     }
+}
+
+/// The first virtual addresses of a plan: interface, address and number. `is_whole`: there are no others.
+pub(super) fn near(vips: &[(u32, IpAddr, u32)], is_whole: bool) -> [u8; NEAR_LEN] {
+    let mut bytes = [0; NEAR_LEN];
+    let vips = &vips[..vips.len().min(NEAR)];
+    bytes[..4].copy_from_slice(&(vips.len() as u32).to_ne_bytes());
+    bytes[4..8].copy_from_slice(&u32::from(is_whole).to_ne_bytes());
+    let (numbers, keys) = bytes[8..].split_at_mut(4 * NEAR);
+    let places = numbers.chunks_exact_mut(4).zip(keys.chunks_exact_mut(KEY_LEN));
+    for ((number, key), (ifindex, addr, known)) in places.zip(vips) {
+        number.copy_from_slice(&known.to_ne_bytes());
+        key.copy_from_slice(&vip_key(*ifindex, *addr));
+    }
+    bytes
 }
 
 pub(super) fn vip_key(ifindex: u32, addr: IpAddr) -> [u8; KEY_LEN] {

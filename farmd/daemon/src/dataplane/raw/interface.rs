@@ -8,9 +8,12 @@ use std::net::IpAddr;
 use farm_core::balance::filter;
 use farm_core::balance::plan::Plan;
 use farm_core::config::L2Mode;
+use farm_core::id::MacAddr;
+use farm_sys::packet_socket::PacketRing;
 use tracing::{debug, warn};
 
 use crate::dataplane::judge::Judge;
+use crate::dataplane::raw::RING_SLOTS;
 use crate::dataplane::{Count, Interface, kernel_program, neighbour};
 
 fn set_program(interface: &Interface, program: &[filter::Insn]) -> io::Result<()> {
@@ -30,6 +33,7 @@ pub(super) fn set_filter(judge: &Judge, interface: &mut Interface) {
     let fine = if vips.all(|vip| kernel.is_some_and(|kernel| kernel.takes(vip.addr))) {
         filter::closed()
     } else {
+        widen(plan, interface);
         // Who listens wants to see what is others', too.
         let detail = match judge.trace {
             None => filter::Detail::Buckets,
@@ -51,6 +55,44 @@ pub(super) fn set_filter(judge: &Judge, interface: &mut Interface) {
     }
 }
 
+/// Gives the interface's ring the room that captured frames need. Until some are captured it has next to none: with the program in the kernel that is always.
+fn widen(plan: &Plan, interface: &mut Interface) {
+    if interface.ring.slots() >= RING_SLOTS as usize {
+        return;
+    }
+    match PacketRing::open(interface.index, RING_SLOTS, &kernel_program(&filter::closed())) {
+        // The virtual MACs are received as long as one of the two sockets wants them. The old one has captured nothing.
+        Ok(ring) => {
+            for mac in virtual_macs(plan, interface.index) {
+                receive(&ring, &interface.name, mac);
+            }
+            interface.ring = ring;
+        }
+        Err(error) => {
+            let slots = interface.ring.slots();
+            warn!(%error, interface = interface.name, slots, "no memory for the ring of captured frames: some may be lost");
+        }
+    }
+}
+
+fn virtual_macs(plan: &Plan, interface: u32) -> impl Iterator<Item = MacAddr> {
+    let vips = plan.vips.iter().filter(move |vip| vip.interface == interface);
+    vips.filter_map(|vip| match vip.mode {
+        L2Mode::Invisible(mac) => Some(mac),
+        _ => None,
+    })
+}
+
+fn receive(ring: &PacketRing, interface: &str, mac: MacAddr) {
+    let Err(error) = ring.add_unicast_mac(mac.0) else {
+        return;
+    };
+    warn!(%error, interface, %mac, "the interface does not take the virtual MAC; trying promiscuous mode");
+    if let Err(error) = ring.set_promiscuous(true) {
+        warn!(%error, interface, "promiscuous mode was refused too: frames for the virtual address will not come in");
+    }
+}
+
 /// Lets the interface receive the virtual MACs of its VIPs, and what asks for the Ethernet address of IPv6 ones.
 pub(super) fn join_groups(plan: &Plan, interface: &mut Interface) {
     let index = interface.index;
@@ -58,14 +100,10 @@ pub(super) fn join_groups(plan: &Plan, interface: &mut Interface) {
         if let IpAddr::V6(addr) = vip.addr {
             neighbour::hear_solicitations(interface, addr);
         }
-        let L2Mode::Invisible(mac) = vip.mode else { continue };
-        if interface.joined.insert(mac.0)
-            && let Err(error) = interface.ring.add_unicast_mac(mac.0)
-        {
-            warn!(%error, interface = interface.name, %mac, "the interface does not take the virtual MAC; trying promiscuous mode");
-            if let Err(error) = interface.ring.set_promiscuous(true) {
-                warn!(%error, interface = interface.name, "promiscuous mode was refused too: frames for the virtual address will not come in");
-            }
+    }
+    for mac in virtual_macs(plan, index) {
+        if interface.joined.insert(mac.0) {
+            receive(&interface.ring, &interface.name, mac);
         }
     }
 }
