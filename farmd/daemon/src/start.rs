@@ -259,6 +259,15 @@ async fn serve(
         digest = format!("{:016x}", cluster.digest),
         "farmd starts"
     );
+    // The kernel program was read, checked and loaded; none of that is needed again.
+    farm_sys::sched::trim_heap();
+    if let Err(error) = farm_sys::sched::lock_memory() {
+        let text = format!(
+            "memory may be swapped out ({error}): where it is short this node may be taken for dead; grant CAP_IPC_LOCK or LimitMEMLOCK=infinity"
+        );
+        warn!("{text}");
+        warnings.push(text);
+    }
     let peers = Arc::new(Peers::new(cluster.clone(), key.clone(), this));
     let command_counters = Arc::new(remote::Counters::default());
     let node = Node::new(Parts {
