@@ -1,7 +1,8 @@
 //! Thousands of established connections of four kinds, each checked to the byte, held from one client on one thread.
 //!
 //! Owns the connections of one client. Each knows which node it is on, since when, and how it ended; a crowd that is told so replaces those that ended, so
-//! that its number stays. Never decides which ends are allowed: it reports every one.
+//! that its number stays. None counts as whole because nothing was heard: each proves at the end, in the way of its kind, that its server is there.
+//! Never decides which ends are allowed: it reports every one.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,18 +19,18 @@ use crate::client::{Client, Running};
 use crate::http::Failure;
 use crate::pinger::NodeNumber;
 use crate::process::wait_until;
-use crate::responder::{Digest, pattern};
+use crate::responder::{Digest, PIECE, pattern};
 
 /// What a connection does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
-    /// Silent after its first exchange, until the end.
+    /// Silent after its first exchange, until one more at the end.
     Idle,
     /// Sends something and gets it back, again and again.
     Talk,
     /// Sends without an answer; at the end the server's receipt must be right.
     Upload,
-    /// Closed by the client, while the server goes on sending.
+    /// Closed by the client, while the server goes on sending; at the end one more piece must come.
     Half,
 }
 
@@ -52,6 +53,9 @@ const AT_ONCE: usize = 32;
 
 /// Longest wait for anything the server owes.
 const LIMIT: Duration = Duration::from_secs(15);
+
+/// Longest silence on a half-closed connection, whose server sends something each second.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// What to hold.
 #[derive(Clone, Debug)]
@@ -121,6 +125,7 @@ impl Crowd {
                     kind: MIX[index % MIX.len()],
                     index,
                     pause: config.pause,
+                    silence: SILENCE,
                     stop: stopped.clone(),
                 };
                 running.spawn(slot.hold(Arc::clone(&gate), Arc::clone(&shared), config.replace));
@@ -161,11 +166,30 @@ impl Crowd {
     /// # Errors
     /// The client's thread could not work.
     pub fn stop(self) -> Result<Vec<Life>> {
-        let _ = self.stop.send(true);
+        self.end();
         self.thread.wait()?;
         Ok(std::mem::take(
             &mut *self.book.lives.lock().unwrap_or_else(PoisonError::into_inner),
         ))
+    }
+
+    /// As [`Self::stop`], for several crowds at the same time.
+    ///
+    /// # Errors
+    /// The thread of one could not work.
+    pub fn stop_all(crowds: Vec<Self>) -> Result<Vec<Life>> {
+        crowds.iter().for_each(Self::end);
+        let mut lives = Vec::new();
+        for crowd in crowds {
+            lives.extend(crowd.stop()?);
+        }
+        Ok(lives)
+    }
+
+    /// Tells the connections to end.
+    fn end(&self) {
+        // Nobody hears it if all have ended already.
+        let _ = self.stop.send(true);
     }
 }
 
@@ -176,6 +200,7 @@ struct Slot {
     kind: Kind,
     index: usize,
     pause: Duration,
+    silence: Duration,
     stop: watch::Receiver<bool>,
 }
 
@@ -299,50 +324,78 @@ impl Slot {
                 .map_err(|_| Failure::AnswerTimeout)??;
         }
         *sent = Instant::now();
-        let mut receipt = String::new();
+        let mut receipt = Vec::new();
         timeout(LIMIT, async {
             stream.shutdown().await?;
-            stream.read_to_string(&mut receipt).await
+            stream.read_to_end(&mut receipt).await
         })
         .await
         .map_err(|_| Failure::AnswerTimeout)??;
-        if receipt == digest.receipt(count) {
+        if receipt == digest.receipt(count).into_bytes() {
             Ok(())
         } else if receipt.is_empty() {
             Err(Failure::Closed)
         } else {
-            Err(Failure::BadAnswer(receipt))
+            Err(Failure::BadAnswer(String::from_utf8_lossy(&receipt).into_owned()))
         }
     }
 
     async fn half(&mut self, stream: &mut TcpStream, sent: &mut Instant) -> Result<(), Failure> {
         *sent = Instant::now();
         stream.shutdown().await?;
-        let mut got = 0;
-        let mut buffer = [0; 256];
-        loop {
-            let read = tokio::select! {
-                _ = self.stop.wait_for(|stop| *stop) => return Ok(()),
-                read = timeout(LIMIT, stream.read(&mut buffer)) => read.map_err(|_| Failure::AnswerTimeout)??,
-            };
-            if read == 0 {
-                return Err(Failure::Closed);
-            }
-            if buffer[..read]
-                .iter()
-                .enumerate()
-                .any(|(i, byte)| *byte != pattern(got + i))
-            {
-                return Err(Failure::BadAnswer(format!("a wrong byte after {got}")));
-            }
-            got += read;
+        let mut pieces = Pieces {
+            stream,
+            silence: self.silence,
+            got: 0,
+            last: Instant::now(),
+        };
+        tokio::select! {
+            _ = self.stop.wait_for(|stop| *stop) => {}
+            end = pieces.read_to(usize::MAX) => return end,
         }
+        // That the socket is open says nothing of its server; one more piece does.
+        let enough = pieces.got + PIECE;
+        pieces.read_to(enough).await
     }
 
     /// Waits for `pause`; true, and at once, if the crowd is to end.
     async fn stopped_within(&self, pause: Duration) -> bool {
         let mut stop = self.stop.clone();
         timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok()
+    }
+}
+
+/// What a half-closed connection gets.
+struct Pieces<'a> {
+    stream: &'a mut TcpStream,
+    /// Longest time without a byte.
+    silence: Duration,
+    /// Right bytes so far.
+    got: usize,
+    /// When the last of them came.
+    last: Instant,
+}
+
+impl Pieces<'_> {
+    /// Reads until `enough` bytes have come, all of them right. Loses nothing if it is given up on the way.
+    async fn read_to(&mut self, enough: usize) -> Result<(), Failure> {
+        let mut buffer = [0; 256];
+        while self.got < enough {
+            let left = self.silence.saturating_sub(self.last.elapsed());
+            let read = timeout(left, self.stream.read(&mut buffer))
+                .await
+                .map_err(|_| Failure::AnswerTimeout)??;
+            if read == 0 {
+                return Err(Failure::Closed);
+            }
+            let wrong = |(i, byte): (usize, &u8)| *byte != pattern(self.got + i);
+            if buffer[..read].iter().enumerate().any(wrong) {
+                return Err(Failure::BadAnswer(format!("a wrong byte after {}", self.got)));
+            }
+            self.got += read;
+            self.last = Instant::now();
+        }
+        Ok(())
     }
 }
 
@@ -353,5 +406,69 @@ async fn unasked(stream: &mut TcpStream) -> Failure {
         Ok(0) => Failure::Closed,
         Ok(length) => Failure::BadAnswer(format!("{length} bytes that nobody asked for")),
         Err(error) => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// How a half-closed connection ends when its crowd does, while its server does `serve`, and then nothing with what that gives back.
+    fn half_at_the_stop<F, Fut>(serve: F) -> Result<(), Failure>
+    where
+        F: FnOnce(TcpStream) -> Fut,
+        Fut: Future<Output = Option<TcpStream>>,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (server, _) = listener.accept().await.unwrap();
+            let (_stop, stopped) = watch::channel(true);
+            let mut slot = Slot {
+                source: Ipv4Addr::LOCALHOST,
+                to: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
+                kind: Kind::Half,
+                index: 0,
+                pause: Duration::ZERO,
+                silence: Duration::from_millis(300),
+                stop: stopped,
+            };
+            let mut sent = Instant::now();
+            let (end, _server) = tokio::join!(slot.half(&mut stream, &mut sent), serve(server));
+            end
+        })
+    }
+
+    #[test]
+    fn a_half_closed_connection_is_whole_only_if_its_server_goes_on_sending() {
+        let alive = half_at_the_stop(async move |mut server: TcpStream| {
+            for index in 0..10 {
+                let piece: Vec<u8> = (index * PIECE..(index + 1) * PIECE).map(pattern).collect();
+                server.write_all(&piece).await.unwrap();
+                sleep(Duration::from_millis(10)).await;
+            }
+            Some(server)
+        });
+        assert_eq!(alive, Ok(()));
+        let silent = half_at_the_stop(async move |server: TcpStream| Some(server));
+        assert_eq!(silent, Err(Failure::AnswerTimeout));
+        let closed = half_at_the_stop(async move |_: TcpStream| None);
+        assert_eq!(closed, Err(Failure::Closed));
+        let reset = half_at_the_stop(async move |server: TcpStream| {
+            server.set_zero_linger().unwrap();
+            None
+        });
+        assert_eq!(reset, Err(Failure::Reset));
+        let wrong = half_at_the_stop(async move |mut server: TcpStream| {
+            server.write_all(&[1; PIECE]).await.unwrap();
+            Some(server)
+        });
+        assert!(matches!(wrong, Err(Failure::BadAnswer(_))), "{wrong:?}");
     }
 }

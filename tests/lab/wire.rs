@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use etherparse::{ArpOperation, Icmpv4Type, Icmpv6Type, LaxNetSlice, LaxSlicedPacket, TransportSlice};
@@ -37,6 +37,9 @@ pub struct Attempt {
     pub sequence: u32,
 }
 
+/// When each port sent something.
+pub type Times = BTreeMap<String, Vec<Instant>>;
+
 /// Who answered the ARP requests, or the neighbour solicitations, of one requester for one VIP.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ArpSeen {
@@ -53,8 +56,8 @@ pub struct ArpSeen {
 pub struct Evidence {
     /// Connection requests for a VIP as they came from the clients: how often each was sent.
     pub syns: BTreeMap<Attempt, usize>,
-    /// SYN-ACKs of the VIPs: which ports sent one, how often.
-    pub syn_acks: BTreeMap<Attempt, BTreeMap<String, usize>>,
+    /// SYN-ACKs of the VIPs: which ports sent one, and when.
+    pub syn_acks: BTreeMap<Attempt, Times>,
     /// Resets sent for a VIP: port, from, to.
     pub resets: Vec<(String, SocketAddr, SocketAddr)>,
     /// Echo replies of a VIP by (client, identifier, sequence number): which ports sent one, how often.
@@ -71,7 +74,7 @@ pub struct Evidence {
 
 impl Evidence {
     /// Attempts that two nodes answered.
-    pub fn two_owners(&self) -> Vec<(&Attempt, &BTreeMap<String, usize>)> {
+    pub fn two_owners(&self) -> Vec<(&Attempt, &Times)> {
         self.syn_acks.iter().filter(|(_, ports)| ports.len() > 1).collect()
     }
 
@@ -186,7 +189,9 @@ fn watch(ports: &[String], mut rings: Vec<PacketRing>, judge: &Judge, stop: &Ato
         }
         for (port, ring) in ports.iter().zip(&mut rings) {
             loop {
-                let read = ring.recv(256, |bytes| judge.see(port, &bytes[VNET_HEADER..], &mut evidence));
+                let read = ring.recv_timed(256, |arrived, bytes| {
+                    judge.see(port, moment(arrived), &bytes[VNET_HEADER..], &mut evidence);
+                });
                 match read {
                     Ok(0) => break,
                     Ok(_) => {}
@@ -205,6 +210,12 @@ fn watch(ports: &[String], mut rings: Vec<PacketRing>, judge: &Judge, stop: &Ato
     }
 }
 
+/// A moment of the system's clock on the clock that only goes forward.
+fn moment(arrived: SystemTime) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(arrived.elapsed().unwrap_or_default()).unwrap_or(now)
+}
+
 /// What the watcher looks for.
 struct Judge {
     vips: Vec<IpAddr>,
@@ -212,7 +223,7 @@ struct Judge {
 }
 
 impl Judge {
-    fn see(&self, port: &str, frame: &[u8], evidence: &mut Evidence) {
+    fn see(&self, port: &str, at: Instant, frame: &[u8], evidence: &mut Evidence) {
         let Some(source) = frame.get(6..12).and_then(|bytes| <[u8; 6]>::try_from(bytes).ok()) else {
             return;
         };
@@ -230,13 +241,13 @@ impl Judge {
             }
             Some(LaxNetSlice::Ipv4(ip)) => {
                 let ends = (ip.header().source_addr().into(), ip.header().destination_addr().into());
-                self.see_ip(port, ends, packet.transport, evidence);
+                self.see_ip((port, at), ends, packet.transport, evidence);
             }
             Some(LaxNetSlice::Ipv6(ip)) => {
                 let ends = (ip.header().source_addr().into(), ip.header().destination_addr().into());
                 match Nd::parse(frame) {
                     Some(nd) => self.see_nd(port, &nd, evidence),
-                    None => self.see_ip(port, ends, packet.transport, evidence),
+                    None => self.see_ip((port, at), ends, packet.transport, evidence),
                 }
             }
             None => {}
@@ -245,7 +256,7 @@ impl Judge {
 
     fn see_ip(
         &self,
-        port: &str,
+        (port, at): (&str, Instant),
         (from, to): (IpAddr, IpAddr),
         transport: Option<TransportSlice<'_>>,
         evidence: &mut Evidence,
@@ -273,7 +284,8 @@ impl Judge {
                 } else if tcp.syn() && tcp.ack() {
                     let sequence = tcp.acknowledgment_number().wrapping_sub(1);
                     let attempt = Attempt { client, vip, sequence };
-                    count(evidence.syn_acks.entry(attempt).or_default(), port);
+                    let ports = evidence.syn_acks.entry(attempt).or_default();
+                    ports.entry(port.to_owned()).or_default().push(at);
                 }
             }
             // What an entry node sends on is the same request once more.
@@ -408,6 +420,10 @@ mod tests {
         }
     }
 
+    fn see(port: &str, frame: &[u8], evidence: &mut Evidence) {
+        judge().see(port, Instant::now(), frame, evidence);
+    }
+
     /// A TCP frame of the VIP from a source MAC that ends in `from`.
     fn tcp(from: [u8; 6], flags: &str, ack: u32) -> Vec<u8> {
         let builder = PacketBuilder::ethernet2(from, [2; 6])
@@ -513,14 +529,14 @@ mod tests {
         let mut evidence = Evidence::default();
         for frame in [&syn_ack, &echo, &question.emit(), &answer, &news] {
             assert!(captured(&program, frame));
-            judge().see("p1", frame, &mut evidence);
+            see("p1", frame, &mut evidence);
         }
         assert_eq!((evidence.syn_acks.len(), evidence.echo_replies.len()), (1, 1));
         let asked = &evidence.arp[&(CLIENT6.into(), VIP6.into())];
         assert_eq!((asked.requests, asked.replies["p1"]), (1, 1));
         assert_eq!(asked.macs, BTreeSet::from([mac(1)]));
         assert_eq!(evidence.announcements["p1"], 1);
-        judge().see("p2", &echo, &mut evidence);
+        see("p2", &echo, &mut evidence);
         assert_eq!(evidence.double_echoes(), 1);
     }
 
@@ -528,15 +544,16 @@ mod tests {
     fn a_second_syn_ack_from_another_port_is_two_owners_and_a_repeated_one_is_not() {
         let mut evidence = Evidence::default();
         for port in ["p1", "p1"] {
-            judge().see(port, &tcp([4; 6], "synack", 501), &mut evidence);
+            see(port, &tcp([4; 6], "synack", 501), &mut evidence);
         }
-        judge().see("p2", &tcp([5; 6], "synack", 900), &mut evidence);
+        see("p2", &tcp([5; 6], "synack", 900), &mut evidence);
         assert!(
             evidence.check_single_owner().is_ok(),
             "another sequence number is another connection"
         );
-        judge().see("p2", &tcp([5; 6], "synack", 501), &mut evidence);
-        assert_eq!(evidence.two_owners()[0].0.sequence, 500);
+        see("p2", &tcp([5; 6], "synack", 501), &mut evidence);
+        let (attempt, ports) = evidence.two_owners()[0];
+        assert_eq!((attempt.sequence, ports["p1"].len(), ports["p2"].len()), (500, 2, 1));
         assert!(evidence.check_single_owner().is_err());
     }
 
@@ -551,7 +568,7 @@ mod tests {
             .unwrap();
         let mut evidence = Evidence::default();
         for port in [CLIENT_PORT, "p1", CLIENT_PORT] {
-            judge().see(port, &frame, &mut evidence);
+            see(port, &frame, &mut evidence);
         }
         let client = |port| SocketAddr::new(CLIENT.into(), port);
         assert_eq!(
@@ -563,9 +580,9 @@ mod tests {
     #[test]
     fn resets_double_echoes_and_the_virtual_mac_as_source_are_seen() {
         let mut evidence = Evidence::default();
-        judge().see("p1", &tcp([0x5a, 0xfe, 198, 18, 0, 20], "rst", 0), &mut evidence);
-        judge().see("p1", &echo_reply(), &mut evidence);
-        judge().see("p3", &echo_reply(), &mut evidence);
+        see("p1", &tcp([0x5a, 0xfe, 198, 18, 0, 20], "rst", 0), &mut evidence);
+        see("p1", &echo_reply(), &mut evidence);
+        see("p3", &echo_reply(), &mut evidence);
         assert_eq!(
             (
                 evidence.resets.len(),

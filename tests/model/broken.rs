@@ -1,16 +1,18 @@
 //! Nodes that break one rule each, so that it is seen whether the checker would notice.
 //!
-//! Nothing of it is in the product: a broken node does something else around its [`Farm`], or its heartbeats are changed and sealed again
-//! on their way out. Called by [`crate::node`].
+//! Nothing of it is in the product: a broken node does something else around its [`Farm`], its data plane does not do what the plan says, or
+//! its heartbeats are changed and sealed again on their way out. Called by [`crate::node`].
 
 use std::time::Duration;
 
 use farm_core::balance::assign::BucketMap;
+use farm_core::config::PartitionPolicy;
 use farm_core::farm::Farm;
 use farm_core::id::{BUCKETS, Epoch, NodeId};
 use farm_core::wire::heartbeat::{Ack, BucketSet, Heartbeat};
 
 use crate::node::Fixed;
+use crate::plane::Sheet;
 
 /// Which rule.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +47,14 @@ pub enum Broken {
     CommitsEarly,
     /// It does not notice that the witness no longer answers.
     BelievesInWitness,
+    /// It serves in whatever part of a divided farm it is.
+    ServesInAnyPart,
+    /// It does not say that it is withheld.
+    HidesWithheld,
+    /// It takes a share before its join time is over, while it says that it is joining.
+    SharesWhileJoining,
+    /// What it gains is its own at once, whoever has connections in it.
+    NeverGuards,
 }
 
 /// Until when the data plane accepts after a turn.
@@ -62,8 +72,39 @@ pub fn witness(broken: Option<Broken>, answers: bool) -> bool {
     answers || broken == Some(Broken::BelievesInWitness)
 }
 
-/// Changes what a broken node says; true if something is changed.
-pub fn forge(broken: Broken, now: Duration, heartbeat: &mut Heartbeat, farm: &Farm, fixed: &Fixed) -> bool {
+/// By which policy a node serves in a divided farm.
+pub fn partition(broken: Option<Broken>, policy: PartitionPolicy) -> PartitionPolicy {
+    match broken {
+        Some(Broken::ServesInAnyPart) => PartitionPolicy::Serve,
+        _ => policy,
+    }
+}
+
+/// How long a node that starts only says that it is joining: its join time.
+pub fn feigned_joining(broken: Option<Broken>, fixed: &Fixed) -> Option<Duration> {
+    (broken == Some(Broken::SharesWhileJoining)).then(|| fixed.detection() + fixed.pulse())
+}
+
+/// What a data plane makes of a plan.
+pub fn sheet(broken: Option<Broken>, sheet: Sheet) -> Sheet {
+    match broken {
+        Some(Broken::NeverGuards) => Sheet {
+            own: sheet.open,
+            ..sheet
+        },
+        _ => sheet,
+    }
+}
+
+/// Changes what a broken node says, that it is joining if it `feigns_joining`; true if something is changed.
+pub fn forge(
+    broken: Broken,
+    now: Duration,
+    feigns_joining: bool,
+    heartbeat: &mut Heartbeat,
+    farm: &Farm,
+    fixed: &Fixed,
+) -> bool {
     let before = heartbeat.clone();
     let proposed = |sender: NodeId| {
         let report = farm.report(sender, &fixed.module)?;
@@ -76,6 +117,13 @@ pub fn forge(broken: Broken, now: Duration, heartbeat: &mut Heartbeat, farm: &Fa
     }
     if broken == Broken::SaysItHasSteppedOut {
         heartbeat.fenced = true;
+    }
+    if feigns_joining {
+        heartbeat.joining = true;
+        heartbeat.modules.iter_mut().for_each(|m| m.joining = true);
+    }
+    if broken == Broken::HidesWithheld {
+        heartbeat.modules.iter_mut().for_each(|m| m.withheld = false);
     }
     let groups = heartbeat.modules.iter_mut().flat_map(|m| &mut m.groups);
     for group in groups {

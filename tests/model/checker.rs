@@ -33,8 +33,6 @@ pub struct Farms {
     pub lost: u32,
     /// Faults of one run.
     pub budget: Budget,
-    /// Datagrams under way come in any order.
-    pub any_order: bool,
     /// Connections are left in buckets that are given away.
     pub flows: bool,
     /// How long after the last fault the farm may need; if `None` twice the detection time, in which silence is noticed and a node joins,
@@ -48,8 +46,8 @@ pub struct Farms {
 
 impl Farms {
     /// Of words such as `nodes=3 lost=5 faults=2 crash=1`: number of nodes (2 if it is not said), missed heartbeats after which one is
-    /// down (4), faults in all (1), `lans` (1), the `weight` of the first node (1), and what the fields of [`Budget`] are called. `any_order`,
-    /// `flows`, `majority` and `witness` (the partition policies) take 0 or 1.
+    /// down (4), faults in all (1), `lans` (1), the `weight` of the first node (1), and what the fields of [`Budget`] are called. `any_order`
+    /// (datagrams overtake each other without limit), `flows`, `majority` and `witness` (the partition policies) take 0 or 1.
     ///
     /// # Errors
     /// Says which word is none of these.
@@ -65,7 +63,6 @@ impl Farms {
                 faults: 1,
                 ..Budget::default()
             },
-            any_order: false,
             flows: false,
             recovery: None,
             broken: None,
@@ -82,7 +79,7 @@ impl Farms {
                 "majority" if value < 2 => farms.divided_by(PartitionPolicy::Majority, value),
                 "witness" if value < 2 => farms.divided_by(PartitionPolicy::Witness, value),
                 "lost" => farms.lost = value.into(),
-                "any_order" => farms.any_order = value > 0,
+                "any_order" => farms.budget.pick = if value > 0 { Budget::UNLIMITED } else { 0 },
                 "flows" => farms.flows = value > 0,
                 name => *farms.budget.word(name).ok_or_else(wrong)? = value,
             }
@@ -127,7 +124,6 @@ impl Farms {
         let initial = World::new(&self.fixed(None), self.nodes, self.budget, self.warm_up);
         let model = Checked {
             initial,
-            any_order: self.any_order,
             fixed: Arc::new(fixed),
         };
         let started = Instant::now();
@@ -224,7 +220,6 @@ pub struct Verdict {
 #[derive(Clone)]
 struct Checked {
     initial: World,
-    any_order: bool,
     fixed: Arc<Fixed>,
 }
 
@@ -237,7 +232,7 @@ impl Model for Checked {
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
-        world.actions(actions, self.any_order);
+        world.actions(actions);
     }
 
     fn next_state(&self, world: &World, action: Action) -> Option<World> {

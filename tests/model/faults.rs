@@ -51,8 +51,10 @@ pub enum Action {
 /// How often each fault may happen in one run, and how many in all.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Budget {
-    /// Faults in all. What ends one (waking, mending, starting again, connections that end) is free.
+    /// Faults in all. What ends one (waking, mending, starting again, connections that end) is free, and so is what overtakes something.
     pub faults: u8,
+    /// [`Action::Pick`]; no fault.
+    pub pick: u8,
     /// [`Action::Lose`].
     pub lose: u8,
     /// [`Action::Late`].
@@ -88,10 +90,14 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// As often as it can be: never spent.
+    pub const UNLIMITED: u8 = u8::MAX;
+
     /// What is left for `action`, and whether it counts as a fault; `None` if it is free.
     fn left(&mut self, action: Action) -> Option<(&mut u8, bool)> {
         Some(match action {
-            Action::Next | Action::Pick(_) | Action::Wake(_) => return None,
+            Action::Next | Action::Wake(_) => return None,
+            Action::Pick(_) => (&mut self.pick, false),
             Action::Lose => (&mut self.lose, true),
             Action::Late => (&mut self.late, true),
             Action::Twice => (&mut self.twice, true),
@@ -115,6 +121,7 @@ impl Budget {
     pub fn word(&mut self, name: &str) -> Option<&mut u8> {
         Some(match name {
             "faults" => &mut self.faults,
+            "pick" => &mut self.pick,
             "lose" => &mut self.lose,
             "late" => &mut self.late,
             "twice" => &mut self.twice,
@@ -145,8 +152,30 @@ impl Budget {
     /// `action` has happened.
     pub fn spend(&mut self, action: Action) {
         if let Some((left, is_fault)) = self.left(action) {
-            *left = left.saturating_sub(1);
+            if *left < Self::UNLIMITED {
+                *left = left.saturating_sub(1);
+            }
             self.faults -= u8::from(is_fault && self.faults > 0);
         }
     }
+}
+
+#[test]
+fn what_overtakes_is_counted_and_is_no_fault() {
+    let pick = Action::Pick(1);
+    let mut once = Budget {
+        pick: 1,
+        ..Budget::default()
+    };
+    assert!(once.allows(pick), "without a fault left");
+    once.spend(pick);
+    assert!(!once.allows(pick));
+    let mut always = Budget {
+        pick: Budget::UNLIMITED,
+        faults: 1,
+        ..Budget::default()
+    };
+    let before = always;
+    always.spend(pick);
+    assert_eq!(always, before);
 }

@@ -38,6 +38,24 @@ fn datagrams_come_in_any_order_twice_late_or_not_at_all() {
 }
 
 #[test]
+fn datagrams_between_three_overtake_come_late_twice_or_not_at_all() {
+    all_hold(
+        &[
+            "nodes=3 late=1 lose=1 twice=1 pick=1",
+            // At rest every heartbeat says the same; these meet a hand-over.
+            "nodes=3 stop=1 pick=2",
+            "nodes=3 faults=2 stop=1 lose=1",
+        ],
+        &[
+            "nodes=3 crash=1 restart=1 pick=1",
+            "nodes=3 stop=1 start=1 pick=3",
+            "nodes=3 faults=2 stop=1 late=1 pick=1",
+            "nodes=3 faults=2 stop=1 twice=1 pick=1",
+        ],
+    );
+}
+
+#[test]
 fn a_crash_is_covered_within_the_detection_time_and_two_round_trips() {
     for nodes in 2..=4 {
         let mut farms = Farms::parse("crash=1 lost=5").unwrap();
@@ -143,7 +161,7 @@ fn of_a_divided_farm_those_serve_that_the_witness_answers() {
             "nodes=2 witness=1 faults=2 hide=1 crash=1",
             "nodes=3 witness=1 faults=2 hide=1 crash=1",
         ],
-        &[],
+        &["nodes=2 witness=1 faults=3 hide=2 split=1 show=2"],
     );
 }
 

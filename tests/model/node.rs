@@ -150,6 +150,8 @@ pub struct Node {
     pub last_turn: Duration,
     fenced_until: Option<u64>,
     published: u64,
+    /// Until when it says that it is joining, and is not.
+    feigns_until: Option<Duration>,
 }
 
 impl Node {
@@ -182,27 +184,33 @@ impl Node {
             last_turn: Duration::ZERO,
             fenced_until: None,
             published: 0,
+            feigns_until: None,
         }
     }
 
     /// Starts the daemon; its module starts too, and is ready at [`Self::ready`]. The witness answers it, or not.
     pub fn start(&mut self, now: Duration, answers: bool, fixed: &Fixed) {
-        let again = self.incarnation > 0 && fixed.breaks(self.id) == Some(Broken::SameIncarnation);
+        let broken = fixed.breaks(self.id);
+        let again = self.incarnation > 0 && broken == Some(Broken::SameIncarnation);
         let incarnation = if again { self.incarnation } else { self.incarnation + 1 };
+        let feigned = broken::feigned_joining(broken, fixed);
+        // A core that began so long ago has joined.
+        let begun = now - feigned.unwrap_or_default();
         *self = Self {
             incarnation,
             upset_at: Some(now),
             last_turn: now,
+            feigns_until: feigned.map(|time| now + time),
             ..Self::new(self.id, self.seen[0].len(), self.seen.len())
         };
         self.local.state = ModuleState::Wait;
         self.local.quality = Quality::Transient;
         self.local.partition = fixed.partition;
-        self.local.witness_answers = broken::witness(fixed.breaks(self.id), answers);
+        self.local.witness_answers = broken::witness(broken, answers);
         self.local.weights = vec![fixed.weight_of(self.id)];
         let (key, local) = (fixed.key.clone(), self.local.clone());
-        let mut farm = Farm::new(&fixed.cluster, key, self.id, Incarnation(incarnation), now);
-        farm.set_module(now, fixed.module.clone(), local);
+        let mut farm = Farm::new(&fixed.cluster, key, self.id, Incarnation(incarnation), begun);
+        farm.set_module(begun, fixed.module.clone(), local);
         self.farm = Some(farm);
     }
 
@@ -272,6 +280,12 @@ impl Node {
     pub fn turn(&mut self, now: Duration, fixed: &Fixed) -> Outcome {
         let mut outcome = Outcome::default();
         let broken = fixed.breaks(self.id);
+        // Before the checker begins nobody breaks a rule, so a node may have started with the policy as it is.
+        let partition = broken::partition(broken, fixed.partition);
+        if self.local.partition != partition {
+            self.local.partition = partition;
+            self.inbox.push(Input::Module);
+        }
         let lease = fixed.detection() - fixed.pulse();
         let gap = now - self.last_turn;
         self.last_turn = now;
@@ -335,17 +349,20 @@ impl Node {
             return;
         }
         self.published = version;
-        let sheet = farm.group_plan(&fixed.module, 0).map(|plan| Sheet::new(version, &plan));
+        let broken = fixed.breaks(self.id);
+        let sheet = farm.group_plan(&fixed.module, 0);
+        let sheet = sheet.map(|plan| broken::sheet(broken, Sheet::new(version, &plan)));
         self.plane
             .given
             .push_back(Arc::new(sheet.unwrap_or_else(Sheet::closed)));
         outcome.published += 1;
-        if fixed.breaks(self.id) == Some(Broken::ConfirmsEarly) {
+        if broken == Some(Broken::ConfirmsEarly) {
             outcome.too_early.push(version);
         }
     }
 
     fn transmit(&mut self, now: Duration, fixed: &Fixed, outcome: &mut Outcome) {
+        let feigns_joining = self.feigns_until.is_some_and(|until| now < until);
         let Some(farm) = &mut self.farm else { return };
         let mut proposed = false;
         while let Some(event) = farm.poll_event() {
@@ -366,7 +383,7 @@ impl Node {
             };
             let forged = fixed
                 .breaks(self.id)
-                .is_some_and(|broken| broken::forge(broken, now, &mut heartbeat, farm, fixed));
+                .is_some_and(|broken| broken::forge(broken, now, feigns_joining, &mut heartbeat, farm, fixed));
             let payload = if forged {
                 heartbeat.emit(&fixed.key)
             } else {
@@ -407,6 +424,7 @@ impl Node {
             Token::Same(u64::from(self.paused) | u64::from(self.stopping) << 1 | u64::from(self.local.ready) << 2),
             Token::Time(self.last_turn),
             Token::Time(self.upset_at.unwrap_or_default()),
+            Token::Time(self.feigns_until.unwrap_or_default()),
             self.fenced_until.map_or(Token::Same(u64::MAX), ahead),
             ahead(self.published),
             Token::Time(self.plane.lease_until),

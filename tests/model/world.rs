@@ -143,7 +143,7 @@ impl World {
     }
 
     /// All that can happen now.
-    pub fn actions(&self, actions: &mut Vec<Action>, any_order: bool) {
+    pub fn actions(&self, actions: &mut Vec<Action>) {
         if self.breach.is_some() {
             return;
         }
@@ -176,7 +176,7 @@ impl World {
             }) => offer(Action::Slow),
             _ => {}
         }
-        if any_order && let Some(first) = next {
+        if let Some(first) = next {
             let near = |item: &Item| item.due <= first.due + LATENCY && matches!(item.work, Work::Datagram(..));
             let others = self.queue.iter().enumerate().skip(1).filter(|(_, item)| near(item));
             others.for_each(|(i, _)| offer(Action::Pick(i)));

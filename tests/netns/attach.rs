@@ -126,3 +126,24 @@ fn a_filter_or_a_clsact_that_somebody_deletes_is_made_again_and_frames_are_captu
         "{left}"
     );
 }
+
+/// As on a kernel without BPF, or where farmd may not load programs.
+#[test]
+fn a_host_that_takes_no_program_serves_in_user_space_and_says_why() {
+    let config = |plane| LabConfig {
+        plane,
+        attach: "none",
+        ..farm_of(1)
+    };
+    let lab = Lab::serve(config("auto")).expect("the farm comes up");
+    answers(&lab);
+    judged(&lab.nodes[0], "raw (FARM_ATTACH says that this host takes no program");
+    logged(&lab.nodes[0], "FARM_ATTACH says that this host takes no program");
+    assert_eq!(links(&lab.nodes[0]), Vec::<String>::new());
+    drop(lab);
+
+    // Who insists on the kernel is not served otherwise.
+    let error = Lab::serve(config("bpf")).err().expect("the module does not start");
+    let refusal = "<vip dataplane=\"bpf\"> cannot be had here: FARM_ATTACH says that this host takes no program";
+    assert!(format!("{error:#}").contains(refusal), "{error:#}");
+}

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use farm_core::api::{ModuleState, exit};
+use farm_core::api::{ModuleState, NodeModuleStatus, Quality, exit};
 use farm_lab::client::Batch;
 use farm_lab::hold::{HoldConfig, HoldReport, Holder};
 use farm_lab::http::{Connection, Failure};
@@ -15,7 +14,9 @@ use farm_lab::probe::{ProbeConfig, Prober};
 use farm_lab::process::{Finished, run_limited};
 use farm_lab::{Group, Lab, LabConfig, MODULE, Mode, Node, VIP, wait_until};
 
-use crate::common::{changed, configured, counter, farm_of, frames_of, mentions, own_row, start};
+use crate::common::{
+    changed, configured, counter, farm_of, frames_of, mentions, module_of, own_row, patient_clients, start,
+};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const ALT: SocketAddrV4 = SocketAddrV4::new(VIP, 8080);
@@ -44,7 +45,7 @@ fn buckets(node: &Node) -> BTreeMap<String, u32> {
         .into_iter()
         .find(|m| m.name == MODULE)
         .expect("the module");
-    let shares = |row: &farm_core::api::NodeModuleStatus| row.shares.iter().map(|s| s.buckets).sum();
+    let shares = |row: &NodeModuleStatus| row.shares.iter().map(|s| s.buckets).sum();
     module.nodes.iter().map(|row| (row.node.clone(), shares(row))).collect()
 }
 
@@ -397,6 +398,74 @@ fn drain_before_a_stop_lets_connections_end_and_stops_at_its_time() {
 }
 
 #[test]
+fn drain_before_a_stop_that_runs_out_ends_what_is_left_and_nothing_before() {
+    const TIME: Duration = Duration::from_secs(2);
+    let lab = serving(farm_of(3), |text| changed(text, "<vip", "<vip drain=\"2s\""));
+    let second = &lab.nodes[1];
+    let (holder, prober) = (hold(&lab, WEB, 30), patient_clients(&lab, WEB));
+    let begun = Instant::now();
+    let (stopped, drained, ended) = std::thread::scope(|scope| {
+        let stop = scope.spawn(|| (farm(second, &["stop", MODULE]), Instant::now()));
+        wait_drained(second);
+        let drained = Instant::now();
+        let (stopped, ended) = stop.join().expect("it ends");
+        (stopped, drained, ended)
+    });
+    assert!(stopped.ok(), "{stopped:?}");
+    mentions(&stopped.stdout, &["its connections have 2 s to end"]);
+    let took = ended - begun;
+    assert!((TIME..TIME * 10).contains(&took), "{took:?}: {stopped:?}");
+    assert_eq!(own_row(second, MODULE).state, Some(ModuleState::Stop));
+
+    // They speak every 100 ms: those that are still there notice.
+    std::thread::sleep(Duration::from_secs(1));
+    let held = holder.stop().expect("the holder ends");
+    let of_node2 = held.per_node()["node2"];
+    assert_eq!(broken(&held), BTreeMap::from([("node2".to_owned(), of_node2)]));
+    for held in held.broken() {
+        let (at, failure) = held.broken.as_ref().expect("it broke");
+        assert!(*at >= begun + TIME, "after {:?}: {held:?}", *at - begun);
+        assert_ne!(*failure, Failure::AnswerTimeout, "it was ended: {held:?}");
+    }
+    let report = prober.stop().expect("the prober ends").report;
+    assert_eq!(report.lost(), 0, "{:?}", report.failures());
+    let meanwhile = report.records.iter().filter(|r| (drained..ended).contains(&r.started));
+    let served: BTreeSet<&str> = meanwhile.filter_map(|r| r.outcome.as_deref().ok()).collect();
+    assert_eq!(served, BTreeSet::from(["node1", "node3"]));
+}
+
+/// Restarts the module on all nodes in turn, asked of the second one. Returns what that said, and who was out whenever the first node was asked, before
+/// and after it too: not ready, or without a share. Never were two.
+fn roll(lab: &Lab) -> (Finished, Vec<(Instant, BTreeSet<String>)>) {
+    let out = |row: &NodeModuleStatus| {
+        let ready = (row.state, row.quality) == (Some(ModuleState::Up), Some(Quality::Ready));
+        !ready || row.shares.iter().all(|share| share.buckets == 0)
+    };
+    let look = || {
+        let rows = module_of(&lab.nodes[0], MODULE).nodes;
+        let names: BTreeSet<String> = rows.into_iter().filter(out).map(|row| row.node).collect();
+        (Instant::now(), names)
+    };
+    let mut looks = vec![look()];
+    let restarted = std::thread::scope(|scope| {
+        let roll = scope.spawn(|| farm(&lab.nodes[1], &["rolling-restart", MODULE, "--timeout", "30s"]));
+        while !roll.is_finished() {
+            looks.push(look());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        roll.join().expect("it ends")
+    });
+    assert!(restarted.ok(), "{restarted:?}");
+    mentions(&restarted.stdout, &["restarted: node1, node3, node2"]);
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+        .expect("all serve");
+    looks.push(look());
+    let most = looks.iter().map(|(_, out)| out.len()).max();
+    assert_eq!(most, Some(1), "at a time: {}", restarted.stdout);
+    (restarted, looks)
+}
+
+#[test]
 fn drain_in_a_rolling_restart_loses_no_request_and_takes_one_node_out_at_a_time() {
     let lab = Lab::serve(farm_of(3)).expect("the farm comes up");
     let pid = |node: &Node| std::fs::read_to_string(node.nginx_dir().join("nginx.pid")).expect("nginx runs");
@@ -412,29 +481,8 @@ fn drain_in_a_rolling_restart_loses_no_request_and_takes_one_node_out_at_a_time(
         },
     )
     .expect("requests can be made");
-    let (over, mut most_out) = (AtomicBool::new(false), 0);
-    let restarted = std::thread::scope(|scope| {
-        let roll = scope.spawn(|| {
-            let ended = farm(&lab.nodes[1], &["rolling-restart", MODULE, "--timeout", "30s"]);
-            over.store(true, Ordering::Relaxed);
-            ended
-        });
-        while !over.load(Ordering::Relaxed) {
-            let status = lab.nodes[0].status().expect("a status");
-            let out = status.modules[0]
-                .nodes
-                .iter()
-                .filter(|row| row.shares.iter().all(|s| s.buckets == 0))
-                .count();
-            most_out = out.max(most_out);
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        roll.join().expect("it ends")
-    });
+    let (restarted, _) = roll(&lab);
     let report = prober.stop().expect("the prober ends").report;
-    assert!(restarted.ok(), "{restarted:?}");
-    mentions(&restarted.stdout, &["restarted: node1, node3, node2"]);
-    assert_eq!(most_out, 1, "{}", restarted.stdout);
     for (node, before) in lab.nodes.iter().zip(before) {
         assert_ne!(pid(node), before, "{} has a new nginx", node.name());
         assert_eq!(own_row(node, MODULE).why, "");
@@ -447,8 +495,26 @@ fn drain_in_a_rolling_restart_loses_no_request_and_takes_one_node_out_at_a_time(
         report.latency(1.0),
         restarted.took
     );
-    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
-        .expect("all serve");
+}
+
+#[test]
+fn drain_in_a_rolling_restart_waits_for_a_node_that_takes_long_to_be_ready() {
+    const START: Duration = Duration::from_secs(2);
+    let lab = configured(farm_of(3), |_, module| {
+        let script = module.scripts.iter().find(|(name, _)| name == "start_both");
+        let slow = changed(&script.expect("a script").1, "exec nginx", "sleep 2\nexec nginx");
+        module.with_script("start_both", &slow)
+    });
+    start(&lab, MODULE);
+    let (_, looks) = roll(&lab);
+    for node in &lab.nodes {
+        let is_out = |(_, out): &(Instant, BTreeSet<String>)| out.contains(node.name());
+        let first = looks.iter().position(is_out).expect("it was out");
+        let last = looks.iter().rposition(is_out).expect("it was out");
+        assert!(looks[first..=last].iter().all(is_out), "{} was out twice", node.name());
+        let time = looks[last + 1].0 - looks[first - 1].0;
+        assert!(time >= START, "{} was out for {time:?} at most", node.name());
+    }
 }
 
 #[test]

@@ -173,6 +173,40 @@ fn a_one_way_cut_is_seen_by_both_ends_and_heals() {
     }
 }
 
+/// A filter that drops heartbeats on their way in, as a careless firewall does: the node cannot hear that it is wrong to serve everybody.
+#[test]
+fn a_one_way_cut_of_heartbeats_alone_is_told_by_another_way() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    let (deaf, others) = (&lab.nodes[1], lab.others(1));
+    lab.switch
+        .nft(&format!(
+            "table bridge deaf {{ chain c {{ type filter hook postrouting priority -300; oifname \"{}\" ether type ip udp dport 4800 drop; }}; }}\n",
+            deaf.port()
+        ))
+        .expect("its heartbeats do not come in");
+    lab.wait_ready(MODULE, &others, Duration::from_secs(10))
+        .expect("the others have all");
+    let out = || {
+        let status = deaf.status().ok()?;
+        let shares = status
+            .modules
+            .iter()
+            .flat_map(|m| &m.nodes)
+            .filter(|n| n.node == deaf.name());
+        let closed = shares.flat_map(|n| &n.shares).all(|share| share.buckets == 0);
+        (closed && format!("{status:?}").contains("hears none of them")).then_some(())
+    };
+    wait_until(Duration::from_secs(5), "the deaf node to step out, and to say why", out).expect("it is told");
+    // Longer than one telling lasts: it is told again.
+    std::thread::sleep(Duration::from_millis(3500));
+    wait_until(Duration::from_secs(1), "the deaf node to be out still", out).expect("it is told again");
+    lab.switch
+        .nft("delete table bridge deaf\n")
+        .expect("they come in again");
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+        .expect("all serve");
+}
+
 #[test]
 fn a_node_whose_cable_is_pulled_has_no_share_and_says_why() {
     let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");

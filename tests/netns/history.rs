@@ -1,11 +1,12 @@
 //! What a node remembers of the farm: who went, who said so, what moved, how long it took.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use farm_core::api::history::{DepartureCause, Happening, HistoryEntry, MapCause, Move};
 use farm_lab::{Lab, LabConfig, MODULE, Node, wait_until};
 
-use crate::common::history;
+use crate::common::{history, log_of, mentions, module_of, own_row};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -135,45 +136,94 @@ fn a_planned_stop_shows_as_such_with_who_asked() {
     });
 }
 
+/// How many buckets `node` says that it has given up since entry `after`, and who has how many by the newest map it tells of.
+fn given_up(node: &Node, after: u64) -> (u32, BTreeMap<String, u32>) {
+    let (mut buckets, mut owners) = (0, BTreeMap::new());
+    for entry in history(node).into_iter().filter(|entry| entry.seq > after) {
+        match entry.what {
+            Happening::MapChanged { moved, counts, .. } => {
+                buckets += moved_from(&moved, node.name());
+                owners = counts;
+            }
+            Happening::MapLearned { gave_up, counts, .. } => {
+                buckets += gave_up;
+                owners = counts;
+            }
+            Happening::Closed { buckets: closed, .. } => buckets += closed,
+            _ => {}
+        }
+    }
+    (buckets, owners)
+}
+
+/// Cuts the third node off until each side serves all, mends `first`, its way in or out, and the other one once that is `noticed`. Fails unless each node then
+/// tells what it gives up and who has it; returns what the third one tells.
+fn meet_again(lab: &Lab, first: &str, noticed: impl Fn() -> bool) -> Vec<Happening> {
+    let (alone, apart) = (&lab.nodes[2], [2048, 2048, 4096]);
+    alone.cut(true).expect("cut");
+    alone.cut(false).expect("cut");
+    for (node, share) in lab.nodes.iter().zip(apart) {
+        wait_until(LIMIT, "each side to serve all", || {
+            (given_up(node, 0).1.get(node.name()) == Some(&share)).then_some(())
+        })
+        .unwrap_or_else(|e| panic!("{e}: {:#?}", history(node)));
+    }
+    let seen = |node: &Node| (newest(node), log_of(node, MODULE).lines().count());
+    let before: Vec<(u64, usize)> = lab.nodes.iter().map(seen).collect();
+    lab.switch
+        .nft(&format!("delete table bridge cut_{}_{first}\n", alone.port()))
+        .expect("one way is mended");
+    wait_until(LIMIT, "that to be noticed", || noticed().then_some(())).unwrap_or_else(|e| panic!("{e}: {first}"));
+    alone.heal().expect("healed");
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+        .expect("all serve");
+    let rows = module_of(alone, MODULE).nodes.into_iter();
+    let together: BTreeMap<String, u32> = rows.map(|row| (row.node, row.shares[0].buckets)).collect();
+    for ((node, share), (seq, lines)) in lab.nodes.iter().zip(apart).zip(&before) {
+        // All that it had, or what it has no more: one that steps out or learns a newer map gets its part anew.
+        let right = || {
+            let (buckets, owners) = given_up(node, *seq);
+            (share - together[node.name()]..=share).contains(&buckets) && owners == together
+        };
+        wait_until(LIMIT, "a node to tell what it gave up", || right().then_some(()))
+            .unwrap_or_else(|e| panic!("{e}, {share} before, now {together:?}: {:#?}", history(node)));
+        let log = log_of(node, MODULE);
+        let new: Vec<&str> = log.lines().skip(*lines).collect();
+        mentions(&new.join("\n"), &["buckets released", "everything closed"]);
+    }
+    let told = history(alone).into_iter().filter(|entry| entry.seq > before[2].0);
+    told.map(|entry| entry.what).collect()
+}
+
 #[test]
 fn a_merge_tells_what_each_side_yields() {
     let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
     let alone = &lab.nodes[2];
-    let before: Vec<u64> = lab.nodes.iter().map(newest).collect();
-    alone.cut(true).expect("cut");
-    alone.cut(false).expect("cut");
-    for (node, share) in [(&lab.nodes[0], 2048), (alone, 4096)] {
-        wait_until(LIMIT, "each side to serve all", || {
-            let status = node.status().ok()?;
-            let module = status.modules.iter().find(|m| m.name == MODULE)?;
-            let row = module.nodes.iter().find(|row| row.node == node.name())?;
-            (row.shares.first()?.buckets == share).then_some(())
-        })
-        .unwrap_or_else(|e| panic!("{e}: {:?}", history(node)));
-    }
-    alone.heal().expect("healed");
-    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
-        .expect("all serve");
-    // Who meets whom first differs: a side is told to step out, learns the other's map, or both follow a new one.
-    let told = |node: &Node, before: u64| {
-        let new = history(node).into_iter().filter(|entry| entry.seq > before);
-        new.filter(|entry| match &entry.what {
-            Happening::MapChanged { causes, .. } => causes
-                .iter()
-                .any(|cause| matches!(cause, MapCause::Merge { yields } if !yields.is_empty())),
-            Happening::MapLearned { gave_up, .. } => *gave_up > 0,
-            Happening::Closed { buckets, .. } => *buckets > 0,
-            _ => false,
-        })
-        .count()
+    // Heard before it hears, it goes on serving until it knows the others: both sides know that they meet.
+    let hears_it = |node: &Node| {
+        let peers = node.status().expect("the node answers").cluster.nodes;
+        let peer = peers.iter().find(|peer| peer.name == alone.name());
+        peer.and_then(|peer| peer.heard_ms).is_some_and(|ms| ms < 200)
     };
-    // An entry about a node waits some pulses for what the others say.
-    wait_until(LIMIT, "somebody to say what it gave up", || {
-        let nodes = lab.nodes.iter().zip(&before);
-        let yielded: usize = nodes.map(|(node, before)| told(node, *before)).sum();
-        (yielded > 0).then_some(())
-    })
-    .unwrap_or_else(|e| panic!("{e}"));
+    let told = meet_again(&lab, "out", || lab.nodes[..2].iter().all(hears_it));
+    let yields = told.iter().find_map(|what| {
+        let Happening::MapChanged { causes, counts, .. } = what else {
+            return None;
+        };
+        let merge = causes.iter().find_map(|cause| match cause {
+            MapCause::Merge { yields } => Some(yields),
+            _ => None,
+        });
+        Some((merge?.get(alone.name())?, counts.get(alone.name())?))
+    });
+    assert_eq!(yields.map(|(yields, keeps)| yields + keeps), Some(4096), "{told:#?}");
+
+    // Where it hears before it is heard it steps out.
+    let told = meet_again(&lab, "in", || own_row(alone, MODULE).why.contains("stepped out"));
+    let closed = told
+        .iter()
+        .any(|what| matches!(what, Happening::Closed { buckets: 4096, why, .. } if why.starts_with("stepped out")));
+    assert!(closed, "{told:#?}");
 }
 
 #[test]

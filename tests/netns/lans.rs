@@ -1,5 +1,6 @@
 //! Heartbeats on two lans and by broadcast: what a broken lan costs, what is seen of it, and what the wire carries.
 
+use std::fs;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,61 @@ fn newest(node: &Node) -> u64 {
     history(node).last().map_or(0, |entry| entry.seq)
 }
 
+/// Whether a thread of a node's farmd has real-time priority, as the kernel says.
+fn is_realtime(node: &Node) -> bool {
+    let threads = format!("/proc/{}/task", node.farmd_pid().expect("farmd runs"));
+    fs::read_dir(threads).expect("it has threads").flatten().any(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // Field 41, the policy, is SCHED_FIFO (proc_pid_stat(5)); the name in field 2 may hold blanks and brackets.
+        let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        after_name.split_whitespace().nth(38) == Some("1")
+    })
+}
+
+/// Fails unless every node shows, as JSON and to people, a round trip to each peer on each lan, `coordinator`, and that its heartbeats have priority.
+fn all_is_shown(lab: &Lab, coordinator: &Node) {
+    for lan in [FIRST_LAN, SECOND_LAN] {
+        wait_links(&lab.nodes, lan, "a round trip", |link| {
+            let (Some(least), Some(mean), Some(last)) = (link.rtt_min_us, link.rtt_avg_us, link.rtt_us) else {
+                return false;
+            };
+            least <= mean && least <= last && last < 1_000_000
+        });
+    }
+    for node in &lab.nodes {
+        let cluster = node.status().expect("the node answers").cluster;
+        assert_eq!(
+            cluster.coordinator.as_deref(),
+            Some(coordinator.name()),
+            "{}",
+            node.name()
+        );
+        assert_eq!(
+            (cluster.heartbeat.realtime, is_realtime(node)),
+            (true, true),
+            "{}",
+            node.name()
+        );
+        let told = node.farm_ok(&["status", "-v"]).expect("a status for people");
+        mentions(&told, &[&format!("coordinator {}\n", coordinator.name())]);
+        mentions(&told, &["real-time priority: yes"]);
+        for peer in lab.nodes.iter().filter(|peer| peer.name() != node.name()) {
+            for lan in [FIRST_LAN, SECOND_LAN] {
+                let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+                let mut rows = told
+                    .lines()
+                    .map(words)
+                    .filter(|row| row.starts_with(&[peer.name().to_owned(), lan.to_owned()]));
+                let row = rows
+                    .next()
+                    .unwrap_or_else(|| panic!("no row of {} on {lan} in {told}", peer.name()));
+                let trips = row.iter().rev().take_while(|word| word.ends_with("ms")).count();
+                assert_eq!(trips, 3, "newest, shortest and mean: {row:?}");
+            }
+        }
+    }
+}
+
 /// The second lan's cables of all nodes, pulled or put back.
 fn second_cables(lab: &Lab, up: bool) {
     let state = if up { "up" } else { "down" };
@@ -65,22 +121,25 @@ fn second_cables(lab: &Lab, up: bool) {
     lab.switch.ip(&lines).expect("the ports of the second switch");
 }
 
+/// Clients that ask all the time, each with time for retransmissions.
+fn probing(lab: &Lab) -> Prober {
+    let config = ProbeConfig {
+        limit: Duration::from_secs(5),
+        rate: 200,
+        ..ProbeConfig::new(WEB)
+    };
+    Prober::start(&lab.client, config).expect("probing")
+}
+
 #[test]
 fn a_lost_lan_costs_no_node_and_no_share_and_is_shown() {
     let lab = flooded_farm(LabConfig {
         second_lan: true,
         ..LabConfig::default()
     });
+    all_is_shown(&lab, &lab.nodes[0]);
     let before: Vec<u64> = lab.nodes.iter().map(newest).collect();
-    let prober = Prober::start(
-        &lab.client,
-        ProbeConfig {
-            limit: Duration::from_secs(5),
-            rate: 200,
-            ..ProbeConfig::new(WEB)
-        },
-    );
-    let prober = prober.expect("probing");
+    let prober = probing(&lab);
     let lost = |link: &LinkStatus| link.loss_permille.is_some_and(|loss| loss > 100) && link.heard_ms > Some(500);
     let back = |link: &LinkStatus| link.heard_ms < Some(200);
 
@@ -147,6 +206,82 @@ fn a_node_without_its_service_cable_stays_a_member_by_the_other_lan() {
     node.set_link(true).expect("the cable is back");
     lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), LIMIT)
         .expect("all serve");
+}
+
+/// The first two nodes do not hear each other, the third hears both: what has to be agreed goes by that one.
+#[test]
+fn a_pair_that_does_not_hear_each_other_costs_nobody_his_place() {
+    let lab = flooded_farm(LabConfig::default());
+    let [first, second, hub] = &lab.nodes[..] else {
+        panic!("three nodes")
+    };
+    let names: Vec<String> = lab.nodes.iter().map(|node| node.name().to_owned()).collect();
+    let coordinators = || -> Vec<Option<String>> {
+        let clusters = lab
+            .nodes
+            .iter()
+            .map(|node| node.status().expect("the node answers").cluster);
+        clusters.map(|cluster| cluster.coordinator).collect()
+    };
+    let before: Vec<u64> = lab.nodes.iter().map(newest).collect();
+    let prober = probing(&lab);
+    let way = |from: &Node, to: &Node| {
+        let (from, to) = (from.port(), to.port());
+        format!("iifname \"{from}\" oifname \"{to}\" ether type ip udp dport 4800 drop; ")
+    };
+    let rules = way(first, second) + &way(second, first);
+    lab.switch
+        .nft(&format!(
+            "table bridge pair {{ chain c {{ type filter hook forward priority -300; {rules} }}; }}\n"
+        ))
+        .expect("their heartbeats do not come in");
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        for node in &lab.nodes {
+            let view = node.status().expect("the node answers").cluster.view;
+            assert_eq!(view, names, "{} after {:?}", node.name(), begun.elapsed());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(
+        coordinators(),
+        vec![Some(hub.name().to_owned()); 3],
+        "who talks with all proposes"
+    );
+    lab.switch
+        .nft("delete table bridge pair\n")
+        .expect("they come in again");
+    wait_links(&lab.nodes, FIRST_LAN, "all to be heard again", |link| {
+        link.heard_ms < Some(200)
+    });
+    wait_until(LIMIT, "the first node to propose again", || {
+        (coordinators() == vec![Some(first.name().to_owned()); 3]).then_some(())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {:?}", coordinators()));
+
+    let probe = prober.stop().expect("the prober ends");
+    assert_eq!(probe.report.lost(), 0, "{:?}", probe.report.failures());
+    // Each of the pair remembers that it did not hear the other, and that the third did. Nobody went, and nothing moved.
+    for (node, other, before) in [(first, second, before[0]), (second, first, before[1])] {
+        let told = alarms(node, before);
+        let [
+            HistoryEntry {
+                what: Happening::NodeDown(out),
+                ..
+            },
+        ] = &told[..]
+        else {
+            panic!("{}: {told:#?}", node.name())
+        };
+        assert_eq!(
+            (out.node.as_str(), out.cause),
+            (other.name(), DepartureCause::Silent),
+            "{out:?}"
+        );
+        assert_eq!(out.observers, [node.name()], "{out:?}");
+        assert_eq!(out.talk_with_it, [hub.name()], "{out:?}");
+    }
+    assert_eq!(alarms(hub, before[2]), Vec::<HistoryEntry>::new(), "{}", hub.name());
 }
 
 /// Heartbeats that came from a node's port so far: to the broadcast address, and to single nodes.

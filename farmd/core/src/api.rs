@@ -21,6 +21,7 @@
 //! | `POST /v1/trace` | [`trace::TraceRequest`] | lines of [`trace::TraceLine`]: `start`, any number of `frame`, and `end` or `failed` |
 //! | `POST /v1/trace/stop` | [`trace::TraceStop`] | lines of [`Reply`]; ends that trace |
 //! | any `/v1/on/{node}/{rest}` | as `/v1/{rest}` | what that node answers to `/v1/{rest}` |
+//! | `POST /v1/deaf` | – | lines of [`Reply`]; another node hears this one: if this one hears nobody it steps out |
 //! | `POST /v1/reload` | – | lines of [`Reply`]; restarts the daemon in place |
 //! | `POST /v1/shutdown` | – | lines of [`Reply`]; ends the daemon after all modules stopped |
 

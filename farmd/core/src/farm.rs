@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::api::{ModuleState, Quality};
 use crate::config::{ClusterConfig, PartitionPolicy};
 use crate::handover::{self, Closed, Handover, PeerGroup, Surroundings};
-use crate::id::{Incarnation, MacAddr, ModuleName, NodeId, NodeSet};
+use crate::id::{Epoch, Incarnation, MacAddr, ModuleName, NodeId, NodeSet};
 use crate::membership::{self, Membership};
 use crate::requesters::Requesters;
 use crate::wire::auth::ClusterKey;
@@ -130,6 +130,20 @@ struct Module {
     /// stopped.
     join_until: Duration,
     joining: bool,
+    /// What each group has promised, and since when, and when this node was withheld last: what a peer said before it knew of that excuses nobody from his
+    /// promise.
+    promised: Vec<Epoch>,
+    since: Duration,
+}
+
+impl Module {
+    fn note_promises(&mut self, now: Duration) {
+        let promised = self.groups.iter().map(Handover::promised);
+        if !promised.clone().eq(self.promised.iter().copied()) {
+            self.promised = promised.collect();
+            self.since = now;
+        }
+    }
 }
 
 /// See the module doc.
@@ -163,6 +177,8 @@ pub struct Farm {
     answer: NodeSet,
     /// Position, among all groups, of the one whose map is sent first.
     map_turn: usize,
+    /// Heartbeats that have followed one for the maps that found no place in it.
+    follow_ups: usize,
     leaving: bool,
     returning: bool,
     away: Away,
@@ -206,6 +222,7 @@ impl Farm {
             hurried: Duration::ZERO,
             answer: NodeSet::EMPTY,
             map_turn: 0,
+            follow_ups: 0,
             leaving: false,
             returning: false,
             away: Away::default(),
@@ -224,9 +241,8 @@ impl Farm {
             return Err(Refused::Membership(membership::Refusal::OtherLan));
         }
         let missed = self.membership.endangered(now).contains(heartbeat.sender);
-        self.membership
-            .handle_heartbeat(now, lan, &heartbeat)
-            .map_err(Refused::Membership)?;
+        let newest = self.membership.handle_heartbeat(now, lan, &heartbeat);
+        let newest = newest.map_err(Refused::Membership)?;
         if missed {
             self.answer(now, heartbeat.sender);
         }
@@ -239,12 +255,12 @@ impl Farm {
         if same_cluster && heartbeat.leaving && heartbeat.returning {
             self.away.insert(now, heartbeat.sender, &heartbeat.modules);
         }
-        if same_cluster {
+        if same_cluster && newest {
             let macs = heartbeat.modules.iter().filter(|m| m.active());
             let macs = macs.map(|m| (m.name.clone(), m.macs.clone())).collect();
             self.macs.insert(heartbeat.sender, macs);
             self.reports.insert(heartbeat.sender, heartbeat.modules);
-        } else {
+        } else if !same_cluster {
             self.reports.remove(&heartbeat.sender);
         }
         self.turn(now);
@@ -290,6 +306,13 @@ impl Farm {
         self.turn(now);
     }
 
+    /// Another node says, by another way than a heartbeat, that this one is heard; see [`Membership::handle_told_deaf`].
+    pub fn handle_told_deaf(&mut self, now: Duration) {
+        self.membership.handle_told_deaf(now);
+        self.next_heartbeat = now;
+        self.turn(now);
+    }
+
     /// Adds a module or changes what is said of it.
     pub fn set_module(&mut self, now: Duration, name: ModuleName, local: LocalModule) {
         let groups = local.weights.len();
@@ -322,6 +345,8 @@ impl Farm {
                         withheld: None,
                         join_until: now + self.membership.join_time(),
                         joining: true,
+                        promised: Vec::new(),
+                        since: now,
                     },
                 );
                 self.plan_version += 1;
@@ -434,6 +459,9 @@ impl Farm {
             module.joining = false;
             self.next_heartbeat = now;
         }
+        if let Some(module) = self.modules.get_mut(name) {
+            module.note_promises(now);
+        }
         let electorate = self.electorate(name);
         let Some(module) = self.modules.get(name) else {
             return false;
@@ -478,14 +506,22 @@ impl Farm {
             return false;
         };
         module.kept_out = kept_out;
+        if withheld.is_some() || module.withheld.is_some() {
+            module.since = now;
+        }
         module.withheld = withheld;
+        let since = module.since;
         let mut plan_changed = false;
         let mut send = false;
         for (i, group) in module.groups.iter_mut().enumerate() {
             let peers = reports.iter().filter_map(|(peer, modules)| {
                 let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
                 let fenced = membership.peer(*peer).is_some_and(|p| p.fenced());
-                let eligible = report.digest == module.local.digest && !report.withheld;
+                // Who is withheld has no part in what the others agree on. If it knew what this node has done last when it said so: two that serve again at the
+                // same time must not each take the other to be out.
+                let knows = || membership.peer(*peer)?.acked_at();
+                let is_out = report.withheld && knows().is_some_and(|at| at > since);
+                let eligible = report.digest == module.local.digest && !is_out;
                 let hears_us = membership.may_count_on_us(now, *peer);
                 Some((
                     *peer,
@@ -526,6 +562,7 @@ impl Farm {
                 event,
             }));
         }
+        module.note_promises(now);
         if send {
             self.next_heartbeat = now;
         }

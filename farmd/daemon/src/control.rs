@@ -143,6 +143,7 @@ pub(crate) enum Route<'a> {
     Plan,
     Shutdown,
     Reload,
+    Deaf,
     Trace,
     TraceStop,
     Share(ShareWord),
@@ -183,6 +184,7 @@ fn route(path: &str) -> Option<Route<'_>> {
         "plan" => Route::Plan,
         "shutdown" => Route::Shutdown,
         "reload" => Route::Reload,
+        "deaf" => Route::Deaf,
         "trace" => Route::Trace,
         "trace/stop" => Route::TraceStop,
         "drain" => Route::Share(ShareWord::Drain),
@@ -220,9 +222,13 @@ pub(crate) fn admit<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, Ref
         ));
     };
     let (wanted, allow) = match route {
-        Route::Shutdown | Route::Reload | Route::Trace | Route::TraceStop | Route::Share(_) | Route::Module { .. } => {
-            (Method::POST, "POST")
-        }
+        Route::Shutdown
+        | Route::Reload
+        | Route::Deaf
+        | Route::Trace
+        | Route::TraceStop
+        | Route::Share(_)
+        | Route::Module { .. } => (Method::POST, "POST"),
         Route::Status
         | Route::Cluster
         | Route::History { .. }
@@ -278,6 +284,10 @@ pub(crate) async fn perform(
             by: caller.by(None),
             replies,
         }),
+        Route::Deaf => {
+            events.send(Event::ToldDeaf { by: caller.by(None) });
+            let _ = replies.send(Reply::Done { text: String::new() });
+        }
         Route::Share(word) => {
             let verb = match word {
                 ShareWord::Drain => ShareVerb::Drain(parse(body)?),

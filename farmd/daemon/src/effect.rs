@@ -12,9 +12,10 @@ use std::time::Duration;
 use farm_core::api::Reply;
 use farm_core::balance::plan::Plan;
 use farm_core::config::{ClusterConfig, ModuleConfig};
-use farm_core::id::ModuleName;
+use farm_core::id::{ModuleName, NodeId};
+use farm_core::wire::command::Request;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
-use tracing::error;
+use tracing::{debug, error};
 
 use crate::admission::Other;
 use crate::checker::CheckerSet;
@@ -22,6 +23,7 @@ use crate::event::{Event, EventSender};
 use crate::host::Host;
 use crate::journal::Journal;
 use crate::reload::Legacy;
+use crate::remote::{self, Peers};
 use crate::reset;
 use crate::script::{Folders, ScriptHandle, ScriptRequest, ScriptRunner};
 use crate::shares::Shares;
@@ -130,6 +132,8 @@ pub enum Effect {
         /// Who waits.
         replies: UnboundedSender<Reply>,
     },
+    /// Tell this node by a command that it is heard.
+    TellDeaf(NodeId),
     /// Leave everything to the farmd that takes this one's place, and end the task.
     LeaveTo(Legacy),
     /// End the task, and with it the daemon.
@@ -153,6 +157,8 @@ pub struct Executor {
     pub named: Option<String>,
     /// The cluster, for checking module files.
     pub cluster: ClusterConfig,
+    /// The other nodes, for telling them something.
+    pub peers: Arc<Peers>,
     /// Where answers go.
     pub events: EventSender,
     /// Starts scripts.
@@ -278,6 +284,7 @@ impl Executor {
                     let result = crate::start::check(&self.folders, self.named.as_deref()).map_err(|e| e.to_string());
                     self.events.send(Event::ReloadChecked { by, replies, result });
                 }
+                Effect::TellDeaf(node) => self.tell_deaf(node),
                 Effect::LeaveTo(legacy) => {
                     let left = legacy
                         .store(&self.folders.var)
@@ -292,6 +299,22 @@ impl Executor {
                 Effect::Exit => return End::Exit,
             }
         }
+    }
+
+    /// Nobody waits for it: it is told again while it lasts.
+    fn tell_deaf(&self, node: NodeId) {
+        let peers = Arc::clone(&self.peers);
+        tokio::spawn(async move {
+            let request = Request {
+                method: "POST".to_owned(),
+                path: "/v1/deaf".to_owned(),
+                by: "farmd".to_owned(),
+                body: Vec::new(),
+            };
+            if let Err(error) = remote::client::relay(&peers, node, request).await {
+                debug!(%error, "a node that hears nobody could not be told so");
+            }
+        });
     }
 
     fn run_script(

@@ -139,6 +139,11 @@ pub enum Event {
         /// Why not.
         result: Result<(), String>,
     },
+    /// A node that hears this one says so by a command: if this one hears nobody it is cut off.
+    ToldDeaf {
+        /// Who says so.
+        by: String,
+    },
     /// SIGTERM or SIGINT.
     Shutdown {
         /// Which signal or command.

@@ -447,6 +447,7 @@ impl Host {
             syns,
             neighbours,
             joined: std::collections::BTreeSet::new(),
+            is_narrow: false,
         });
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! does. Nothing else changes the farm's state.
 
 mod command;
+mod deaf;
 mod history;
 mod module;
 mod origin;
@@ -159,6 +160,7 @@ pub struct Node {
     chronicle: Chronicle,
     warnings: Vec<String>,
     realtime: bool,
+    deaf: deaf::Deaf,
     published: Published,
     desk: ShareDesk,
     refused: BTreeMap<&'static str, u64>,
@@ -214,6 +216,7 @@ impl Node {
             warnings: parts.warnings,
             desk: ShareDesk::new(parts.shares),
             realtime: false,
+            deaf: deaf::Deaf::default(),
             refused: BTreeMap::new(),
             strangers: BTreeMap::new(),
             sent: 0,
@@ -462,6 +465,7 @@ impl Node {
             Event::Reload { by, replies } => self.queue(Effect::CheckReload { by, replies }),
             Event::ReloadChecked { by, replies, result } => self.reload(by, replies, result),
             Event::Shutdown { by } => self.shut_down(&by),
+            Event::ToldDeaf { by } => self.handle_told_deaf(&by),
         }
     }
 
@@ -562,6 +566,7 @@ impl Node {
         self.publish();
         self.log_farm_events();
         self.settle_history();
+        self.tell_the_deaf(now);
         let whole = self.farm.membership().view().len() == self.cluster.nodes.len();
         if whole != self.whole {
             self.whole = whole;

@@ -243,10 +243,12 @@ async fn serve(
     let rested = legacy.as_ref().map(|l| l.rested.clone()).unwrap_or_default();
     let resumed = resume(legacy, &modules, &mut host).await;
     let (effects, to_do) = tokio::sync::mpsc::unbounded_channel();
+    let peers = Arc::new(Peers::new(cluster.clone(), key.clone(), this));
     let executor = Executor {
         folders: folders.clone(),
         named,
         cluster: cluster.clone(),
+        peers: Arc::clone(&peers),
         events: events.clone(),
         runner: ScriptRunner::new(runtime, folders.clone(), events.clone()),
         host,
@@ -259,7 +261,7 @@ async fn serve(
         digest = format!("{:016x}", cluster.digest),
         "farmd starts"
     );
-    // The kernel program was read, checked and loaded; none of that is needed again.
+    // Reading, checking and loading the kernel program takes memory that nothing needs afterwards.
     farm_sys::sched::trim_heap();
     if let Err(error) = farm_sys::sched::lock_memory() {
         let text = format!(
@@ -268,7 +270,6 @@ async fn serve(
         warn!("{text}");
         warnings.push(text);
     }
-    let peers = Arc::new(Peers::new(cluster.clone(), key.clone(), this));
     let command_counters = Arc::new(remote::Counters::default());
     let node = Node::new(Parts {
         start,

@@ -45,7 +45,8 @@ pub struct BpfError {
 }
 
 impl BpfError {
-    fn new(text: impl Into<String>) -> Self {
+    /// Says `text`.
+    pub fn new(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
             kind: None,

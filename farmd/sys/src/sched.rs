@@ -51,15 +51,48 @@ pub fn set_nice(nice: i8) -> io::Result<()> {
 /// Memory that was never touched (thread stacks above all) takes no room by this.
 ///
 /// # Errors
-/// `PermissionDenied` or out of memory without CAP_IPC_LOCK or a limit (`RLIMIT_MEMLOCK`) that allows it.
+/// `PermissionDenied` or out of memory without CAP_IPC_LOCK or a limit (`RLIMIT_MEMLOCK`) that allows it, also for what comes later.
 pub fn lock_memory() -> io::Result<()> {
     // SAFETY: mlockall takes an integer and changes no memory's contents.
     let result = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
     if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
+        return Err(io::Error::last_os_error());
     }
+    has_room_to_grow().inspect_err(|_| {
+        // SAFETY: munlockall takes nothing and changes no memory's contents.
+        unsafe { libc::munlockall() };
+    })
+}
+
+/// Whether the limit of locked memory holds for this process: then what fits it now would fail to grow later, where nothing could be done about it.
+fn has_room_to_grow() -> io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer leads to a valid place for the answer.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let Some(length) = usize::try_from(limit.rlim_cur)
+        .ok()
+        .and_then(|limit| limit.checked_add(4096))
+    else {
+        return Ok(());
+    };
+    if limit.rlim_cur == libc::RLIM_INFINITY {
+        return Ok(());
+    }
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping that nobody can touch; nothing that exists is overwritten.
+    let probe = unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_NONE, flags, -1, 0) };
+    if probe == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the very mapping that was just made.
+    unsafe { libc::munmap(probe, length) };
+    Ok(())
 }
 
 /// Gives memory that the heap holds free back to the kernel: after a start that needed more than what follows. Does nothing with another C library than

@@ -14,7 +14,7 @@ use farm_core::balance::filter;
 use farm_core::balance::hash::Seed;
 use farm_core::balance::plan::{GroupPlan, Plan, RulePlan, VipPlan};
 use farm_core::config::{Affinity, L2Mode, PlaneChoice, Protocol};
-use farm_core::handover::{Closed, Handover, PeerGroup, Surroundings};
+use farm_core::handover::{Closed, Event, Handover, PeerGroup, Surroundings};
 use farm_core::id::{BUCKETS, MacAddr, NodeId, NodeSet};
 use farm_core::wire::heartbeat::GroupReport;
 use farm_lab::outcome::{Outcome, Table};
@@ -102,7 +102,7 @@ pub fn run() -> Result<Outcome> {
 /// All steps.
 fn measure() -> Result<Vec<Row>> {
     let mut farm = Farm::settled()?;
-    let mut rows = vec![farm.compute()?];
+    let mut rows = Vec::from(farm.compute()?);
     let moves = farm.two_maps()?;
     let this = farm.view.first().context("the first node")?;
     let ns = NetNs::create().context("the tables are written in a network namespace of their own, which needs root")?;
@@ -123,6 +123,8 @@ struct Farm {
     reports: Vec<GroupReport>,
     view: NodeSet,
     version: u64,
+    /// The steps in which a coordinator has dealt the buckets anew.
+    deals: Vec<Duration>,
 }
 
 fn nodes() -> impl Iterator<Item = NodeId> {
@@ -136,6 +138,7 @@ impl Farm {
             reports: vec![GroupReport::default(); NODES],
             view: nodes().collect(),
             version: 0,
+            deals: Vec::new(),
         };
         farm.settle();
         let open: usize = farm.nodes.iter().map(Handover::open_count).sum();
@@ -173,7 +176,12 @@ impl Farm {
         };
         let began = Instant::now();
         let node = &mut self.nodes[i];
-        if !node.advance(&around).plan_changed {
+        let outcome = node.advance(&around);
+        let proposes = |event: &Event| matches!(event, Event::Proposed { .. });
+        if outcome.events.iter().any(proposes) {
+            self.deals.push(began.elapsed());
+        }
+        if !outcome.plan_changed {
             return None;
         }
         let plan = node.plan("web/default".to_owned());
@@ -203,8 +211,9 @@ impl Farm {
         times
     }
 
-    fn compute(&mut self) -> Result<Row> {
+    fn compute(&mut self) -> Result<[Row; 2]> {
         let mut times = Vec::new();
+        self.deals.clear();
         for round in 0..ROUNDS / 10 {
             stop::check()?;
             // Never the coordinator: it would be another one's map then.
@@ -215,7 +224,11 @@ impl Farm {
             times.extend(self.settle());
         }
         let step = format!("compute: the step of a hand-over and its plan, {NODES} nodes");
-        Ok(Row::new(step, true, times))
+        let deal = format!("compute: a coordinator deals the buckets anew, {NODES} nodes");
+        Ok([
+            Row::new(deal, true, std::mem::take(&mut self.deals)),
+            Row::new(step, true, times),
+        ])
     }
 
     /// Node 0's part before and after a node goes.

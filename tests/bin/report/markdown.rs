@@ -61,11 +61,12 @@ fn summary(record: &Record, kind: Kind) -> String {
         Kind::Bench => "| part | goals |\n| --- | --- |\n",
     });
     for outcome in &record.outcomes {
-        let list = |all: &[String], none: &str| {
-            if all.is_empty() {
-                none.to_owned()
-            } else {
-                all.join("; ")
+        let list = |all: &[String], none: &str| match all {
+            [] => none.to_owned(),
+            few if few.len() <= CELL => few.join("; "),
+            [first @ .., _] => {
+                let first = &first[..CELL.min(first.len())];
+                format!("{}; and {} more", first.join("; "), all.len() - first.len())
             }
         };
         let promises = match kind {
@@ -77,6 +78,9 @@ fn summary(record: &Record, kind: Kind) -> String {
     }
     text
 }
+
+/// What a cell has of a list; the JSON file has all.
+const CELL: usize = 4;
 
 #[cfg(test)]
 mod tests {

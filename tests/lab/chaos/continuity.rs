@@ -2,10 +2,9 @@
 //!
 //! A crowd of connections is held from four clients while every node is stopped and started, its daemon restarted in place and anew, drained and given other weights, two nodes
 //! at a time. A change that ends the application or its address on a node ends that node's own connections; every other end is a broken
-//! promise, and so is a wrong byte anywhere.
+//! promise, and so is a wrong byte anywhere. That acts were under way at the same time is measured, not taken from the plan.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -25,6 +24,9 @@ const EXCHANGES: f64 = 1000.0;
 
 /// How long a node stays dead after every client of its connections that sends has sent.
 const AFTERMATH: Duration = Duration::from_secs(2);
+
+/// From doing something to undoing it. A second act begins within it, so that it begins while the first is under way.
+const BREATH: Duration = Duration::from_millis(500);
 
 /// Something done to one node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -69,47 +71,60 @@ impl Act {
         }
     }
 
-    fn perform(self, rig: &Rig, number: NodeNumber, aftermath: Duration) -> Result<()> {
+    fn perform(self, rig: &Rig, number: NodeNumber, aftermath: Duration) -> Result<Deed> {
         let node = rig.node(number)?;
-        let breath = Duration::from_millis(500);
+        let (mut begun, mut back) = (Instant::now(), Instant::now());
         match self {
             Self::StopStart => {
                 node.farm_ok(&["stop", MODULE])?;
-                std::thread::sleep(breath);
+                std::thread::sleep(BREATH);
+                back = Instant::now();
                 node.farm_ok(&["start", MODULE])?;
             }
             Self::Restart => {
                 node.stop_farmd()?;
-                std::thread::sleep(breath);
+                std::thread::sleep(BREATH);
+                back = Instant::now();
                 rig.start_again(node)?;
             }
             Self::KillDaemon => {
                 node.signal_farmd("KILL")?;
                 node.wait_farmd_end(Duration::from_secs(10))?;
-                std::thread::sleep(breath);
+                std::thread::sleep(BREATH);
+                back = Instant::now();
                 rig.start_again(node)?;
             }
-            // Two nodes never do it at the same time: the second is refused until the first is back.
+            // Two nodes never do it at the same time: the second is refused until the first is back, and begins only then.
             Self::Reload => {
-                wait_until(Duration::from_secs(20), "the reload", || node.farm_ok(&["reload"]).ok()).map(drop)?
+                begun = wait_until(Duration::from_secs(20), "the reload", || {
+                    let now = Instant::now();
+                    node.farm_ok(&["reload"]).ok().map(|_| now)
+                })?;
             }
             Self::Drain => {
                 node.farm_ok(&["drain", node.name(), "-m", MODULE, "--no-wait"])?;
-                std::thread::sleep(breath);
+                std::thread::sleep(BREATH);
                 node.farm_ok(&["undrain", node.name(), "-m", MODULE])?;
             }
             Self::Weight => {
                 node.farm_ok(&["weight", node.name(), "3", "-m", MODULE])?;
-                std::thread::sleep(breath);
+                std::thread::sleep(BREATH);
                 node.farm_ok(&["weight", node.name(), "default", "-m", MODULE])?;
             }
             Self::Crash => {
-                node.crash()?;
+                begun = node.crash()?;
                 std::thread::sleep(aftermath);
+                back = Instant::now();
                 rig.bring_back(&[node])?;
             }
         }
-        Ok(())
+        Ok(Deed {
+            act: self,
+            node: number,
+            begun,
+            back,
+            done: Instant::now(),
+        })
     }
 }
 
@@ -119,13 +134,33 @@ struct Deed {
     act: Act,
     node: NodeNumber,
     begun: Instant,
+    /// When the server began to be started again, if the act ended it: what is opened later is of the new one, which nothing may end.
+    back: Instant,
     done: Instant,
 }
 
 impl Deed {
     /// True if `life` may have ended because of it.
     fn may_end(&self, life: &Life) -> bool {
-        self.act.ends_own() && self.node == life.node && life.opened <= self.done && life.ended >= self.begun
+        self.act.ends_own() && self.node == life.node && life.opened <= self.back && life.ended >= self.begun
+    }
+
+    /// True if `life` was on the node when it began.
+    fn met(&self, life: &Life) -> bool {
+        self.node == life.node && life.opened < self.begun && life.ended > self.begun
+    }
+
+    /// How `life` ended before anything else was done to the node, be it long after this was done; `None` if it went on until then.
+    fn end_of<'a>(&self, life: &'a Life, deeds: &[Self]) -> Option<&'a Failure> {
+        let later = |deed: &&Self| deed.node == self.node && deed.begun > self.begun;
+        let next = deeds.iter().filter(later).map(|deed| deed.begun).min();
+        life.broken.as_ref().filter(|_| next.is_none_or(|at| life.ended <= at))
+    }
+
+    /// How long both were under way; `None` if one was done before the other began.
+    fn beside(&self, other: &Self) -> Option<Duration> {
+        let (begun, done) = (self.begun.max(other.begun), self.done.min(other.done));
+        done.checked_duration_since(begun).filter(|time| !time.is_zero())
     }
 }
 
@@ -153,7 +188,7 @@ pub fn run(seed: u64, connections: usize, on: usize, say: Progress<'_>) -> Resul
             "stops and restarts",
             plan(&mut random, &[Act::StopStart, Act::Restart, Act::KillDaemon], &numbers),
         ),
-        ("power cut", crashes(&mut random, &numbers, 1)),
+        ("power cut", crash(&mut random, &numbers)),
     ];
     let mut kinds = Table::new(
         "Connections by kind: held in all (those that replaced others included), ended with their own node, broken without a reason",
@@ -166,16 +201,25 @@ pub fn run(seed: u64, connections: usize, on: usize, say: Progress<'_>) -> Resul
             "broken",
         ],
     );
-    let (mut lives, mut deeds) = (Vec::new(), Vec::new());
+    let mut together = Table::new(
+        "Acts, pairs of them that were begun together, and pairs that were measured to be under way at the same time",
+        &["phase", "acts", "pairs", "overlapped", "shortest, ms", "longest, ms"],
+    );
+    let (mut lives, mut deeds, mut overlapped) = (Vec::new(), Vec::new(), 0);
     for (phase, steps) in phases.into_iter().filter(|(_, steps)| !steps.is_empty()) {
         say(phase)?;
         // A new crowd each, spread over all nodes: clients that were sent away once gather where they were sent.
         let (held, done) = go_through(&rig, connections, &steps, say)?;
         judge(&mut outcome, &mut kinds, phase, &held, &done);
+        overlapped += together_row(&mut together, phase, &steps, &done);
         lives.extend(held);
         deeds.extend(done);
     }
     outcome.tables.push(kinds);
+    outcome.tables.push(together);
+    if numbers.len() > 1 && overlapped == 0 {
+        outcome.missed.push("continuity: no two acts overlapped".into());
+    }
     acts_table(&mut outcome, &lives, &deeds);
     resets(&mut outcome, &lives, &deeds);
     let left_out: Vec<&str> = [Act::Reload, Act::Drain, Act::Weight]
@@ -235,11 +279,7 @@ fn go_through(rig: &Rig, connections: usize, steps: &[Step], say: Progress<'_>) 
         rig.wait_all()?;
         full()?;
     }
-    let mut lives = Vec::new();
-    for crowd in crowds {
-        lives.extend(crowd.stop()?);
-    }
-    Ok((lives, deeds))
+    Ok((Crowd::stop_all(crowds)?, deeds))
 }
 
 /// Every act on every node, alone or beside another one.
@@ -252,62 +292,71 @@ fn plan(random: &mut Random, acts: &[Act], numbers: &[NodeNumber]) -> Vec<Step> 
     while !all.is_empty() {
         let first = all.swap_remove(random.below(all.len()));
         let mut step = vec![(first.0, first.1, Duration::ZERO)];
-        // Of two steps one has a second act on another node, which begins while the first is under way.
+        // The first step and one of two others have a second act on another node, which begins while the first is under way.
         let beside = all.iter().position(|(_, node)| *node != first.1);
-        if let Some(place) = beside.filter(|_| random.below(2) == 0) {
+        if let Some(place) = beside.filter(|_| steps.is_empty() || random.below(2) == 0) {
             let (act, node) = all.swap_remove(place);
-            step.push((act, node, random.up_to(Duration::from_millis(800))));
+            step.push((act, node, random.up_to(BREATH)));
         }
         steps.push(step);
     }
     steps
 }
 
-/// Power cuts of nodes of the seed's choice.
-fn crashes(random: &mut Random, numbers: &[NodeNumber], count: usize) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for _ in 0..count {
-        let moment = random.up_to(Duration::from_millis(100));
-        steps.extend(random.pick(numbers).map(|node| vec![(Act::Crash, *node, moment)]));
-    }
-    steps
+/// A power cut of a node of the seed's choice.
+fn crash(random: &mut Random, numbers: &[NodeNumber]) -> Vec<Step> {
+    let moment = random.up_to(Duration::from_millis(100));
+    let node = random.pick(numbers);
+    node.map(|node| vec![(Act::Crash, *node, moment)]).into_iter().collect()
 }
 
 fn perform(rig: &Rig, step: &[(Act, NodeNumber, Duration)], aftermath: Duration) -> Result<Vec<Deed>> {
-    let deeds = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         let running: Vec<_> = step
             .iter()
             .map(|(act, node, delay)| {
-                let deeds = &deeds;
                 scope.spawn(move || {
                     std::thread::sleep(*delay);
-                    let begun = Instant::now();
-                    act.perform(rig, *node, aftermath)?;
-                    deeds.lock().unwrap_or_else(PoisonError::into_inner).push(Deed {
-                        act: *act,
-                        node: *node,
-                        begun,
-                        done: Instant::now(),
-                    });
-                    Ok::<_, anyhow::Error>(())
+                    act.perform(rig, *node, aftermath)
                 })
             })
             .collect();
-        running.into_iter().try_for_each(|one| match one.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
-    })?;
-    Ok(deeds.into_inner().unwrap_or_else(PoisonError::into_inner))
+        running
+            .into_iter()
+            .map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
+}
+
+/// How long each pair of `deeds` was under way at the same time, of those pairs that were.
+fn overlaps(deeds: &[Deed]) -> Vec<f64> {
+    let mut times = Vec::new();
+    for (index, one) in deeds.iter().enumerate() {
+        times.extend(deeds[index + 1..].iter().filter_map(|other| one.beside(other)).map(ms));
+    }
+    times
+}
+
+/// Adds what was meant to overlap in a phase and what did; the number of pairs that did.
+fn together_row(table: &mut Table, phase: &str, steps: &[Step], deeds: &[Deed]) -> usize {
+    let meant: usize = steps.iter().map(|step| step.len() * (step.len() - 1) / 2).sum();
+    let times = overlaps(deeds);
+    table.row([
+        phase.to_owned(),
+        deeds.len().to_string(),
+        meant.to_string(),
+        times.len().to_string(),
+        cell_ms(quantile(&times, 0.0)),
+        cell_ms(quantile(&times, 1.0)),
+    ]);
+    times.len()
 }
 
 fn judge(outcome: &mut Outcome, table: &mut Table, phase: &str, lives: &[Life], deeds: &[Deed]) {
     let unexplained = |life: &Life| {
         matches!(life.broken, Some(Failure::BadAnswer(_))) || !deeds.iter().any(|deed| deed.may_end(life))
     };
-    let kinds = [Kind::Idle, Kind::Talk, Kind::Upload, Kind::Half];
-    for kind in kinds {
+    for kind in [Kind::Idle, Kind::Talk, Kind::Upload, Kind::Half] {
         let own = || lives.iter().filter(|life| life.kind == kind);
         let broken = own().filter(|life| life.broken.is_some() && unexplained(life)).count();
         let ends = own().filter(|life| life.broken.is_some()).count();
@@ -356,25 +405,26 @@ fn acts_table(outcome: &mut Outcome, lives: &[Life], deeds: &[Deed]) {
     acts.sort_unstable();
     acts.dedup();
     for act in acts {
-        let (mut had, mut ended) = (0, 0);
+        let (mut times, mut had, mut ended, mut whole) = (0, 0, 0, 0);
         let mut how: BTreeMap<String, usize> = BTreeMap::new();
-        let mut times = 0;
         for deed in deeds.iter().filter(|deed| deed.act == act) {
             times += 1;
-            let there = lives
-                .iter()
-                .filter(|life| life.node == deed.node && life.opened < deed.begun && life.ended > deed.begun);
-            for life in there {
+            for life in lives.iter().filter(|life| deed.met(life)) {
                 had += 1;
-                if let Some(failure) = life
-                    .broken
-                    .as_ref()
-                    .filter(|_| life.ended <= deed.done + Duration::from_secs(5))
-                {
+                whole += usize::from(life.broken.is_none());
+                if let Some(failure) = deed.end_of(life, deeds) {
                     ended += 1;
                     *how.entry(failure.to_string()).or_default() += 1;
                 }
             }
+        }
+        // Then a client took silence for a server, and nothing that was counted is worth anything.
+        if act.ends_own() && whole > 0 {
+            let text = format!(
+                "continuity, {}: {whole} count as whole whose server had ended",
+                act.name()
+            );
+            outcome.violations.push(text);
         }
         let how: Vec<String> = how.iter().map(|(how, count)| format!("{how} {count}")).collect();
         table.row([
@@ -389,7 +439,7 @@ fn acts_table(outcome: &mut Outcome, lives: &[Life], deeds: &[Deed]) {
     outcome.tables.push(table);
 }
 
-/// How soon the clients of a dead node learn it, of those that have something to send.
+/// How soon the clients of a dead node learn it, of those that have something to send; some do only at the end of the crowd.
 fn resets(outcome: &mut Outcome, lives: &[Life], deeds: &[Deed]) {
     let mut table = Table::new(
         "After a power cut: from the crash until talking and uploading clients saw the end, and from their first segment after detection, in ms",
@@ -398,11 +448,10 @@ fn resets(outcome: &mut Outcome, lives: &[Life], deeds: &[Deed]) {
     let detection = PROFILES[0].detection();
     let (mut since_crash, mut since_segment, mut by_reset) = (Vec::new(), Vec::new(), 0);
     for deed in deeds.iter().filter(|deed| deed.act == Act::Crash) {
-        let lost = lives
+        let sending = lives
             .iter()
-            .filter(|life| life.broken.is_some())
-            .filter(|life| deed.may_end(life) && life.opened < deed.begun && life.ended <= deed.done);
-        for life in lost.filter(|life| matches!(life.kind, Kind::Talk | Kind::Upload)) {
+            .filter(|life| matches!(life.kind, Kind::Talk | Kind::Upload));
+        for life in sending.filter(|life| deed.met(life) && deed.end_of(life, deeds).is_some()) {
             by_reset += usize::from(life.broken == Some(Failure::Reset));
             since_crash.push(ms(life.ended.saturating_duration_since(deed.begun)));
             if life.sent > deed.begun + detection + Duration::from_millis(100) {
@@ -470,6 +519,87 @@ mod tests {
             .flat_map(|act| (1..=3).map(move |node| (*act, node)))
             .collect();
         assert_eq!(done, all);
-        assert!(steps.iter().any(|step| step.len() == 2), "several overlap");
+        assert_eq!(steps[0].len(), 2, "several overlap");
+        assert!(steps.iter().flatten().all(|(_, _, delay)| *delay <= BREATH));
+    }
+
+    /// A deed, in seconds after `start`; its server was started again in the middle.
+    fn deed(start: Instant, act: Act, node: NodeNumber, begun: f64, done: f64) -> Deed {
+        let at = |seconds| start + Duration::from_secs_f64(seconds);
+        Deed {
+            act,
+            node,
+            begun: at(begun),
+            back: at(f64::midpoint(begun, done)),
+            done: at(done),
+        }
+    }
+
+    /// A connection to node `node` from `opened` to 9 s after `start`.
+    fn life(start: Instant, kind: Kind, node: NodeNumber, opened: f64, broken: Option<Failure>) -> Life {
+        let at = |seconds| start + Duration::from_secs_f64(seconds);
+        Life {
+            source: std::net::SocketAddr::from(([198, 18, 0, 100], 4000)),
+            kind,
+            node,
+            opened: at(opened),
+            ended: at(9.0),
+            sent: at(opened),
+            broken,
+        }
+    }
+
+    #[test]
+    fn ends_on_a_dead_node_are_expected_and_all_others_are_broken_promises() {
+        let start = Instant::now();
+        let deeds = [deed(start, Act::Crash, 1, 1.0, 5.0)];
+        let mut lives = vec![
+            life(start, Kind::Half, 1, 0.0, Some(Failure::AnswerTimeout)),
+            life(start, Kind::Idle, 1, 0.0, Some(Failure::Reset)),
+            life(start, Kind::Half, 2, 0.0, None),
+            life(start, Kind::Idle, 2, 0.0, None),
+        ];
+        let judged = |lives: &[Life]| {
+            let (mut outcome, mut table) = (Outcome::new("continuity", 1), Table::new("", &[]));
+            judge(&mut outcome, &mut table, "power cut", lives, &deeds);
+            let row = |index: usize| table.rows[index][2..].join(" ");
+            ([row(0), row(3)], outcome.violations.len())
+        };
+        assert_eq!(judged(&lives), (["2 1 1 0".to_owned(), "2 1 1 0".to_owned()], 0));
+        // One of a live server, and one of the server that was started again.
+        lives.push(life(start, Kind::Half, 2, 0.0, Some(Failure::AnswerTimeout)));
+        lives.push(life(start, Kind::Idle, 1, 4.0, Some(Failure::Closed)));
+        assert_eq!(judged(&lives), (["3 1 1 1".to_owned(), "3 1 1 1".to_owned()], 1));
+    }
+
+    #[test]
+    fn ends_after_the_deed_count_and_none_outlives_its_server() {
+        let start = Instant::now();
+        let deeds = [deed(start, Act::Crash, 1, 1.0, 5.0)];
+        let mut lives = vec![
+            life(start, Kind::Talk, 1, 0.0, Some(Failure::Closed)),
+            life(start, Kind::Half, 1, 0.0, Some(Failure::AnswerTimeout)),
+        ];
+        let mut outcome = Outcome::new("continuity", 1);
+        acts_table(&mut outcome, &lives, &deeds);
+        assert_eq!(outcome.tables[0].rows[0][1..5].join(" "), "1 2 0 2");
+        assert_eq!(outcome.violations, Vec::<String>::new());
+        resets(&mut outcome, &lives, &deeds);
+        assert_eq!(outcome.series[0].values, [8000.0]);
+        assert_eq!(outcome.missed.len(), 1);
+        lives.push(life(start, Kind::Idle, 1, 0.0, None));
+        acts_table(&mut outcome, &lives, &deeds);
+        assert_eq!(outcome.violations.len(), 1);
+    }
+
+    #[test]
+    fn only_acts_under_way_at_the_same_time_overlap() {
+        let start = Instant::now();
+        let deeds = [
+            deed(start, Act::Drain, 1, 0.0, 2.0),
+            deed(start, Act::Weight, 2, 1.5, 3.0),
+            deed(start, Act::Drain, 3, 3.0, 4.0),
+        ];
+        assert_eq!(overlaps(&deeds), [500.0]);
     }
 }

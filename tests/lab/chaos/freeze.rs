@@ -1,7 +1,10 @@
-//! Nodes that stand still or are cut off one way, and then go on: two nodes must not answer one probe.
+//! Nodes that stand still or are cut off one way, and then go on: two nodes must not answer one probe, nor own one request.
 //!
-//! The clients see every answer to every probe, and a watcher at the switch sees every SYN-ACK. Times are chosen around the detection time, where a node
-//! that wakes up meets those that have just taken over.
+//! The clients see every answer to every probe and to every request, and a watcher at the switch sees every SYN-ACK. Times are chosen around the detection time,
+//! where a node that wakes up meets those that have just taken over.
+
+mod owners;
+mod requests;
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,13 +12,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{Outcome, PROFILES, Progress, Rig, RigConfig, Table, cell_ms, ms, quantile};
+use self::owners::{Fates, Round, TwoOwners};
+use self::requests::{Asked, Stream};
+use super::{Outcome, PROFILES, Profile, Progress, Rig, RigConfig, Table, cell_ms, ms, quantile};
 use crate::Node;
 use crate::pinger::{Pinger, Probe, doubles};
 use crate::process::children_of;
 use crate::random::Random;
-use crate::requester::Requester;
-use crate::wire::Watcher;
+use crate::wire::{Evidence, Watcher};
+
+/// How often heartbeats go.
+const PROFILE: Profile = PROFILES[0];
+
+/// New connections a second of each client.
+const REQUESTS: u32 = 25;
 
 /// How a node is stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,20 +95,25 @@ impl Way {
 pub fn run(seed: u64, times: usize, say: Progress<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::new("freeze", seed);
     let mut table = Table::new(
-        "Nodes that stood still for a while: probes, those that two nodes answered, TCP connections that two nodes answered, and the time from the end until all served again, in ms",
+        "Nodes that stood still for a while: UDP probes and those that two nodes answered; TCP requests that were answered, that failed (in all, of those that other nodes had accepted, of those that nobody had) and that got wrong bytes; requests with SYN-ACKs of two nodes; and the time from the end until all served again, in ms",
         &[
             "what",
             "times",
             "probes",
             "two answers",
-            "connections",
-            "two owners",
+            "requests answered",
+            "failed",
+            "of other nodes",
+            "of nobody",
+            "wrong bytes",
+            "two SYN-ACKs: behind the cut",
+            "replayed",
+            "real",
             "back p50",
             "back max",
         ],
     );
-    let profile = PROFILES[0];
-    let rig = Rig::serve(&RigConfig::new(3, profile))?;
+    let rig = Rig::serve(&RigConfig::new(3, PROFILE))?;
     let mut random = Random::new(seed);
     for way in WAYS {
         if way == Way::Cgroup && cgroup_root().is_none() {
@@ -107,89 +122,202 @@ pub fn run(seed: u64, times: usize, say: Progress<'_>) -> Result<Outcome> {
                 .push("There is no cgroup v2 with a freezer here: whole nodes were not frozen.".into());
             continue;
         }
-        let watcher = Watcher::start(&rig.lab)?;
-        let pinger = Pinger::start(&rig.clients(), &Rig::udp(), 2, 1000)?;
-        let clients = rig.clients();
-        let streams: Vec<Requester> = clients
-            .iter()
-            .map(|client| Requester::start(client, &Rig::tcp(), 25, Duration::from_secs(5)))
-            .collect::<Result<_>>()?;
-        let (mut probes, mut doubled, mut back) = (0, 0, Vec::new());
-        for round in 0..times {
-            pinger.learn(Duration::from_secs(10))?;
-            let node = &rig.lab.nodes[random.below(rig.lab.nodes.len())];
-            // Half of the times lie within one pulse of the detection time, where a race would be.
-            let pulse = Duration::from_millis(profile.pulse_ms);
-            let length = if round % 2 == 0 {
-                profile.detection() - pulse + random.up_to(pulse * 2)
-            } else {
-                profile.detection() / 10 + random.up_to(profile.detection() * 12)
-            };
-            way.begin(&rig, node)?;
-            std::thread::sleep(length);
-            way.end(&rig, node)?;
-            let ended = Instant::now();
-            // A node may be thought alive for the detection time: what is asked before that is about the past.
-            std::thread::sleep(pulse);
-            rig.wait_all()?;
-            back.push(ms(ended.elapsed()));
-            std::thread::sleep(profile.detection());
-            let (count, two) = pinger.look(|all| (all.len(), doubles(all).len()));
-            probes += count;
-            doubled += two;
-            if two > 0 {
-                let first = pinger.look(|all| doubles(all).first().map(|probe| describe(probe)));
-                let what = format!(
-                    "freeze, {} of {} for {} ms: {two} probes had two answers, the first one {}",
-                    way.name(),
-                    node.name(),
-                    length.as_millis(),
-                    first.unwrap_or_default()
-                );
-                if way.is_deaf() {
-                    outcome.missed.push(what);
-                } else {
-                    outcome.violations.push(what);
-                }
-            }
-            say("")?;
-        }
-        pinger.stop()?;
-        for stream in streams {
-            stream.stop()?;
-        }
-        let evidence = watcher.stop()?;
-        let two = evidence.two_owners().len();
-        // Not each is a broken promise: what a node says while nothing gets out of it reaches no client, as the watcher sits before the cut, and a
-        // request that a successor kept may have been answered by a node that stood still right after it.
-        if let Some((attempt, ports)) = evidence.two_owners().first() {
-            outcome.missed.push(format!(
-                "freeze, {}: {two} connections had SYN-ACKs of two nodes, e.g. {attempt:?} by {ports:?}",
-                way.name()
-            ));
-        }
-        if evidence.missed > 0 {
-            outcome
-                .notes
-                .push(format!("{}: the watcher missed {} frames", way.name(), evidence.missed));
-        }
-        table.row([
-            way.name().to_owned(),
-            times.to_string(),
-            probes.to_string(),
-            doubled.to_string(),
-            evidence.syn_acks.len().to_string(),
-            two.to_string(),
-            cell_ms(quantile(&back, 0.5)),
-            cell_ms(quantile(&back, 1.0)),
-        ]);
+        let seen = stop(way, &rig, &mut random, times, say)?;
+        table.row(judge(way, &seen, &mut outcome));
         say(&table.rows.last().map(|row| row.join("  ")).unwrap_or_default())?;
     }
     outcome.tables.push(table);
     outcome.notes.push(
-        "A node that only fails to hear cannot know it and goes on serving under `partition=\"serve\"` (PROTOCOL.md): its two answers are counted, and are no broken promise.".into(),
+        "A node that only fails to hear goes on serving under `partition=\"serve\"` until a command tells it, where one comes in (PROTOCOL.md): its two answers are counted, and are no broken promise.".into(),
+    );
+    outcome.notes.push(
+        "SYN-ACKs of two nodes for one request: *behind the cut* no client saw one of them, because nothing got out of its node, and the watcher sits before the cut; *replayed* means that a node answered before its lease ended, and its heir, who cannot know that, after it; *real* is what is neither.".into(),
     );
     Ok(outcome)
+}
+
+/// What was seen of nodes that were stopped in one way.
+struct Seen {
+    rounds: Vec<Round>,
+    probes: usize,
+    doubled: Doubled,
+    asked: Vec<Asked>,
+    evidence: Evidence,
+    /// Milliseconds from the end until all served again.
+    back: Vec<f64>,
+}
+
+/// Probes that two answers came to.
+#[derive(Debug, Default)]
+struct Doubled {
+    probes: usize,
+    /// Rounds that had such.
+    rounds: usize,
+    /// From the detection time of a round to the last such answer in it; the longest.
+    longest: Duration,
+    /// The first one.
+    example: String,
+}
+
+impl Doubled {
+    /// Takes in the probes of a round of which the detection time ended at `detected`.
+    fn add(&mut self, probes: &[Probe], detected: Instant, round: &str) {
+        let two = doubles(probes);
+        let Some(first) = two.first() else {
+            return;
+        };
+        if self.probes == 0 {
+            self.example = format!("{} ({round})", describe(first));
+        }
+        self.probes += two.len();
+        self.rounds += 1;
+        let seconds = two.iter().filter_map(|probe| probe.answers.get(1));
+        let last = seconds.map(|(at, _)| at.saturating_duration_since(detected)).max();
+        self.longest = self.longest.max(last.unwrap_or_default());
+    }
+}
+
+fn stop(way: Way, rig: &Rig, random: &mut Random, times: usize, say: Progress<'_>) -> Result<Seen> {
+    let (detection, pulse) = (PROFILE.detection(), Duration::from_millis(PROFILE.pulse_ms));
+    let clients = rig.clients();
+    let watcher = Watcher::start(&rig.lab)?;
+    let pinger = Pinger::start(&clients, &Rig::udp(), 2, 1000)?;
+    let streams: Vec<Stream> = clients
+        .iter()
+        .map(|client| Stream::start(client, &Rig::tcp(), REQUESTS))
+        .collect::<Result<_>>()?;
+    let (mut rounds, mut probes, mut doubled, mut back) = (Vec::new(), 0, Doubled::default(), Vec::new());
+    for round in 0..times {
+        pinger.learn(Duration::from_secs(10))?;
+        let node = &rig.lab.nodes[random.below(rig.lab.nodes.len())];
+        // Half of the times lie within one pulse of the detection time, where a race would be.
+        let length = if round % 2 == 0 {
+            detection - pulse + random.up_to(pulse * 2)
+        } else {
+            detection / 10 + random.up_to(detection * 12)
+        };
+        let before = Instant::now();
+        way.begin(rig, node)?;
+        let begun = Instant::now();
+        std::thread::sleep(length);
+        let ending = Instant::now();
+        way.end(rig, node)?;
+        let ended = Instant::now();
+        // A node may be thought alive for the detection time: what is asked before that is about the past.
+        std::thread::sleep(pulse);
+        rig.wait_all()?;
+        back.push(ms(ended.elapsed()));
+        std::thread::sleep(detection);
+        rounds.push(Round {
+            port: node.port().to_owned(),
+            before,
+            begun,
+            ending,
+            over: Instant::now(),
+            cut_off: way == Way::CutOut,
+        });
+        let what = format!("{} for {} ms", node.name(), length.as_millis());
+        pinger.look(|all| {
+            probes += all.len();
+            doubled.add(all, begun + detection, &what);
+        });
+        say("")?;
+    }
+    pinger.stop()?;
+    let mut asked = Vec::new();
+    for stream in streams {
+        asked.extend(stream.stop()?);
+    }
+    Ok(Seen {
+        rounds,
+        probes,
+        doubled,
+        asked,
+        evidence: watcher.stop()?,
+        back,
+    })
+}
+
+/// Says what broke a promise and what missed a goal, one line of each kind; returns the row of the table.
+fn judge(way: Way, seen: &Seen, outcome: &mut Outcome) -> [String; 14] {
+    let (name, times) = (way.name(), seen.rounds.len());
+    let fates = Fates::of(&seen.asked, &seen.evidence, &seen.rounds);
+    let two = TwoOwners::of(&seen.evidence, &seen.rounds, PROFILE);
+    let hears = !way.is_deaf();
+    // A first SYN-ACK that the watcher missed makes a repetition look like an acceptance.
+    let complete = seen.evidence.missed == 0;
+    if !complete {
+        outcome.notes.push(format!(
+            "{name}: the watcher missed {} frames, so whose the requests were is not judged",
+            seen.evidence.missed
+        ));
+    }
+    let mut found = |broken: bool, what: String| {
+        let list = if broken {
+            &mut outcome.violations
+        } else {
+            &mut outcome.missed
+        };
+        list.push(format!("freeze, {name}: {what}"));
+    };
+    let doubled = &seen.doubled;
+    if doubled.probes > 0 {
+        let what = format!(
+            "{} probes in {} of {times} rounds had two answers, at most {} ms after the detection time; the first one {}",
+            doubled.probes,
+            doubled.rounds,
+            cell_ms(ms(doubled.longest)),
+            doubled.example
+        );
+        found(hears, what);
+    }
+    if two.real > 0 {
+        let what = format!(
+            "{} requests had SYN-ACKs of two nodes at a time, the first one of {}",
+            two.real, two.example
+        );
+        found(hears && complete, what);
+    }
+    if let Some(first) = fates.wrong.first() {
+        let what = format!(
+            "{} requests got wrong bytes, the first one {}",
+            fates.wrong.len(),
+            first.describe()
+        );
+        found(true, what);
+    }
+    if let Some(first) = fates.elsewhere.first() {
+        let what = format!(
+            "{} requests failed that other nodes had, the first one {}",
+            fates.elsewhere.len(),
+            first.describe()
+        );
+        found(hears && complete, what);
+    }
+    if let Some(first) = fates.nobody.first() {
+        let what = format!(
+            "{} requests were accepted by no node, goal 0; the first one {}",
+            fates.nobody.len(),
+            first.describe()
+        );
+        found(false, what);
+    }
+    [
+        name.to_owned(),
+        times.to_string(),
+        seen.probes.to_string(),
+        doubled.probes.to_string(),
+        fates.answered.to_string(),
+        fates.failed().to_string(),
+        fates.elsewhere.len().to_string(),
+        fates.nobody.len().to_string(),
+        fates.wrong.len().to_string(),
+        two.behind.to_string(),
+        two.replayed.to_string(),
+        two.real.to_string(),
+        cell_ms(quantile(&seen.back, 0.5)),
+        cell_ms(quantile(&seen.back, 1.0)),
+    ]
 }
 
 /// A probe's answers: who, and how many milliseconds after it was sent.

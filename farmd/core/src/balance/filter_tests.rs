@@ -1,3 +1,8 @@
+/// The frames with which the data plane in the kernel is compared with the decision.
+#[allow(dead_code)]
+#[path = "../../../daemon/src/dataplane/kernel/battery.rs"]
+mod battery;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -8,7 +13,7 @@ use crate::balance::decide::{Reason, Verdict, decide};
 use crate::balance::fragment::FragmentTable;
 use crate::balance::hash;
 use crate::balance::plan::RulePlan;
-use crate::balance::test_frames::*;
+use crate::balance::test_frames::{self, *};
 use crate::config::Protocol;
 use crate::wire::nd::{Message, Nd};
 use crate::wire::packet::{L4, Packet};
@@ -336,6 +341,72 @@ proptest! {
         }
         prop_assert!(seen[0] > 0 && seen[1] > 0, "{:?}", seen);
     }
+}
+
+#[test]
+fn what_the_decision_needs_of_the_battery_passes_the_filter() {
+    let half = (0..BUCKETS as u16).step_by(2);
+    let marks: Vec<(u16, u8)> = half.map(|bucket| (bucket, (bucket / 2 % 3) as u8)).collect();
+    let (mut passed, mut kept_out, mut datagram) = (0, 0, 0);
+    for (addr, mode) in [vip(), vip6()]
+        .into_iter()
+        .flat_map(|addr| [L2Mode::Directed, L2Mode::Invisible(VIRTUAL_MAC)].map(|mode| (addr, mode)))
+    {
+        for affinity in [
+            Affinity::ClientIp,
+            Affinity::ClientPort,
+            Affinity::ClientNet,
+            Affinity::IpId,
+        ] {
+            // All alike, so that the filter hashes where it can.
+            let rules = [
+                rule(Protocol::Tcp, 0, 65535, affinity, 0),
+                rule(Protocol::Udp, 53, 53, affinity, 0),
+            ];
+            let plan = plan(vip_plan(addr, mode, rules), vec![group_of([1, 1, 1], &marks)]);
+            let mut fragments = FragmentTable::default();
+            for (to, from) in [(plan.vips[0].service_mac(), CLIENT_MAC), (OWN_MAC, mac(1))] {
+                for client in battery::clients(addr) {
+                    datagram += 20;
+                    let frames = battery::frames_from(client, addr, to, from, datagram);
+                    let [through, out] = pass(&plan, &frames, &mut fragments);
+                    passed += through;
+                    kept_out += out;
+                }
+            }
+        }
+    }
+    assert!(
+        passed > 1000 && kept_out > 100,
+        "{passed} had to pass, {kept_out} were kept out"
+    );
+}
+
+/// Panics unless all of `frames` pass the filters of `plan` that the decision needs. Returns how many those are, and how many are kept out.
+fn pass(plan: &Plan, frames: &[Vec<u8>], fragments: &mut FragmentTable) -> [usize; 2] {
+    let programs = [Detail::Buckets, Detail::Vips].map(|detail| build(plan, INTERFACE, detail));
+    let mut counts = [0; 2];
+    for frame in frames {
+        let Some(packet) = Packet::parse(frame) else { continue };
+        let decision = decide(plan, &packet, fragments, Duration::ZERO, &mut |_| true);
+        // The kernel takes the outer tag off before a socket filter runs.
+        let (captured, tag) = match frame[12..14] {
+            [0x81, 0] | [0x88, 0xa8] => ([&frame[..12], &frame[16..]].concat(), [frame[14], frame[15]]),
+            _ => (frame.clone(), [0; 2]),
+        };
+        if !matches!(captured[12..14], [8, 0] | [0x86, 0xdd]) {
+            continue;
+        }
+        let tag = u32::from(u16::from_be_bytes(tag));
+        let outcomes = programs.each_ref().map(|program| run_tagged(program, &captured, tag));
+        if matches!(decision.verdict, Verdict::Accept | Verdict::Hold) || !decision.forward.is_empty() {
+            counts[0] += 1;
+            assert_eq!(outcomes, [ALL; 2], "{decision:?} {packet:?}");
+        } else {
+            counts[1] += usize::from(outcomes[0] == 0);
+        }
+    }
+    counts
 }
 
 #[test]

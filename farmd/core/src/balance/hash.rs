@@ -130,6 +130,43 @@ mod tests {
 
     const GOLDEN: [usize; 6] = [43, 250, 3441, 3762, 372, 2943];
 
+    /// Each bit by itself: those of the network tell clients apart, those of the host do not.
+    #[test]
+    fn a_network_ends_where_its_mask_does() {
+        let parse = |text: &str| text.parse::<IpAddr>().unwrap();
+        let other_than = |client: IpAddr, bit: u32| match client {
+            IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() ^ (1 << bit)).into()),
+            IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() ^ (1 << bit)).into()),
+        };
+        for (client, net, bits, host_bits) in [
+            ("203.0.113.77", "203.0.113.0", 32, 8),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::", 128, 64),
+        ] {
+            let client = parse(client);
+            assert_eq!(bucket_of_net(SEED, client), bucket_of_addr(SEED, parse(net)));
+            for bit in 0..bits {
+                let other = other_than(client, bit);
+                // With this seed none of them meet in a bucket by chance.
+                assert_ne!(bucket_of_addr(SEED, client), bucket_of_addr(SEED, other), "{other}");
+                let is_same = bucket_of_net(SEED, client) == bucket_of_net(SEED, other);
+                assert_eq!(is_same, bit < host_bits, "{other}");
+            }
+        }
+        // The first bit of a host and the last of a network, as they are written.
+        let bucket = |client: &str| bucket_of_net(SEED, parse(client));
+        for (client, next_host, next_net) in [
+            ("203.0.113.77", "203.0.113.205", "203.0.112.77"),
+            (
+                "2001:db8:1:2:3:4:5:6",
+                "2001:db8:1:2:8003:4:5:6",
+                "2001:db8:1:3:3:4:5:6",
+            ),
+        ] {
+            assert_eq!(bucket(client), bucket(next_host), "{client}");
+            assert_ne!(bucket(client), bucket(next_net), "{client}");
+        }
+    }
+
     #[test]
     fn buckets_fill_evenly_for_neighbouring_addresses() {
         let mut count = vec![0u32; crate::id::BUCKETS];

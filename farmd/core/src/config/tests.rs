@@ -357,6 +357,30 @@ fn a_cluster_has_defaults_and_puts_the_lan_of_the_commands_first() {
 }
 
 #[test]
+fn a_profile_is_a_pulse_and_missed_heartbeats_and_what_is_written_beside_it_counts_more() {
+    for (written, pulse_ms, lost) in [
+        ("profile=\"default\"", 50, 5),
+        ("profile=\"fast\"", 20, 5),
+        ("profile=\"fast\" pulse=\"30ms\"", 30, 5),
+        ("slost_count=\"9\" profile=\"fast\"", 20, 9),
+        ("profile=\"default\" pulse=\"30ms\" slost_count=\"9\"", 30, 9),
+        ("pulse=\"5ms\" slost_count=\"4\"", 5, 4),
+        ("pulse=\"5s\" slost_count=\"100\"", 5000, 100),
+    ] {
+        let text = THREE.replace("<lans>", &format!("<lans {written}>"));
+        let (config, warnings) = cluster::parse("c", &text).unwrap();
+        let pulse = Duration::from_millis(pulse_ms);
+        assert_eq!(
+            (config.heartbeat_interval, config.detect_multiplier),
+            (pulse, lost),
+            "{written}"
+        );
+        assert_eq!(config.detection_time(), pulse * lost, "{written}");
+        assert!(warnings.is_empty(), "{written}: {warnings:?}");
+    }
+}
+
+#[test]
 fn the_digest_of_a_cluster_is_over_its_meaning() {
     let of = |text: &str| cluster::parse("c", text).unwrap().0.digest;
     let base = of(THREE);
@@ -364,6 +388,8 @@ fn the_digest_of_a_cluster_is_over_its_meaning() {
         of(&THREE.replace("<lans>", "<!-- x --><lans port=\"4800\" pulse=\"50ms\">")),
         base
     );
+    assert_eq!(of(&THREE.replace("<lans>", "<lans profile=\"default\">")), base);
+    assert_ne!(of(&THREE.replace("<lans>", "<lans profile=\"fast\">")), base);
     assert_ne!(of(&THREE.replace("<lans>", "<lans port=\"4801\">")), base);
     assert_ne!(of(&THREE.replace("198.18.1.13", "198.18.1.14")), base);
     assert_ne!(of(&THREE.replace("\"s3\"", "\"s4\"")), base);

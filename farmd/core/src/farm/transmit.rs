@@ -81,7 +81,11 @@ impl Farm {
         }
         if now >= self.next_heartbeat {
             self.beat = self.beat.wrapping_add(1);
-            let more = self.send(now, To::All);
+            let left_out = self.send(now, To::All);
+            let groups: usize = self.modules.values().map(|m| m.groups.len()).sum();
+            // Each map once; who still lacks one then gets it with the next pulse.
+            let more = left_out && self.follow_ups + 1 < groups.div_ceil(MAX_MAPS);
+            self.follow_ups = if more { self.follow_ups + 1 } else { 0 };
             self.beat_at = now + if more { MAPS_FOLLOW } else { self.interval };
             self.next_heartbeat = self.beat_at;
             self.next_nudge = now + nudge;

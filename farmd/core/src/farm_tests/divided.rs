@@ -302,3 +302,18 @@ fn a_part_without_a_ready_server_displaces_nobody_when_it_comes_back() {
         sim.check_covered().unwrap();
     }
 }
+
+#[test]
+fn nodes_that_may_serve_again_at_the_same_time_do_not_take_each_other_to_be_out() {
+    for (nodes, dead) in [(3, 2), (3, 0), (4, 1)] {
+        let mut sim = started(nodes, PartitionPolicy::Witness, 37);
+        witness_answers(&mut sim, &[]);
+        sim.act(Action::Crash(dead));
+        sim.run(sim.detection() + ms(300)).unwrap();
+        assert_eq!(sim.counts().iter().sum::<usize>(), 0, "{:?}", sim.counts());
+        let all: Vec<usize> = (0..nodes).collect();
+        witness_answers(&mut sim, &all);
+        run_without_two_owners(&mut sim, ms(600));
+        sim.check_covered().unwrap();
+    }
+}

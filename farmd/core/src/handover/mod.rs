@@ -20,7 +20,7 @@
 //! [`step::Step`] that follows. `cue.rs` reads the surroundings, `act.rs` does the steps, `guard.rs` watches who has connections where.
 //!
 //! Why two nodes that hear each other never have one bucket open: a bucket is opened only with a commit; a
-//! commit needs the promise of every active member of the view; a promise is made only after all that the map
+//! commit needs the promise of every active member of the view that is not withheld (and has closed everything); a promise is made only after all that the map
 //! takes away is closed, and after it nothing of an older epoch is ever opened. A node outside the view that
 //! talks both ways with somebody in it blocks that one's promise until it says that it has nothing open
 //! (`committed` 0) or falls silent for the detection time, by which time its own lease has closed it.
@@ -78,7 +78,7 @@ pub enum Closed {
 pub struct Surroundings<'a> {
     /// Nodes that all hear each other.
     pub view: NodeSet,
-    /// The member of the view that proposes: the lowest that is active, eligible and not joining.
+    /// The member of the view that proposes: the lowest that is active, eligible, and neither joining nor withheld.
     pub coordinator: Option<NodeId>,
     /// This node's weight, 0 while it is not ready.
     pub weight: u16,
@@ -345,6 +345,11 @@ impl Handover {
     /// The map this node works with.
     pub fn map(&self) -> &BucketMap {
         &self.map
+    }
+
+    /// The newest proposal that this node has promised, or a number above it that is nobody's proposal.
+    pub fn promised(&self) -> Epoch {
+        self.promised
     }
 
     /// Epoch of the committed map.

@@ -30,6 +30,9 @@ use crate::wire::heartbeat::{Ack, Echo, Hearsay, Heartbeat};
 pub use peer::{Peer, PeerState};
 pub use why::{Cause, Testimony};
 
+/// How long a node that was told that it is deaf believes it. It is told again every second.
+const DEAF_TIME: Duration = Duration::from_secs(3);
+
 /// Why a heartbeat was not used; one counter each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Refusal {
@@ -108,6 +111,8 @@ pub struct Membership {
     /// Somebody of whom this node knows does not talk with another.
     divided: bool,
     links: view::Links,
+    /// Until when this node has been told, by another way than heartbeats, that others hear it: if it hears nobody, it is the one that is cut off.
+    deaf_until: Duration,
     /// When this node last spoke before it was not run for a while.
     excused: Duration,
     /// What was known last, and the view that follows from it.
@@ -148,6 +153,7 @@ impl Membership {
             told: Told::default(),
             divided: false,
             links: view::Links::default(),
+            deaf_until: Duration::ZERO,
             excused: Duration::ZERO,
             agreed: None,
             fenced: None,
@@ -155,8 +161,8 @@ impl Membership {
         }
     }
 
-    /// Takes an authentic heartbeat that came in on `lan`.
-    pub fn handle_heartbeat(&mut self, now: Duration, lan: usize, heartbeat: &Heartbeat) -> Result<(), Refusal> {
+    /// Takes an authentic heartbeat that came in on `lan`; true if it is the newest of its sender on any: what an older one says is out of date.
+    pub fn handle_heartbeat(&mut self, now: Duration, lan: usize, heartbeat: &Heartbeat) -> Result<bool, Refusal> {
         if heartbeat.sender == self.this {
             return Err(Refusal::OwnName);
         }
@@ -166,7 +172,7 @@ impl Membership {
         let acked_at = acked.and_then(sent).map(|(_, at)| *at);
         let same_cluster = heartbeat.cluster_digest == self.digest;
         let peer = self.peers.get_mut(&heartbeat.sender).ok_or(Refusal::UnknownSender)?;
-        peer.handle_heartbeat(now, lan, heartbeat, acked_at, same_cluster)?;
+        let newest = peer.handle_heartbeat(now, lan, heartbeat, acked_at, same_cluster)?;
         let echo = heartbeat.echo.filter(|echo| echo.node == self.this);
         if let Some((echo, at)) = echo.and_then(|echo| Some((echo, sent(echo.ack)?.1))) {
             let kept = Duration::from_micros(echo.kept_us.into());
@@ -178,7 +184,7 @@ impl Membership {
             }
         }
         self.update(now);
-        Ok(())
+        Ok(newest)
     }
 
     /// Notes that this node sends heartbeat `seq`.
@@ -205,11 +211,44 @@ impl Membership {
         self.update(now);
     }
 
+    /// Others that hear each other and this node say so, by another way than heartbeats. If this node hears nobody it steps out, for three seconds or until
+    /// it hears somebody; else this changes nothing.
+    pub fn handle_told_deaf(&mut self, now: Duration) {
+        self.deaf_until = now + DEAF_TIME;
+        self.update(now);
+    }
+
+    /// Nodes that this one should tell that they are deaf: their heartbeats come in here, and they hear nobody. One node of a view of several tells them, the
+    /// lowest.
+    pub fn deaf(&self, now: Duration) -> NodeSet {
+        if self.view.len() < 2 || self.view.first() != Some(self.this) {
+            return NodeSet::EMPTY;
+        }
+        let detection_time = self.timing.detection_time;
+        let deaf = self.peers.iter().filter(|(node, peer)| {
+            !self.view.contains(**node)
+                && peer.is_heard(now, detection_time)
+                && !peer.joining()
+                && peer.hears().is_empty()
+        });
+        deaf.map(|(node, _)| *node).collect()
+    }
+
+    /// This node has been told that it is deaf, and it is.
+    fn is_deaf(&self, now: Duration) -> bool {
+        now < self.deaf_until && self.heard(now).is_empty()
+    }
+
     /// When [`Self::handle_timeout`] has something to do without a heartbeat. May change after every
     /// `handle_*`.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let peers = self.peers.values().filter_map(|p| p.judged_at(self.timing));
-        peers.chain(self.joining.then_some(self.join_until)).min()
+        // What has passed is no reason to come back.
+        let told = self.fenced.is_some() && self.deaf_until > Duration::ZERO;
+        peers
+            .chain(self.joining.then_some(self.join_until))
+            .chain(told.then_some(self.deaf_until))
+            .min()
     }
 
     /// The next event, oldest first.
@@ -415,6 +454,14 @@ impl Membership {
             gone: self.gone_for_good(now),
             silent: self.told.silent(now, self.timing),
         };
+        if now >= self.deaf_until {
+            self.deaf_until = Duration::ZERO;
+        }
+        if self.is_deaf(now) {
+            let why =
+                "the other nodes hear it and it hears none of them: their heartbeats (UDP) do not come in".to_owned();
+            return self.settle(now, NodeSet::EMPTY, Some(why));
+        }
         if let Some(why) = self.other_cluster(now) {
             return self.settle(now, NodeSet::EMPTY, Some(why));
         }

@@ -106,7 +106,8 @@ impl Peer {
         }
     }
 
-    /// Takes a heartbeat unless it is not newer than what was seen. `acked_at` is when this node sent what the heartbeat acknowledges.
+    /// Takes a heartbeat unless it is not newer than what was seen on that lan; true if it is newer than what was seen on any. `acked_at` is when this node
+    /// sent what the heartbeat acknowledges.
     pub fn handle_heartbeat(
         &mut self,
         now: Duration,
@@ -114,7 +115,7 @@ impl Peer {
         heartbeat: &Heartbeat,
         acked_at: Option<Duration>,
         same_cluster: bool,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let link = self.lans.get(lan).and_then(Option::as_ref);
         let last = link.map(Link::seq).ok_or(Refusal::UnknownSender)?;
         if heartbeat.incarnation < self.incarnation
@@ -146,7 +147,12 @@ impl Peer {
             self.leaving = heartbeat.leaving;
             self.same_cluster = same_cluster;
         }
-        Ok(())
+        Ok(newest)
+    }
+
+    /// When this node sent the newest that the peer had heard of it when it spoke last; `None` if that is not known.
+    pub fn acked_at(&self) -> Option<Duration> {
+        self.acked_at
     }
 
     /// Forgets when the peer was heard; its sequence numbers still count.

@@ -14,7 +14,7 @@ impl Membership {
         for (_, ack) in heartbeat.hears.iter_mut().filter(|(_, ack)| *ack == NEWEST) {
             *ack = Ack::of(seq);
         }
-        self.handle_heartbeat(now, lan, &heartbeat)
+        self.handle_heartbeat(now, lan, &heartbeat).map(drop)
     }
 }
 
@@ -344,6 +344,61 @@ fn a_node_that_is_joining_steps_out_for_nobody() {
     m.hear(ms(320), 0, &heartbeat(&config, 1, 7, 50)).unwrap();
     assert_eq!(m.fenced(), None);
     assert!(m.view().contains(id(1)));
+}
+
+#[test]
+fn a_node_that_hears_nobody_steps_out_while_it_is_told_that_others_hear_it() {
+    let config = config(1);
+    let mut m = membership(&config);
+    m.hear(ms(10), 0, &heartbeat(&config, 1, 7, 1)).unwrap();
+    speak(&mut m, 60, 460);
+    assert!(!m.joining() && m.view() == set(&[0]), "alone");
+    m.handle_told_deaf(ms(500));
+    assert!(m.fenced().is_some_and(|why| why.contains("hears none of them")));
+    assert_eq!(m.view(), NodeSet::EMPTY);
+    // It believes it for a while, and comes back by itself if nobody says so any more.
+    m.handle_timeout(ms(3400));
+    assert!(m.fenced().is_some());
+    assert_eq!(m.poll_timeout(), Some(ms(3500)));
+    m.handle_timeout(ms(3500));
+    assert_eq!(m.fenced(), None);
+    assert!(m.view().contains(id(0)));
+    // Who hears somebody knows better.
+    m.handle_told_deaf(ms(3600));
+    assert!(m.fenced().is_some());
+    m.hear(ms(3700), 0, &heartbeat(&config, 1, 7, 2)).unwrap();
+    assert_eq!(m.fenced(), None);
+    m.handle_told_deaf(ms(3800));
+    assert_eq!(m.fenced(), None);
+}
+
+#[test]
+fn who_hears_nobody_is_told_by_a_view_of_several() {
+    let config = config(1);
+    let mut m = membership(&config);
+    let mut seq = 0;
+    // Node 2 hears nobody after the first 300 ms.
+    let mut run = |m: &mut Membership, from: u64, until: u64, with_1: bool| {
+        for t in (from..=until).step_by(50) {
+            seq += 1;
+            let mut beat = heartbeat(&config, 2, 7, seq);
+            if t > 300 {
+                beat.hears.clear();
+            }
+            m.hear(ms(t), 0, &beat).unwrap();
+            if with_1 {
+                m.hear(ms(t), 0, &heartbeat(&config, 1, 7, seq)).unwrap();
+            }
+        }
+    };
+    run(&mut m, 10, 290, true);
+    assert_eq!((m.view(), m.deaf(ms(290))), (set(&[0, 1, 2]), NodeSet::EMPTY));
+    run(&mut m, 310, 1000, true);
+    assert_eq!((m.view(), m.deaf(ms(1000))), (set(&[0, 1]), set(&[2])));
+    // Of two one is enough to step out: the one that is not heard.
+    run(&mut m, 1050, 2000, false);
+    assert_eq!((m.view(), m.deaf(ms(2000))), (NodeSet::EMPTY, NodeSet::EMPTY));
+    assert!(m.fenced().is_some());
 }
 
 #[test]

@@ -195,7 +195,7 @@ pub struct ModuleReport {
     pub quality: Quality,
     /// It has just left STOP and cannot know yet on which other nodes it runs.
     pub joining: bool,
-    /// Its part of a divided farm does not serve it: it takes nothing, and no part in what the others agree on.
+    /// By its partition policy it does not serve: it takes nothing, and no part in what the others agree on.
     pub withheld: bool,
     /// Nodes on which it is not in STOP, as far as the sender hears them; told while two nodes of its view do not hear each other.
     pub runs: NodeSet,

@@ -8,13 +8,17 @@ mod telling;
 #[path = "../../../core/src/balance/test_frames.rs"]
 pub(super) mod test_frames;
 
+#[path = "kernel_bucket_tests.rs"]
+mod buckets;
 #[path = "kernel_early_tests.rs"]
 mod early;
+#[path = "kernel_live_tests.rs"]
+mod live;
 
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use battery::{frames_for, without_tags};
+use battery::{clients, frames_for, frames_from, without_tags};
 use farm_core::balance::decide::{Decision, Reason, Verdict, decide};
 use farm_core::balance::filter;
 use farm_core::balance::fragment::FragmentTable;
@@ -50,9 +54,11 @@ struct Bench {
 }
 
 impl Bench {
-    /// `None`, and a line, where the kernel cannot be asked.
+    /// `None`, and a line, where the kernel cannot be asked, unless `FARM_NEED_BPF` says that it must be.
     fn new(seed: &Plan) -> Option<Self> {
+        let is_needed = std::env::var_os("FARM_NEED_BPF").is_some();
         if farm_sys::process::effective_uid() != 0 {
+            assert!(!is_needed, "FARM_NEED_BPF is set, and only root can ask the kernel");
             println!("not root: the kernel's program is not looked at");
             return None;
         }
@@ -60,10 +66,7 @@ impl Bench {
         let kernel = ns.run(|| {
             let filter = match Filter::load() {
                 Ok(filter) => filter,
-                Err(error) if error.is_missing() && std::env::var_os("FARM_NEED_BPF").is_some() => {
-                    panic!("{error}, and FARM_NEED_BPF says that it must have one")
-                }
-                Err(error) if error.is_missing() || error.is_denied() => {
+                Err(error) if !is_needed && (error.is_missing() || error.is_denied()) => {
                     println!("the kernel's program is not looked at: {error}");
                     return None;
                 }
@@ -227,6 +230,12 @@ const STATES: [BucketState; 4] = [
     BucketState::Draining,
     BucketState::Foreign,
 ];
+const AFFINITIES: [Affinity; 4] = [
+    Affinity::ClientIp,
+    Affinity::ClientPort,
+    Affinity::ClientNet,
+    Affinity::IpId,
+];
 
 /// Every state, mode, affinity and sender with every kind of frame: some seventy thousand pairs.
 #[test]
@@ -240,17 +249,10 @@ fn the_kernel_decides_as_the_core_does() {
     let Some(mut bench) = Bench::new(&first) else { return };
     let (mut frames, mut left) = (0, 0);
     for addr in [vip(), vip6()] {
+        let mut clients = clients(addr).into_iter().cycle();
         for mode in [INVISIBLE, L2Mode::Directed] {
             let service = if mode == L2Mode::Directed { OWN_MAC } else { VIRTUAL_MAC };
-            for (state, affinity) in STATES.into_iter().flat_map(|s| {
-                [
-                    Affinity::ClientIp,
-                    Affinity::ClientPort,
-                    Affinity::ClientNet,
-                    Affinity::IpId,
-                ]
-                .map(|a| (s, a))
-            }) {
+            for (state, affinity) in STATES.into_iter().flat_map(|s| AFFINITIES.map(|a| (s, a))) {
                 for owner in [Some(0), Some(1), Some(9), None] {
                     let closed = matches!(state, BucketState::Draining | BucketState::Foreign);
                     for (leaving, held) in [(false, false), (true, false), (false, true)] {
@@ -277,7 +279,8 @@ fn the_kernel_decides_as_the_core_does() {
                                 continue;
                             }
                             bench.identification += 20;
-                            for frame in frames_for(addr, to, from, bench.identification) {
+                            let client = clients.next().unwrap();
+                            for frame in frames_from(client, addr, to, from, bench.identification) {
                                 frames += 1;
                                 left += usize::from(bench.compare(&plan, &frame, false));
                             }
@@ -451,53 +454,6 @@ fn more_than_the_tables_hold_is_captured() {
     assert!(!bench.kernel.takes(many.vips[1].addr), "as it was configured");
 }
 
-/// The next of a sequence of numbers that look random (SplitMix64).
-fn random(state: &mut u64) -> usize {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (*state ^ *state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z >> 33) as usize
-}
-
-/// Frames with random bytes in them, another state of the plan for each hundred.
-#[test]
-fn frames_with_flaws_are_judged_alike() {
-    let first = plan_of(
-        vip(),
-        INVISIBLE,
-        Affinity::ClientIp,
-        vec![group(BucketState::Own, Some(0))],
-    );
-    let Some(mut bench) = Bench::new(&first) else { return };
-    let mut state = 20;
-    for _ in 0..200 {
-        let (mode, service) = [(INVISIBLE, VIRTUAL_MAC), (L2Mode::Directed, OWN_MAC)][random(&mut state) % 2];
-        let addr = [vip(), vip6()][random(&mut state) % 2];
-        let one = group(STATES[random(&mut state) % 4], Some(random(&mut state) % 3));
-        let plan = plan_of(
-            addr,
-            mode,
-            Affinity::ClientPort,
-            vec![one, group(BucketState::Foreign, Some(2))],
-        );
-        bench.kernel.install(&plan, &[]);
-        bench.identification += 20;
-        let from = [CLIENT_MAC, mac(1)][random(&mut state) % 2];
-        let frames = frames_for(addr, service, from, bench.identification);
-        for _ in 0..100 {
-            let mut frame = frames[random(&mut state) % frames.len()].clone();
-            for _ in 0..=random(&mut state) % 3 {
-                let at = random(&mut state) % frame.len();
-                frame[at] = random(&mut state) as u8;
-            }
-            // One tag more than the core passes over, the kernel takes off before the program sees the frame.
-            if frame.get(12..14) != Some(&[0x91, 0]) {
-                bench.compare(&plan, &frame, false);
-            }
-        }
-    }
-}
-
 /// What the program sends to several, as it goes over the wire.
 #[test]
 fn a_connection_that_several_may_have_goes_to_all_of_them() {
@@ -571,45 +527,5 @@ fn what_the_program_knows_of_a_datagram_the_daemon_can_ask_for() {
         };
         assert_eq!(bench.kernel.first_fragment(&later_packet), Some(expected));
         assert_eq!(bench.run(&later).0.code, REDIRECT);
-    }
-}
-
-/// Tags as they really come in: the kernel takes them off before the program runs.
-#[test]
-fn frames_of_another_vlan_are_let_by() {
-    let plan = plan_of(
-        vip(),
-        INVISIBLE,
-        Affinity::ClientIp,
-        vec![group(BucketState::Foreign, Some(1))],
-    );
-    let Some(mut bench) = Bench::new(&plan) else { return };
-    bench.kernel.install(&plan, &[]);
-    let ring = PacketRing::open(INTERFACE, 64, &kernel_program(&filter::closed())).unwrap();
-    let frame = Way::new(client(1), vip(), VIRTUAL_MAC).tcp(4000, 80, Flags::Syn);
-    for (tags, judged) in [
-        (&[][..], 1),
-        (&[0x8100_0005], 0),
-        (&[0x8100_6000], 1),
-        (&[0x8100_0000, 0x8100_0000], 1),
-        (&[0x8100_0000, 0x8100_0007], 0),
-    ] {
-        let before = bench.counts()[Reason::Foreign as usize];
-        let mut bytes = vec![0; VNET_HEADER];
-        bytes.extend(tagged(&frame, tags));
-        ring.send(&bytes).unwrap();
-        // What is behind it on the way has arrived after it.
-        ring.send(&[&[0; VNET_HEADER][..], &frame].concat()).unwrap();
-        for _ in 0..500 {
-            if bench.counts()[Reason::Foreign as usize] > before + judged {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert_eq!(
-            bench.counts()[Reason::Foreign as usize],
-            before + judged + 1,
-            "{tags:x?}"
-        );
     }
 }

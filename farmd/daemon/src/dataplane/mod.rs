@@ -47,6 +47,8 @@ pub struct Interface {
     pub neighbours: farm_sys::neighbour_socket::NeighbourSocket,
     /// Virtual MACs that the ring receives, and those of the groups that the other socket hears; they leave with these.
     pub joined: std::collections::BTreeSet<[u8; 6]>,
+    /// There was no memory for a ring of the size that captured frames need, and that was told.
+    pub is_narrow: bool,
 }
 
 /// A filter of the core in the form the kernel takes.

@@ -49,7 +49,7 @@ use interface::{join_groups, set_filter};
 
 /// Slots of 2 kB in each interface's ring while frames are captured: 4 MB, some 30 ms at 70 000 frames a second.
 pub const RING_SLOTS: u32 = 2048;
-/// And before that.
+/// And until some are.
 pub const IDLE_RING_SLOTS: u32 = 32;
 /// How often connections in buckets that are guarded or held are counted anew.
 const RECOUNT: Duration = Duration::from_secs(1);

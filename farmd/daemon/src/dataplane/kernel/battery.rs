@@ -1,7 +1,7 @@
 //! The frames of the battery: of every kind, whole, cut short and with lengths that lie; those whose ports are not where they are looked for too (ICMP
 //! errors, fragments, IPv6 extension headers).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use farm_core::id::MacAddr;
 
@@ -18,9 +18,42 @@ pub fn without_tags(frame: &[u8]) -> Vec<u8> {
     bare
 }
 
-/// Frames of every kind for `addr`, from a client outside; fragments are of datagrams from number `id` on.
+/// Clients of the family of `addr`: one, and one that shares no word with it, of which the others differ in a single bit: the last of its network (/24,
+/// /64), the first of its host, and the first of all.
+pub fn clients(addr: IpAddr) -> [IpAddr; 5] {
+    match addr {
+        IpAddr::V4(_) => {
+            let one = Ipv4Addr::new(203, 0, 113, 77).to_bits();
+            let other_than = |bit: u32| IpAddr::V4((one ^ (1 << bit)).into());
+            [
+                client(1),
+                IpAddr::V4(one.into()),
+                other_than(8),
+                other_than(7),
+                other_than(31),
+            ]
+        }
+        IpAddr::V6(_) => {
+            let one = Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, 6).to_bits();
+            let other_than = |bit: u32| IpAddr::V6((one ^ (1 << bit)).into());
+            [
+                client6(1),
+                IpAddr::V6(one.into()),
+                other_than(64),
+                other_than(63),
+                other_than(127),
+            ]
+        }
+    }
+}
+
+/// As [`frames_from`], from the first of [`clients`].
 pub fn frames_for(addr: IpAddr, to_mac: MacAddr, from_mac: MacAddr, id: u16) -> Vec<Vec<u8>> {
-    let client = if addr.is_ipv4() { client(1) } else { client6(1) };
+    frames_from(clients(addr)[0], addr, to_mac, from_mac, id)
+}
+
+/// Frames of every kind for `addr`, from `client` outside; fragments are of datagrams from number `id` on.
+pub fn frames_from(client: IpAddr, addr: IpAddr, to_mac: MacAddr, from_mac: MacAddr, id: u16) -> Vec<Vec<u8>> {
     let way = Way {
         from_mac,
         ..Way::new(client, addr, to_mac)

@@ -21,19 +21,27 @@ use crate::dataplane::{Count, Counters, Interface, Lease, Standing};
 
 /// The loopback interface of every network namespace.
 const LOOPBACK: u32 = 1;
-/// Says how the program is attached, for tests: `tcx` or `clsact`.
+/// Says how the program is attached, for tests: `tcx`, `clsact`, or `none` for a host that does not take it.
 const ATTACHMENT: &str = "FARM_ATTACH";
 
 /// The program in the kernel, with what it shares with this process.
 pub(super) fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<Kernel, BpfError> {
-    let mut filter = Filter::load()?;
     let wanted = std::env::var(ATTACHMENT).unwrap_or_default();
+    if wanted == "none" {
+        return Err(BpfError::new(format!(
+            "{ATTACHMENT} says that this host takes no program"
+        )));
+    }
+    let mut filter = Filter::load()?;
     match wanted.as_str() {
         "clsact" => filter.set_attachment(Attachment::Clsact),
         "tcx" => probe(&mut filter)?,
         _ => {
             if !wanted.is_empty() {
-                warn!(wanted, "{ATTACHMENT} is neither tcx nor clsact; the kernel decides");
+                warn!(
+                    wanted,
+                    "{ATTACHMENT} is none of tcx, clsact and none; the kernel decides"
+                );
             }
             // Before anybody relies on it: whether the kernel has such links at all.
             if let Err(error) = probe(&mut filter) {

@@ -61,16 +61,18 @@ fn widen(plan: &Plan, interface: &mut Interface) {
         return;
     }
     match PacketRing::open(interface.index, RING_SLOTS, &kernel_program(&filter::closed())) {
-        // The virtual MACs are received as long as one of the two sockets wants them. The old one has captured nothing.
+        // What is received is what one of the two sockets wants, so the old one goes last. It had no room for what it was to capture, if anything.
         Ok(ring) => {
-            for mac in virtual_macs(plan, interface.index) {
-                receive(&ring, &interface.name, mac);
-            }
-            interface.ring = ring;
+            let _old = std::mem::replace(&mut interface.ring, ring);
+            // Addresses come and go: none that is not wanted now is taken to be joined later.
+            interface.joined.retain(|mac| mac[0] & 1 != 0);
+            join_groups(plan, interface);
         }
         Err(error) => {
             let slots = interface.ring.slots();
-            warn!(%error, interface = interface.name, slots, "no memory for the ring of captured frames: some may be lost");
+            if !std::mem::replace(&mut interface.is_narrow, true) {
+                warn!(%error, interface = interface.name, slots, "no memory for the ring of captured frames: some may be lost");
+            }
         }
     }
 }

@@ -1,0 +1,59 @@
+//! Telling nodes that hear nobody that they are heard, and being told.
+//!
+//! A node whose heartbeats do not come in (a filter that drops UDP, above all) cannot know it: for it all others are gone, and it would serve everybody beside
+//! them. The others see it by its heartbeats, and one of them says so by a command over TCP; see PROTOCOL.md.
+
+use std::time::Duration;
+
+use farm_core::id::NodeSet;
+use tracing::{debug, info, warn};
+
+use super::Node;
+use crate::effect::Effect;
+
+/// How often a deaf node is told. It believes it for three times as long.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Nodes that hear nobody.
+#[derive(Debug, Default)]
+pub(super) struct Deaf {
+    nodes: NodeSet,
+    tell_at: Duration,
+}
+
+impl Node {
+    /// Has deaf nodes told, if that is this node's to do.
+    pub(super) fn tell_the_deaf(&mut self, now: Duration) {
+        let nodes = self.farm.membership().deaf(now);
+        if nodes != self.deaf.nodes {
+            for node in nodes.iter().filter(|node| !self.deaf.nodes.contains(*node)) {
+                warn!(
+                    node = self.cluster.name(node),
+                    "its heartbeats come in, and it hears nobody: something drops UDP port {} on its way in; it is told by TCP to step out",
+                    self.cluster.port
+                );
+            }
+            for node in self.deaf.nodes.iter().filter(|node| !nodes.contains(*node)) {
+                info!(
+                    node = self.cluster.name(node),
+                    "it is not told any more that it hears nobody"
+                );
+            }
+            self.deaf = Deaf { nodes, tell_at: now };
+        }
+        if nodes.is_empty() || now < self.deaf.tell_at {
+            return;
+        }
+        self.deaf.tell_at = now + TELL_INTERVAL;
+        for node in nodes.iter() {
+            self.queue(Effect::TellDeaf(node));
+        }
+    }
+
+    /// Another node says that this one is heard. It steps out if it hears nobody.
+    pub(super) fn handle_told_deaf(&mut self, by: &str) {
+        debug!(by, "told that this node is heard");
+        let now = self.now();
+        self.farm.handle_told_deaf(now);
+    }
+}
