@@ -64,7 +64,7 @@ impl Round {
 enum Class {
     Behind,
     Replayed,
-    Real,
+    Unexplained,
 }
 
 fn classify(ports: &Times, rounds: &[Round], profile: Profile) -> Class {
@@ -77,7 +77,7 @@ fn classify(ports: &Times, rounds: &[Round], profile: Profile) -> Class {
     } else if rounds.iter().any(|round| round.explains(ports, profile)) {
         Class::Replayed
     } else {
-        Class::Real
+        Class::Unexplained
     }
 }
 
@@ -88,8 +88,8 @@ pub(super) struct TwoOwners {
     pub behind: usize,
     /// One node answered in time, and its heir after it.
     pub replayed: usize,
-    /// Nothing explains it but two owners at a time.
-    pub real: usize,
+    /// Neither, by the moments that are certain.
+    pub unexplained: usize,
     /// The first of these.
     pub example: String,
 }
@@ -102,11 +102,11 @@ impl TwoOwners {
             match classify(ports, rounds, profile) {
                 Class::Behind => two.behind += 1,
                 Class::Replayed => two.replayed += 1,
-                Class::Real => {
-                    if two.real == 0 {
+                Class::Unexplained => {
+                    if two.unexplained == 0 {
                         two.example = format!("{} by {}", attempt.client, describe(ports, rounds));
                     }
-                    two.real += 1;
+                    two.unexplained += 1;
                 }
             }
         }
@@ -230,23 +230,31 @@ mod tests {
     fn two_nodes_that_both_might_be_seen_are_two_owners() {
         assert_eq!(
             class(false, &[("p1", 1300), ("p2", 1290)]),
-            Class::Real,
+            Class::Unexplained,
             "after the lease"
         );
-        assert_eq!(class(false, &[("p1", 2100), ("p2", 1300)]), Class::Real, "woken up");
-        assert_eq!(class(false, &[("p1", 1010), ("p2", 1020)]), Class::Real, "no heir yet");
+        assert_eq!(
+            class(false, &[("p1", 2100), ("p2", 1300)]),
+            Class::Unexplained,
+            "woken up"
+        );
+        assert_eq!(
+            class(false, &[("p1", 1010), ("p2", 1020)]),
+            Class::Unexplained,
+            "no heir yet"
+        );
         assert_eq!(
             class(false, &[("p1", 600), ("p2", 1300)]),
-            Class::Real,
+            Class::Unexplained,
             "heartbeats told it"
         );
         assert_eq!(
             class(false, &[("p2", 1100), ("p3", 1300)]),
-            Class::Real,
+            Class::Unexplained,
             "both are well"
         );
         let three = [("p1", 1100), ("p2", 1300), ("p3", 1300)];
-        assert_eq!(class(false, &three), Class::Real, "two heirs");
+        assert_eq!(class(false, &three), Class::Unexplained, "two heirs");
     }
 
     #[test]
@@ -257,8 +265,11 @@ mod tests {
             class(true, &[("p1", 1100), ("p1", 2100), ("p2", 1300)]),
             Class::Replayed
         );
-        assert_eq!(class(true, &[("p1", 1600), ("p1", 2600), ("p2", 1300)]), Class::Real);
-        assert_eq!(class(true, &[("p2", 1600), ("p3", 1600)]), Class::Real);
+        assert_eq!(
+            class(true, &[("p1", 1600), ("p1", 2600), ("p2", 1300)]),
+            Class::Unexplained
+        );
+        assert_eq!(class(true, &[("p2", 1600), ("p3", 1600)]), Class::Unexplained);
     }
 
     #[test]
