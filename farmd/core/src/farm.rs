@@ -177,7 +177,7 @@ pub struct Farm {
     answer: NodeSet,
     /// Position, among all groups, of the one whose map is sent first.
     map_turn: usize,
-    /// Heartbeats that have followed one for the maps that found no place in it.
+    /// Heartbeats that are still to follow for the maps that found no place in one.
     follow_ups: usize,
     leaving: bool,
     returning: bool,
@@ -304,6 +304,33 @@ impl Farm {
         self.turn(now);
         self.paused = false;
         self.turn(now);
+    }
+
+    /// Nodes that this one should tell that they hear nobody: see [`Membership::deaf`]. Not one whose module nobody else could serve.
+    pub fn deaf(&self, now: Duration) -> NodeSet {
+        let deaf = self.membership.deaf(now).iter().filter(|node| {
+            let modules = self.reports.get(node).into_iter().flatten();
+            modules
+                .filter(|report| report.active())
+                .all(|report| self.is_served_without(*node, &report.name))
+        });
+        deaf.collect()
+    }
+
+    /// A member of the view other than `node` serves the module, or could.
+    fn is_served_without(&self, node: NodeId, name: &ModuleName) -> bool {
+        let view = self.membership.view();
+        let here = self.modules.get(name).is_some_and(|module| {
+            let able = module.local.ready && module.withheld.is_none() && module.kept_out.is_none();
+            able && view.contains(self.this) && module.local.weights.iter().any(|weight| *weight > 0)
+        });
+        let peers = self
+            .reports
+            .iter()
+            .filter(|(peer, _)| **peer != node && view.contains(**peer));
+        let able = |report: &ModuleReport| report.name == *name && report.active() && !report.withheld;
+        let mut able = peers.flat_map(|(_, modules)| modules).filter(|report| able(report));
+        here || able.any(|report| report.groups.iter().any(|group| group.weight > 0))
     }
 
     /// Another node says, by another way than a heartbeat, that this one is heard; see [`Membership::handle_told_deaf`].
@@ -499,6 +526,12 @@ impl Farm {
             (false, Some(_)) => Closed::Draining,
             (false, None) => Closed::No,
         };
+        // Who is withheld serves nobody, whatever it knows of this node.
+        let alone = !self.reports.iter().any(|(node, modules)| {
+            let same =
+                |r: &ModuleReport| r.name == *name && r.active() && !r.withheld && r.digest == module.local.digest;
+            electorate.view.contains(*node) && modules.iter().any(same)
+        });
         let reports = &self.reports;
         let membership = &self.membership;
         let away = &self.away;
@@ -539,9 +572,6 @@ impl Farm {
             } else {
                 0
             };
-            let alone = !peers
-                .iter()
-                .any(|(node, peer)| electorate.view.contains(*node) && peer.eligible);
             let unserved = closed == Closed::No && weight == 0 && alone;
             let around = Surroundings {
                 view: electorate.view,

@@ -82,11 +82,17 @@ impl Farm {
         if now >= self.next_heartbeat {
             self.beat = self.beat.wrapping_add(1);
             let left_out = self.send(now, To::All);
-            let groups: usize = self.modules.values().map(|m| m.groups.len()).sum();
             // Each map once; who still lacks one then gets it with the next pulse.
-            let more = left_out && self.follow_ups + 1 < groups.div_ceil(MAX_MAPS);
-            self.follow_ups = if more { self.follow_ups + 1 } else { 0 };
-            self.beat_at = now + if more { MAPS_FOLLOW } else { self.interval };
+            self.follow_ups = match self.follow_ups {
+                0 => left_out.div_ceil(MAX_MAPS),
+                more => more - 1,
+            };
+            self.beat_at = now
+                + if self.follow_ups > 0 {
+                    MAPS_FOLLOW
+                } else {
+                    self.interval
+                };
             self.next_heartbeat = self.beat_at;
             self.next_nudge = now + nudge;
             self.answer = NodeSet::EMPTY;
@@ -115,10 +121,10 @@ impl Farm {
         }
     }
 
-    /// Sends the node's state; true if some maps found no place and should follow soon.
-    fn send(&mut self, now: Duration, receivers: To) -> bool {
+    /// Sends the node's state; returns how many maps found no place and should follow soon.
+    fn send(&mut self, now: Duration, receivers: To) -> usize {
         let mut maps = 0;
-        let mut left_out = false;
+        let mut left_out = 0;
         let mut modules: Vec<ModuleReport> = self.report_modules();
         // Groups whose maps found no place last time come first now.
         let groups: usize = modules.iter().map(|m| m.groups.len()).sum();
@@ -135,10 +141,13 @@ impl Farm {
                 last = index + 1;
             } else {
                 group.map = None;
-                left_out = true;
+                left_out += 1;
             }
         }
-        self.map_turn = last.checked_rem(groups).unwrap_or(0);
+        // Only what all have got has had its turn.
+        if matches!(receivers, To::All) {
+            self.map_turn = last.checked_rem(groups).unwrap_or(0);
+        }
         self.seq += 1;
         self.membership.note_sent(now, self.seq);
         // Many nodes tell the same; in turn they are as quick, and a heartbeat stays short.

@@ -317,3 +317,20 @@ fn nodes_that_may_serve_again_at_the_same_time_do_not_take_each_other_to_be_out(
         sim.check_covered().unwrap();
     }
 }
+
+#[test]
+fn a_node_that_may_serve_and_is_not_ready_does_not_go_round_in_circles() {
+    let mut sim = started(3, PartitionPolicy::Witness, 38);
+    witness_answers(&mut sim, &[0]);
+    sim.act(Action::Crash(2));
+    sim.run(sim.detection() + ms(200)).unwrap();
+    assert_eq!(sim.counts()[0], BUCKETS);
+    sim.act(Action::Ready(0, false));
+    sim.run(ms(200)).unwrap();
+    let since = sim.now;
+    sim.run(ms(2000)).unwrap();
+    assert_eq!((sim.counts()[0], sim.proposals(since)), (0, 0));
+    sim.act(Action::Ready(0, true));
+    sim.run(ms(300)).unwrap();
+    assert_eq!(sim.counts()[0], BUCKETS);
+}

@@ -218,18 +218,22 @@ impl Membership {
         self.update(now);
     }
 
-    /// Nodes that this one should tell that they are deaf: their heartbeats come in here, and they hear nobody. One node of a view of several tells them, the
-    /// lowest.
+    /// Nodes that this one should tell that they are deaf: their heartbeats come in here, and they hear nobody. Of a view of several nodes the lowest that
+    /// hears them tells them.
     pub fn deaf(&self, now: Duration) -> NodeSet {
-        if self.view.len() < 2 || self.view.first() != Some(self.this) {
+        if self.view.len() < 2 || !self.view.contains(self.this) {
             return NodeSet::EMPTY;
         }
         let detection_time = self.timing.detection_time;
+        let tells_before = |member: NodeId, node: NodeId| {
+            member < self.this && self.peers.get(&member).is_some_and(|peer| peer.hears().contains(node))
+        };
         let deaf = self.peers.iter().filter(|(node, peer)| {
             !self.view.contains(**node)
                 && peer.is_heard(now, detection_time)
                 && !peer.joining()
                 && peer.hears().is_empty()
+                && !self.view.iter().any(|member| tells_before(member, **node))
         });
         deaf.map(|(node, _)| *node).collect()
     }
@@ -454,7 +458,7 @@ impl Membership {
             gone: self.gone_for_good(now),
             silent: self.told.silent(now, self.timing),
         };
-        if now >= self.deaf_until {
+        if now >= self.deaf_until || !self.heard(now).is_empty() {
             self.deaf_until = Duration::ZERO;
         }
         if self.is_deaf(now) {

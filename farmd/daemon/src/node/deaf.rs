@@ -24,7 +24,7 @@ pub(super) struct Deaf {
 impl Node {
     /// Has deaf nodes told, if that is this node's to do.
     pub(super) fn tell_the_deaf(&mut self, now: Duration) {
-        let nodes = self.farm.membership().deaf(now);
+        let nodes = self.farm.deaf(now);
         if nodes != self.deaf.nodes {
             for node in nodes.iter().filter(|node| !self.deaf.nodes.contains(*node)) {
                 warn!(
