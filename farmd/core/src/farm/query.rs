@@ -1,6 +1,7 @@
 //! What the farm knows, for who drives it and for status. Changes nothing.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::balance::assign::{BucketMap, assign};
 use crate::balance::plan::GroupPlan;
@@ -158,5 +159,32 @@ impl Farm {
     /// The map of one group that this node works with.
     pub fn map(&self, module: &ModuleName, group: usize) -> Option<&BucketMap> {
         self.group(module, group).map(Handover::map)
+    }
+
+    /// Nodes that this one should tell that they hear nobody: see [`Membership::deaf`]. Not one whose module nobody else could serve.
+    pub fn deaf(&self, now: Duration) -> NodeSet {
+        let deaf = self.membership.deaf(now).iter().filter(|node| {
+            let modules = self.reports.get(node).into_iter().flatten();
+            modules
+                .filter(|report| report.active())
+                .all(|report| self.is_served_without(*node, &report.name))
+        });
+        deaf.collect()
+    }
+
+    /// A member of the view other than `node` serves the module, or could.
+    fn is_served_without(&self, node: NodeId, name: &ModuleName) -> bool {
+        let view = self.membership.view();
+        let here = self.modules.get(name).is_some_and(|module| {
+            let able = module.local.ready && module.withheld.is_none() && module.kept_out.is_none();
+            able && view.contains(self.this) && module.local.weights.iter().any(|weight| *weight > 0)
+        });
+        let peers = self
+            .reports
+            .iter()
+            .filter(|(peer, _)| **peer != node && view.contains(**peer));
+        let able = |report: &ModuleReport| report.name == *name && report.active() && !report.withheld;
+        let mut able = peers.flat_map(|(_, modules)| modules).filter(|report| able(report));
+        here || able.any(|report| report.groups.iter().any(|group| group.weight > 0))
     }
 }
