@@ -296,8 +296,9 @@ impl Kernel {
     /// the kernel refuses it, its frames are captured.
     pub fn install(&mut self, plan: &Plan, young: &[BucketSet]) {
         self.epoch += 1;
+        let in_force = Arc::clone(&self.layout);
         let mut layout = self.layout(plan);
-        self.note_new(&layout);
+        self.note_new(&layout, &in_force);
         match self.write(plan, young, self.epoch, &layout) {
             Ok(()) => self.filter.set_epoch(self.epoch),
             Err(error) => {
@@ -312,14 +313,17 @@ impl Kernel {
         for (interface, addr) in self.numbers.keys().filter(gone).copied().collect::<Vec<_>>() {
             self.forget(interface, addr);
         }
-        self.note_new(&layout);
+        self.note_new(&layout, &layout);
     }
 
     /// Notes the places of new addresses. An address keeps its place as long as it is there, and a place that is still another's is not given away: by the plan
     /// in force it has that one's frames judged. By any plan that does not have it, a new one is let by.
-    fn note_new(&mut self, layout: &Layout) {
+    fn note_new(&mut self, layout: &Layout, in_force: &Layout) {
         for place in &layout.places {
-            let is_free = !self.numbers.values().any(|number| *number == place.number);
+            let key = |place: &tables::Place| (place.interface, place.addr);
+            let is_anothers = |other: &tables::Place| other.number == place.number && key(other) != key(place);
+            let is_free = !self.numbers.values().any(|number| *number == place.number)
+                && !in_force.places.iter().any(is_anothers);
             if is_free && !self.numbers.contains_key(&(place.interface, place.addr)) {
                 self.note(place.interface, place.addr, place.number);
             }

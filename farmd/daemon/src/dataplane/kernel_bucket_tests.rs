@@ -168,3 +168,37 @@ fn frames_with_flaws_are_judged_alike() {
         }
     }
 }
+
+/// A few addresses are compared one by one, more are looked for by hash; they come and go, and what is no longer one is let by.
+#[test]
+fn each_of_many_addresses_is_found_and_none_that_is_gone() {
+    let groups = vec![group(BucketState::Own, Some(0)), group(BucketState::Foreign, Some(2))];
+    let base = plan_of(vip(), INVISIBLE, Affinity::ClientIp, groups);
+    let Some(mut bench) = Bench::new(&base) else { return };
+    let other = |i: u8| IpAddr::from([198, 18, 0, 100 + i]);
+    let all: Vec<IpAddr> = (1..=6).map(other).chain([vip(), vip6()]).collect();
+    assert!(all.len() > farm_sys::bpf::NEAR + 2);
+    // Most of them, in and out in turn; a place that is free is given to who comes.
+    let sets = [&all[..], &all[1..7], &all[5..], &all[..6], &all[2..3], &all[..]];
+    for addrs in sets {
+        let vips = addrs.iter().map(|addr| VipPlan {
+            addr: *addr,
+            ..base.vips[0].clone()
+        });
+        let plan = Plan {
+            vips: vips.collect(),
+            ..base.clone()
+        };
+        // A second time, when all have their places.
+        for _ in 0..2 {
+            bench.kernel.install(&plan, &[]);
+            for addr in &all {
+                assert_eq!(bench.kernel.takes(*addr), addrs.contains(addr), "{addr}");
+                bench.identification += 20;
+                for frame in frames_for(*addr, VIRTUAL_MAC, CLIENT_MAC, bench.identification) {
+                    bench.compare(&plan, &frame, false);
+                }
+            }
+        }
+    }
+}
