@@ -8,9 +8,9 @@ ROOT=$PWD
 PATH=$PATH:$HOME/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
 export PATH
 
-# say TEXT: one line of progress, apart from what programs print.
+# say TEXT: one line of progress with the minutes and seconds since the start, apart from what programs print.
 say() {
-    printf '==> %s\n' "$*" >&2
+    printf '==> %d:%02d %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*" >&2
 }
 
 # die TEXT: the script cannot go on.

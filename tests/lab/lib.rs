@@ -29,6 +29,7 @@ pub mod random;
 pub mod requester;
 pub mod responder;
 pub mod space;
+pub mod stall;
 pub mod udp;
 pub mod wire;
 pub mod yardstick;
@@ -39,7 +40,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use farm_core::api::{ModuleState, NodeModuleStatus, Quality};
@@ -87,6 +88,7 @@ pub struct Lab {
     pub router: Option<Space>,
     config: LabConfig,
     base: PathBuf,
+    since: Instant,
 }
 
 impl Lab {
@@ -110,6 +112,7 @@ impl Lab {
                 config.client_addrs
             );
         }
+        stall::watch();
         let base = working_folder()?;
         // From here on `base` goes away with the value, whatever fails below.
         let guard = FolderGuard(Some(base.clone()));
@@ -211,6 +214,7 @@ impl Lab {
             router,
             config,
             base,
+            since: Instant::now(),
         })
     }
 
@@ -406,6 +410,10 @@ impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
+            if let Some(longest) = stall::longest_since(self.since) {
+                // scripts/test looks for this.
+                eprintln!("the machine stood still for {} ms in this test", longest.as_millis());
+            }
         }
         // All at once: the kernel needs a second or two to take down what one of them leaves.
         std::thread::scope(|scope| {

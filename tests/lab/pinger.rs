@@ -224,6 +224,8 @@ fn run(
     rate: u32,
 ) -> io::Result<()> {
     let lock = || log.lock().unwrap_or_else(PoisonError::into_inner);
+    // What is measured is the farm, not how long this thread waits for a processor. Where that is not allowed it is measured too.
+    let _ = farm_sys::sched::set_realtime(1);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         let sockets: Rc<[UdpSocket]> = sockets

@@ -11,7 +11,7 @@ use farm_core::farm::Farm;
 use farm_core::id::{BUCKETS, Epoch, NodeId};
 use farm_core::wire::heartbeat::{Ack, BucketSet, Heartbeat};
 
-use crate::node::Fixed;
+use crate::node::{CONFIGURATION, Fixed};
 use crate::plane::Sheet;
 
 /// Which rule.
@@ -55,6 +55,20 @@ pub enum Broken {
     SharesWhileJoining,
     /// What it gains is its own at once, whoever has connections in it.
     NeverGuards,
+    /// It says, and believes, that its module's configuration is that of the others.
+    HidesConfiguration,
+    /// It takes everybody's configuration for its own.
+    MistakesConfiguration,
+    /// It does not take what comes from nodes with another `cluster.xml`.
+    IgnoresOtherCluster,
+    /// It says goodbye as soon as it is to end, with all its buckets open.
+    SaysGoodbyeEarly,
+    /// What came in while it was not run counts as heard when it goes on.
+    TakesOldHeartbeats,
+    /// It leaves out of its view whom it alone does not hear.
+    EvictsAlone,
+    /// It takes all that it hears for talking with each other, so that the lowest of them is to propose.
+    OverlooksBrokenWays,
 }
 
 /// Until when the data plane accepts after a turn.
@@ -77,6 +91,14 @@ pub fn partition(broken: Option<Broken>, policy: PartitionPolicy) -> PartitionPo
     match broken {
         Some(Broken::ServesInAnyPart) => PartitionPolicy::Serve,
         _ => policy,
+    }
+}
+
+/// What `node` takes for the digest of its module's configuration.
+pub fn digest(broken: Option<Broken>, node: NodeId, fixed: &Fixed) -> u64 {
+    match broken {
+        Some(Broken::HidesConfiguration) => CONFIGURATION,
+        _ => fixed.digest_of(node),
     }
 }
 
@@ -150,8 +172,18 @@ pub fn forge(
 }
 
 /// What a node makes of a heartbeat that came in, if it reads something else; `newest` is the number it has used last.
-pub fn misread(broken: Broken, payload: &[u8], farm: &Farm, newest: u64, fixed: &Fixed) -> Option<Vec<u8>> {
+pub fn misread(
+    broken: Broken,
+    now: Duration,
+    payload: &[u8],
+    farm: &Farm,
+    newest: u64,
+    fixed: &Fixed,
+) -> Option<Vec<u8>> {
     let mut heartbeat = Heartbeat::parse(&fixed.key, payload).ok()?;
+    let this = fixed.culprits.first()?;
+    let sender = heartbeat.sender;
+    let heard = farm.membership().heard(now);
     match broken {
         Broken::CommitsEarly => {
             let own = farm.group(&fixed.module, 0)?.report(0, false).map?.epoch;
@@ -159,9 +191,29 @@ pub fn misread(broken: Broken, payload: &[u8], farm: &Farm, newest: u64, fixed: 
             groups.for_each(|group| group.promised = own);
         }
         Broken::TakesItselfForHeard => {
-            let this = fixed.culprits.first()?;
             heartbeat.hears.retain(|(node, _)| *node != this);
             heartbeat.hears.push((this, Ack::of(newest)));
+            heartbeat.hears.sort_by_key(|(node, _)| *node);
+        }
+        Broken::MistakesConfiguration => {
+            let own = fixed.digest_of(this);
+            heartbeat.modules.iter_mut().for_each(|m| m.digest = own);
+        }
+        Broken::IgnoresOtherCluster if heartbeat.cluster_digest != fixed.cluster_digest_of(this) => {
+            // No tag: what cannot be read is not taken.
+            return Some(Vec::new());
+        }
+        Broken::EvictsAlone => {
+            let lost = |node: NodeId| node != this && node != sender && !heard.contains(node);
+            heartbeat.hears.retain(|(node, _)| !lost(*node));
+            heartbeat.hearsay.retain(|word| !lost(word.node));
+        }
+        Broken::OverlooksBrokenWays => {
+            for node in heard.iter().filter(|node| *node != sender) {
+                if heartbeat.acks(node).is_none() {
+                    heartbeat.hears.push((node, Ack::of(0)));
+                }
+            }
             heartbeat.hears.sort_by_key(|(node, _)| *node);
         }
         _ => return None,

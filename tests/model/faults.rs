@@ -44,6 +44,8 @@ pub enum Action {
     Stop(NodeId),
     /// It starts again.
     Start(NodeId),
+    /// The module hands over and stops; then the node says goodbye and ends.
+    Leave(NodeId),
     /// The connections left in buckets of others end.
     Close(NodeId),
 }
@@ -87,6 +89,8 @@ pub struct Budget {
     pub start: u8,
     /// [`Action::Close`].
     pub close: u8,
+    /// [`Action::Leave`].
+    pub leave: u8,
 }
 
 impl Budget {
@@ -110,6 +114,7 @@ impl Budget {
             Action::Hide(_) => (&mut self.hide, true),
             Action::Show(_) => (&mut self.show, false),
             Action::Stop(_) => (&mut self.stop, true),
+            Action::Leave(_) => (&mut self.leave, true),
             Action::Restart(_) => (&mut self.restart, false),
             Action::Mend => (&mut self.mend, false),
             Action::Start(_) => (&mut self.start, false),
@@ -138,6 +143,7 @@ impl Budget {
             "stop" => &mut self.stop,
             "start" => &mut self.start,
             "close" => &mut self.close,
+            "leave" => &mut self.leave,
             _ => return None,
         })
     }

@@ -25,8 +25,8 @@ use farm_core::wire::heartbeat::ModuleReport;
 pub const START: Duration = Duration::from_secs(1_000_000);
 
 /// Fields that are told in another way (sequence numbers, the plan's version), or that decide nothing (the beat and the echo serve the
-/// statistics of a link; `since` and `was_alive_as` a log line; `wanted` is a cache).
-const SKIPPED: [&str; 12] = [
+/// statistics of a link; `since` and `was_alive_as` a log line; `turns` tells that there was one; `wanted` is a cache).
+const SKIPPED: [&str; 13] = [
     "seq",
     "sent",
     "lans",
@@ -35,6 +35,7 @@ const SKIPPED: [&str; 12] = [
     "since",
     "was_alive_as",
     "plan_version",
+    "turns",
     "wanted",
     "events",
     "incarnations",

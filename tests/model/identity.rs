@@ -20,6 +20,7 @@ impl World {
         ];
         let cut = self.cut.iter().map(|to| Token::Same(to.bits()));
         let hidden = self.hidden.iter().map(|at| at.map_or(Token::Same(0), Token::Time));
+        let spoken = self.spoken.iter().map(|at| Token::Time(*at));
         let nodes = self.nodes.iter().flat_map(|n| {
             n.tokens()
                 .chain(self.numbers(n.seen.iter().flat_map(|lan| lan.iter().copied().enumerate())))
@@ -53,6 +54,7 @@ impl World {
         own.into_iter()
             .chain(cut)
             .chain(hidden)
+            .chain(spoken)
             .chain(pairs)
             .chain(nodes)
             .chain(inboxes)

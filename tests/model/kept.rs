@@ -82,6 +82,26 @@ fn a_node_crashes_and_starts_again() {
 }
 
 #[test]
+fn a_node_ends_in_order_and_starts_again() {
+    all_hold(
+        // With the start: walked by the rule on the goodbye.
+        &["nodes=3 leave=1"],
+        &["nodes=3 leave=1 restart=1", "nodes=2 faults=2 leave=1 restart=1 lose=1"],
+    );
+}
+
+#[test]
+fn a_node_with_another_configuration_serves_when_no_other_does() {
+    all_hold(
+        &["nodes=2 other=1 stop=1 start=1", "nodes=2 other=1 crash=1 restart=1"],
+        &[
+            "nodes=3 other=1 crash=1 restart=1",
+            "nodes=3 other=1 faults=2 stop=2 start=1",
+        ],
+    );
+}
+
+#[test]
 fn a_node_is_not_run_for_a_while() {
     all_hold(
         // With a lost datagram: walked by the rule on the lease.
@@ -90,6 +110,8 @@ fn a_node_is_not_run_for_a_while() {
             "nodes=2 faults=2 pause=1 lose=1 lost=5",
             "nodes=2 faults=2 pause=2",
             "nodes=2 faults=2 pause=1 late=1",
+            // The rule on what waited through a pause has it with a broken node.
+            "nodes=2 faults=2 pause=1 split=1",
             "nodes=4 pause=1",
         ],
     );

@@ -2,8 +2,8 @@
 //!
 //! It takes one input at a time, publishes the plan when its number has changed, renews the lease of its data plane at the end of each
 //! turn, notices by the gap between two turns that it was not run, and then discards what waits in its sockets, closes everything and
-//! renews no lease before the data plane has confirmed that. A [`Broken`] node leaves one of these out, or lies. Called by
-//! [`crate::world`].
+//! renews no lease before the data plane has confirmed that. When it is to end it hands over, says goodbye, and is gone. A [`Broken`]
+//! node leaves one of these out, or lies. Called by [`crate::world`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,9 @@ use farm_core::wire::heartbeat::Heartbeat;
 use crate::broken::{self, Broken};
 use crate::fingerprint::{self, Seqs, Token, report_tokens};
 use crate::plane::{Bits, Plane, Sheet};
+
+/// Digest of the configuration of the module that all nodes have, or all but one.
+pub const CONFIGURATION: u64 = 7;
 
 /// What does not change in a model.
 #[derive(Debug)]
@@ -41,6 +44,12 @@ pub struct Fixed {
     pub partition: PartitionPolicy,
     /// How long after the last fault the farm may need.
     pub recovery: Duration,
+    /// The node whose module has another configuration.
+    pub other_module: Option<NodeId>,
+    /// The node that has another `cluster.xml`.
+    pub other_cluster: Option<NodeId>,
+    /// The first two nodes do not talk with each other when the checker begins.
+    pub apart: bool,
 }
 
 impl Fixed {
@@ -54,9 +63,35 @@ impl Fixed {
         self.cluster.detection_time()
     }
 
-    /// How far back anything is remembered: by the core twice the detection time, by the promises the time to recover.
+    /// How far back anything is remembered: by the core twice the detection time, by the promises the time to recover and
+    /// [`Self::silence`].
     pub fn memory(&self) -> Duration {
-        (2 * self.detection()).max(self.recovery) + self.pulse()
+        self.silence().max(self.recovery) + self.pulse()
+    }
+
+    /// How long after its last word a node may be taken for alive: the detection time, as long again at one that was not run meanwhile, which
+    /// reads late or judges nobody at once, and what a late datagram and a reprieve take.
+    pub fn silence(&self) -> Duration {
+        2 * (self.detection() + self.pulse())
+    }
+
+    /// Digest of the configuration of the module at `node`.
+    pub fn digest_of(&self, node: NodeId) -> u64 {
+        CONFIGURATION + u64::from(self.other_module == Some(node))
+    }
+
+    /// Digest of the `cluster.xml` of `node`.
+    pub fn cluster_digest_of(&self, node: NodeId) -> u64 {
+        if self.other_cluster == Some(node) {
+            !self.cluster.digest
+        } else {
+            self.cluster.digest
+        }
+    }
+
+    /// What two nodes need to have in common to serve together.
+    pub fn configuration_of(&self, node: NodeId) -> (u64, u64) {
+        (self.digest_of(node), self.cluster_digest_of(node))
     }
 
     /// Weight of `node`.
@@ -142,6 +177,8 @@ pub struct Node {
     pub seqs: Seqs,
     /// Hands over before it stops.
     pub stopping: bool,
+    /// Says goodbye and ends when it has.
+    pub ending: bool,
     /// Its farm, for the fingerprint.
     pub tokens: Vec<Token>,
     /// When it was started, woken, or stepped out last.
@@ -162,7 +199,7 @@ impl Node {
             farm: None,
             incarnation: 0,
             local: LocalModule {
-                digest: 7,
+                digest: CONFIGURATION,
                 state: ModuleState::Stop,
                 quality: Quality::NotReady,
                 why: String::new(),
@@ -179,6 +216,7 @@ impl Node {
             seen: vec![vec![(0, 0); nodes]; lans],
             seqs: Seqs::default(),
             stopping: false,
+            ending: false,
             tokens: Vec::new(),
             upset_at: None,
             last_turn: Duration::ZERO,
@@ -208,8 +246,14 @@ impl Node {
         self.local.partition = fixed.partition;
         self.local.witness_answers = broken::witness(broken, answers);
         self.local.weights = vec![fixed.weight_of(self.id)];
+        self.local.digest = broken::digest(broken, self.id, fixed);
+        self.plane.mirrored = fixed.digest_of(self.id) != CONFIGURATION;
         let (key, local) = (fixed.key.clone(), self.local.clone());
-        let mut farm = Farm::new(&fixed.cluster, key, self.id, Incarnation(incarnation), begun);
+        let cluster = ClusterConfig {
+            digest: fixed.cluster_digest_of(self.id),
+            ..fixed.cluster.clone()
+        };
+        let mut farm = Farm::new(&cluster, key, self.id, Incarnation(incarnation), begun);
         farm.set_module(begun, fixed.module.clone(), local);
         self.farm = Some(farm);
     }
@@ -233,6 +277,34 @@ impl Node {
     /// The witness answers it from here on, or no longer.
     pub fn notice_witness(&mut self, answers: bool, fixed: &Fixed) {
         self.local.witness_answers = broken::witness(fixed.breaks(self.id), answers);
+    }
+
+    /// The module is to stop: its buckets go to others first.
+    pub fn hand_over(&mut self) {
+        self.stopping = true;
+        self.local.ready = false;
+        self.local.quality = Quality::Transient;
+    }
+
+    /// The daemon is to end: its module stops first.
+    pub fn end(&mut self, now: Duration, fixed: &Fixed) {
+        self.hand_over();
+        self.ending = true;
+        let early = fixed.breaks(self.id) == Some(Broken::SaysGoodbyeEarly);
+        if let Some(farm) = self.farm.as_mut().filter(|_| early) {
+            farm.leave(now, false);
+        }
+    }
+
+    /// Says goodbye and is gone.
+    pub fn leave(&mut self, now: Duration, fixed: &Fixed) -> Outcome {
+        let mut outcome = Outcome::default();
+        if let Some(farm) = &mut self.farm {
+            farm.leave(now, false);
+        }
+        self.transmit(now, fixed, &mut outcome);
+        self.crash();
+        outcome
     }
 
     /// STOP: the VIP is off the host.
@@ -265,10 +337,13 @@ impl Node {
         if self.farm.is_none() {
             return Outcome::default();
         }
-        self.inbox.push(input);
-        // What comes in after the lease is discarded on waking.
-        if now - self.last_turn >= fixed.detection() - fixed.pulse() {
+        // What comes in after the lease is discarded on waking, with what came in before. Where it is not there is no room for more.
+        let expired = now - self.last_turn >= fixed.detection() - fixed.pulse();
+        if expired && fixed.breaks(self.id) != Some(Broken::TakesOldHeartbeats) {
             self.inbox.retain(|input| !matches!(input, Input::Datagram(_)));
+        }
+        if !expired || !matches!(input, Input::Datagram(_)) {
+            self.inbox.push(input);
         }
         if self.paused {
             return Outcome::default();
@@ -280,17 +355,21 @@ impl Node {
     pub fn turn(&mut self, now: Duration, fixed: &Fixed) -> Outcome {
         let mut outcome = Outcome::default();
         let broken = fixed.breaks(self.id);
-        // Before the checker begins nobody breaks a rule, so a node may have started with the policy as it is.
+        // Before the checker begins nobody breaks a rule, so a node may have started with the policy and the configuration as they are.
         let partition = broken::partition(broken, fixed.partition);
-        if self.local.partition != partition {
+        let digest = broken::digest(broken, self.id, fixed);
+        if self.local.partition != partition || self.local.digest != digest {
             self.local.partition = partition;
+            self.local.digest = digest;
             self.inbox.push(Input::Module);
         }
         let lease = fixed.detection() - fixed.pulse();
         let gap = now - self.last_turn;
         self.last_turn = now;
         if gap >= lease && broken != Some(Broken::ForgetsPause) {
-            self.inbox.retain(|input| !matches!(input, Input::Datagram(_)));
+            if broken != Some(Broken::TakesOldHeartbeats) {
+                self.inbox.retain(|input| !matches!(input, Input::Datagram(_)));
+            }
             if let Some(farm) = &mut self.farm {
                 farm.handle_pause(now);
                 self.fenced_until = Some(farm.plan_version());
@@ -302,7 +381,9 @@ impl Node {
             self.take(now, input, fixed);
         }
         if let Some(farm) = &mut self.farm {
-            farm.handle_timeout(now);
+            if farm.poll_timeout() <= now {
+                farm.handle_timeout(now);
+            }
             outcome.handed_over = self.stopping && farm.is_handed_over(&fixed.module);
             if farm.membership().fenced().is_some() {
                 self.upset_at = Some(now);
@@ -324,7 +405,7 @@ impl Node {
                 let misread = fixed.breaks(self.id);
                 let newest = self.seqs.newest();
                 let misread =
-                    misread.and_then(|broken| broken::misread(broken, &datagram.payload, farm, newest, fixed));
+                    misread.and_then(|broken| broken::misread(broken, now, &datagram.payload, farm, newest, fixed));
                 let payload = misread.as_ref().unwrap_or(&datagram.payload);
                 if farm.handle_datagram(now, datagram.lan, payload).is_ok() {
                     self.seen[datagram.lan][datagram.from.index()] = (datagram.incarnation, datagram.seq);
@@ -422,6 +503,7 @@ impl Node {
             Token::Same(self.farm.is_some().into()),
             Token::Same(self.incarnation),
             Token::Same(u64::from(self.paused) | u64::from(self.stopping) << 1 | u64::from(self.local.ready) << 2),
+            Token::Same(self.ending.into()),
             Token::Time(self.last_turn),
             Token::Time(self.upset_at.unwrap_or_default()),
             Token::Time(self.feigns_until.unwrap_or_default()),

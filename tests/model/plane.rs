@@ -1,6 +1,7 @@
 //! The data plane of one node of the model: it works with the plan it took last, and knows in which buckets connections are left.
 //!
-//! It accepts while the lease holds, whether its node is run or not. Called by [`crate::node`] and [`crate::world`].
+//! It accepts while the lease holds, whether its node is run or not. A bucket's number stands for some connections; by another
+//! configuration it stands for others. Called by [`crate::node`] and [`crate::world`].
 
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
@@ -62,6 +63,14 @@ impl Bits {
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
         *self == Self::NONE
+    }
+
+    /// Counted from the other end.
+    pub fn mirrored(&self) -> Self {
+        let mut bits = *self;
+        bits.0.reverse();
+        bits.0.iter_mut().for_each(|word| *word = word.reverse_bits());
+        bits
     }
 
     /// As the core takes it.
@@ -130,6 +139,8 @@ pub struct Plane {
     pub flows: Bits,
     /// Nothing is accepted at or past this moment.
     pub lease_until: Duration,
+    /// It works by another configuration: what is in a bucket here is for the others in the one that is as far from the other end.
+    pub mirrored: bool,
 }
 
 impl Plane {
@@ -140,6 +151,7 @@ impl Plane {
             given: VecDeque::new(),
             flows: Bits::NONE,
             lease_until: Duration::ZERO,
+            mirrored: false,
         }
     }
 
@@ -153,26 +165,35 @@ impl Plane {
         Some(self.sheet.version)
     }
 
-    /// Buckets of which new connections are accepted at `now`.
+    /// Buckets of which new connections are accepted at `now`, as the others number them.
     pub fn accepts(&self, now: Duration) -> Bits {
         if now < self.lease_until {
-            self.sheet.open
+            self.for_others(self.sheet.open)
         } else {
             Bits::NONE
         }
     }
 
-    /// Buckets in which unknown connections are reset at `now`.
+    /// Buckets in which unknown connections are reset at `now`, as the others number them.
     pub fn resets(&self, now: Duration) -> Bits {
         if now < self.lease_until {
-            self.sheet.own
+            self.for_others(self.sheet.own)
         } else {
             Bits::NONE
         }
     }
 
-    /// Buckets that are not open and have connections.
+    /// Buckets that are not open and have connections, as the others number them.
+    pub fn keeps(&self) -> Bits {
+        self.for_others(self.held())
+    }
+
+    /// The same as this node numbers them.
     pub fn held(&self) -> Bits {
         self.flows.minus(&self.sheet.open)
+    }
+
+    fn for_others(&self, bits: Bits) -> Bits {
+        if self.mirrored { bits.mirrored() } else { bits }
     }
 }

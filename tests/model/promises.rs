@@ -1,4 +1,5 @@
-//! The promises of `farmd/docs/PROTOCOL.md`, checked after every step of the world.
+//! The promises of `farmd/docs/PROTOCOL.md`, checked after every step of the world, and two that they rest on: that the failure detector is
+//! complete and accurate (Chandra and Toueg, Unreliable Failure Detectors for Reliable Distributed Systems, section 2).
 //!
 //! What the nodes believe is not asked: whether two of them can hear each other is what the world does with their datagrams.
 
@@ -6,14 +7,14 @@ use std::fmt;
 
 use farm_core::balance::assign::BucketMap;
 use farm_core::config::PartitionPolicy;
-use farm_core::id::{Epoch, NodeId};
+use farm_core::id::{Epoch, NodeId, NodeSet};
 use farm_core::wire::heartbeat::Heartbeat;
 
 use crate::node::{Fixed, Node};
 use crate::plane::Bits;
 use crate::world::World;
 
-/// The five promises.
+/// The five promises, and the two of the failure detector.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Promise {
     /// No two nodes that can hear each other accept new connections of one bucket.
@@ -26,6 +27,10 @@ pub enum Promise {
     Continuity,
     /// A node that was not run, or that some cannot hear, has stopped accepting before they take over.
     SelfFencing,
+    /// Nobody is taken for alive who has been silent for long.
+    Completeness,
+    /// Some time after the last fault nobody is taken for gone, while somebody talks with all, who talks with all others but one.
+    Accuracy,
 }
 
 /// A promise that was not kept.
@@ -48,7 +53,11 @@ impl World {
     pub fn check_promises(&mut self, fixed: &Fixed) {
         self.note_parted(fixed);
         if self.breach.is_none() {
-            self.breach = self.check_pairs(fixed).or_else(|| self.check_coverage(fixed));
+            self.breach = self
+                .check_pairs(fixed)
+                .or_else(|| self.check_coverage(fixed))
+                .or_else(|| self.check_completeness(fixed))
+                .or_else(|| self.check_accuracy(fixed));
         }
     }
 
@@ -114,7 +123,7 @@ impl World {
             return None;
         }
         for (x, y) in [(one, other), (other, one)] {
-            let reset = x.plane.resets(now).and(&y.plane.held());
+            let reset = x.plane.resets(now).and(&y.plane.keeps());
             if !reset.is_empty() {
                 let how = format!(
                     "s{} resets connections that s{} has in {} buckets",
@@ -187,6 +196,13 @@ impl World {
         if self.cut.iter().any(|to| !to.is_empty()) {
             return None;
         }
+        // One configuration serves; who has another one is kept out.
+        let accepting = serving.iter().find(|n| !n.plane.accepts(now).is_empty());
+        let counts = accepting.map(|n| fixed.configuration_of(n.id));
+        let serving: Vec<&Node> = serving
+            .into_iter()
+            .filter(|n| counts == Some(fixed.configuration_of(n.id)))
+            .collect();
         let shares: Vec<usize> = self.nodes.iter().map(|n| n.plane.accepts(now).len()).collect();
         let total: u64 = serving.iter().map(|n| u64::from(fixed.weight_of(n.id))).sum();
         let uneven = serving
@@ -209,6 +225,59 @@ impl World {
             ));
         }
         None
+    }
+
+    /// Belief ends some time after the last word that can have come in, however long it has waited there.
+    fn check_completeness(&self, fixed: &Fixed) -> Option<Breach> {
+        let n = self.nodes.len();
+        for (i, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.paused) {
+            let Some(farm) = &node.farm else { continue };
+            let spoken = |peer: NodeId| self.spoken[peer.index() * n + i];
+            let heard = farm.membership().heard(self.now);
+            let silent = heard.iter().find(|peer| self.now >= spoken(*peer) + fixed.silence());
+            if let Some(peer) = silent {
+                let silence = self.now - spoken(peer);
+                return Some(Breach {
+                    promise: Promise::Completeness,
+                    how: format!("s{i} takes s{} for alive after {silence:?} of silence", peer.index()),
+                });
+            }
+        }
+        None
+    }
+
+    /// It takes two observers to evict a node, where there is a hub between it and the one that does not talk with it.
+    fn check_accuracy(&self, fixed: &Fixed) -> Option<Breach> {
+        if self.now < self.calm_since + fixed.recovery {
+            return None;
+        }
+        let running = self.nodes.iter().map(|n| &**n);
+        let running: Vec<&Node> = running.filter(|n| n.farm.is_some() && !n.paused).collect();
+        let missed = |a: &Node| running.iter().filter(|b| !self.talk(a, b, fixed)).count();
+        if !running.iter().any(|n| missed(n) == 0) {
+            return None;
+        }
+        let members: Vec<&Node> = running.iter().copied().filter(|n| missed(n) <= 1).collect();
+        for a in &members {
+            let view = a.farm.as_ref().map_or(NodeSet::EMPTY, |f| f.membership().view());
+            let evicted = members.iter().find(|b| b.id != a.id && !view.contains(b.id));
+            if let Some(b) = evicted {
+                let how = format!("s{} is not in the view {view:?} of s{}", b.id.index(), a.id.index());
+                return Some(Breach {
+                    promise: Promise::Accuracy,
+                    how,
+                });
+            }
+        }
+        None
+    }
+
+    /// What either says comes to the other, and is meant for it.
+    fn talk(&self, a: &Node, b: &Node, fixed: &Fixed) -> bool {
+        let cut = |from: &Node, to: &Node| self.cut[from.id.index()].contains(to.id);
+        let lan = self.lan_down.is_none() || a.seen.len() > 1;
+        let one_cluster = fixed.cluster_digest_of(a.id) == fixed.cluster_digest_of(b.id);
+        a.id == b.id || (lan && one_cluster && !cut(a, b) && !cut(b, a))
     }
 
     /// By the policy `majority` at most one part of a divided farm serves.

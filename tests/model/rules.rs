@@ -7,6 +7,8 @@
 //! | a commit needs the promise of every active member | `CommitsEarly` | exclusion |
 //! | a part that lacks the majority does not serve (`majority`) | `ServesInAnyPart` | exclusion |
 //! | who lacks nodes serves while the witness answers (`witness`) | `BelievesInWitness` | exclusion |
+//! | who has another configuration is kept out | `HidesConfiguration` | exclusion |
+//! | who says goodbye has closed | `SaysGoodbyeEarly` | exclusion |
 //! | who was not run closes everything and joins anew | `ForgetsPause` | self-fencing |
 //! | the lease ends a pulse before the detection time | `LongLease` | self-fencing |
 //! | the lease counts from what the others have heard | `LeaseFromLastTurn` | self-fencing |
@@ -15,16 +17,20 @@
 //! | who says that it has stepped out has closed | `SaysItHasSteppedOut` | self-fencing |
 //! | who says that it has committed nothing has nothing open | `SaysNothingCommitted` | self-fencing |
 //! | who is joining takes no share | `SharesWhileJoining` | self-fencing |
+//! | who has another `cluster.xml` than most steps out | `IgnoresOtherCluster` | self-fencing |
 //! | a restart has a new incarnation | `SameIncarnation` | coverage |
 //! | an active member promises | `NeverPromises` | coverage |
 //! | who is withheld says so: it is not waited for | `HidesWithheld` | coverage |
+//! | who is kept out is not waited for | `MistakesConfiguration` | coverage |
+//! | who proposes talks with all | `OverlooksBrokenWays` | coverage |
 //! | what is gained is guarded while others have connections in it | `NeverGuards` | continuity |
 //! | who has connections in buckets of others says in which | `HidesConnections` | continuity |
 //! | a map moves no more than the shares ask for | `MovesTooMuch` | few moves |
-//! | who has another configuration is kept out | – | – |
+//! | what came in while a node was not run is old | `TakesOldHeartbeats` | completeness |
+//! | it takes two to evict a node, where somebody talks with all | `EvictsAlone` | accuracy |
 //!
-//! The last has no broken node: all nodes of the model have one configuration, and what two of them would make of one bucket is not in it.
-//! The simulator of the core has such nodes (`farmd/core/src/farm_tests/scenarios.rs`).
+//! By another configuration a bucket's number stands for other connections ([`crate::plane`]): so two that share the buckets by their numbers
+//! accept the same.
 
 use crate::broken::Broken;
 use crate::checker::{Asked, Farms, asked};
@@ -191,6 +197,75 @@ fn who_is_joining_takes_no_share() {
         Broken::SharesWhileJoining,
         1,
         Promise::SelfFencing,
+    );
+}
+
+#[test]
+fn who_has_another_configuration_is_kept_out() {
+    caught(
+        "nodes=3 other=1 stop=1",
+        Broken::HidesConfiguration,
+        2,
+        Promise::Exclusion,
+    );
+}
+
+#[test]
+fn who_is_kept_out_is_not_waited_for() {
+    // The space is walked without a broken node by the test before. Here the coordinator waits for the promise of the one that is kept out.
+    caught_in_large(
+        "nodes=3 other=1 stop=1",
+        Broken::MistakesConfiguration,
+        0,
+        Promise::Coverage,
+    );
+}
+
+#[test]
+fn who_has_another_cluster_xml_steps_out() {
+    caught(
+        "nodes=3 cluster=1 crash=1",
+        Broken::IgnoresOtherCluster,
+        2,
+        Promise::SelfFencing,
+    );
+}
+
+#[test]
+fn who_says_goodbye_has_closed() {
+    // The other one serves everything as soon as it hears the goodbye.
+    caught(
+        "nodes=2 leave=1 restart=1",
+        Broken::SaysGoodbyeEarly,
+        1,
+        Promise::Exclusion,
+    );
+}
+
+#[test]
+fn what_waited_is_not_taken_for_fresh() {
+    // The other one is cut off while this one is not run, and what it said before still waits.
+    caught_in_large(
+        "nodes=2 faults=2 pause=1 split=1",
+        Broken::TakesOldHeartbeats,
+        1,
+        Promise::Completeness,
+    );
+}
+
+#[test]
+fn one_observer_evicts_nobody() {
+    caught("nodes=3 split=1", Broken::EvictsAlone, 1, Promise::Accuracy);
+}
+
+#[test]
+fn who_proposes_talks_with_all() {
+    // The hub leaves it to the lowest, which knows that it does not hear the second, and leaves it to the hub.
+    caught(
+        "nodes=3 apart=1 stop=1",
+        Broken::OverlooksBrokenWays,
+        2,
+        Promise::Coverage,
     );
 }
 

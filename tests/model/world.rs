@@ -8,7 +8,6 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use farm_core::api::Quality;
 use farm_core::farm::Event;
 use farm_core::id::{NodeId, NodeSet};
 
@@ -60,6 +59,8 @@ pub struct World {
     pub hidden: Vec<Option<Duration>>,
     /// When each pair, the lower one first, was cut off from each other last, in both directions.
     pub parted: Vec<Option<Duration>>,
+    /// When something that can come in was sent last: row by row, by each node to each.
+    pub spoken: Vec<Duration>,
     /// What may still go wrong.
     pub budget: Budget,
     /// Nothing has gone wrong, and nothing was set right, since.
@@ -95,7 +96,8 @@ impl Hash for World {
 }
 
 impl World {
-    /// `nodes` nodes that have started a third of a pulse after each other and have run for `warm_up`.
+    /// `nodes` nodes that have started a third of a pulse after each other and have run for `warm_up`, and as long again after the first two
+    /// have lost each other, if they have.
     pub fn new(fixed: &Fixed, nodes: usize, budget: Budget, warm_up: Duration) -> Self {
         let ids = (0..nodes).filter_map(NodeId::new);
         let mut world = Self {
@@ -109,6 +111,7 @@ impl World {
             lan_down: None,
             hidden: vec![None; nodes],
             parted: vec![None; nodes * nodes],
+            spoken: vec![START; nodes * nodes],
             budget: Budget::default(),
             calm_since: START,
             breach: None,
@@ -126,6 +129,12 @@ impl World {
         }
         while world.now < START + warm_up {
             world.next(fixed);
+        }
+        if fixed.apart {
+            world.act(Action::Split(world.nodes[0].id, world.nodes[1].id), fixed);
+            while world.now < START + 2 * warm_up {
+                world.next(fixed);
+            }
         }
         world.budget = budget;
         world.calm_since = world.now;
@@ -194,6 +203,7 @@ impl World {
             offer(Action::Pause(last));
             if node.local.ready && !node.stopping {
                 offer(Action::Stop(last));
+                offer(Action::Leave(last));
             }
             for to in self
                 .nodes
@@ -266,11 +276,7 @@ impl World {
             Action::Slow => self.keep_back(fixed.pulse()),
             Action::Crash(id) => {
                 self.node_mut(id).crash();
-                self.queue.retain(|item| match &item.work {
-                    Work::Datagram(..) => true,
-                    Work::Plan(of) | Work::Ready(of) => *of != id,
-                });
-                self.last = None;
+                self.forget(id);
             }
             Action::Restart(id) => self.restart(id, fixed),
             Action::Pause(id) => {
@@ -297,10 +303,12 @@ impl World {
                 self.lan_down = None;
             }
             Action::Stop(id) => {
-                let node = self.node_mut(id);
-                node.stopping = true;
-                node.local.ready = false;
-                node.local.quality = Quality::Transient;
+                self.node_mut(id).hand_over();
+                self.input(id, Input::Module, fixed);
+            }
+            Action::Leave(id) => {
+                let now = self.now;
+                self.node_mut(id).end(now, fixed);
                 self.input(id, Input::Module, fixed);
             }
             Action::Start(id) => {
@@ -411,6 +419,8 @@ impl World {
                 continue;
             }
             for to in to.iter().filter(|to| !cut.contains(*to)) {
+                let pair = id.index() * self.nodes.len() + to.index();
+                self.spoken[pair] = self.now;
                 self.push(at, Work::Datagram(to, Arc::clone(&datagram)));
             }
         }
@@ -424,7 +434,22 @@ impl World {
         if outcome.handed_over {
             self.node_mut(id).stop();
             self.input(id, Input::Module, fixed);
+            if self.node(id).ending {
+                let now = self.now;
+                let goodbye = self.node_mut(id).leave(now, fixed);
+                self.follow(id, goodbye, fixed);
+                self.forget(id);
+            }
         }
+    }
+
+    /// Nothing of a node that has ended is under way but what it has sent.
+    fn forget(&mut self, id: NodeId) {
+        self.queue.retain(|item| match &item.work {
+            Work::Datagram(..) => true,
+            Work::Plan(of) | Work::Ready(of) => *of != id,
+        });
+        self.last = None;
     }
 
     fn push(&mut self, due: Duration, work: Work) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use farm_core::api::history::{DepartureCause, Happening, HistoryEntry, MapCause, Move};
+use farm_core::api::history::{Departure, DepartureCause, Happening, HistoryEntry, MapCause, Move};
 use farm_lab::{Lab, LabConfig, MODULE, Node, wait_until};
 
 use crate::common::{history, log_of, mentions, module_of, own_row};
@@ -31,6 +31,14 @@ fn moved_from(moves: &[Move], node: &str) -> u32 {
     from.map(|m| m.buckets).sum()
 }
 
+/// How many buckets of the lab's only group were `out`'s.
+fn owned_by(out: &Departure) -> u32 {
+    match &out.owned[..] {
+        [owned] if owned.module == MODULE => owned.buckets,
+        _ => panic!("{out:?}"),
+    }
+}
+
 #[test]
 fn a_dead_node_is_named_with_observers_reason_duration_and_moves_and_it_outlasts_a_restart() {
     let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
@@ -49,13 +57,18 @@ fn a_dead_node_is_named_with_observers_reason_duration_and_moves_and_it_outlasts
     let silent = down.silent_ms.expect("it was heard before");
     let most = || u64::try_from(begun.elapsed().as_millis()).expect("a time") + 200;
     assert!((200..=most()).contains(&silent), "{silent} ms");
+    let owned = owned_by(&down);
+    assert!((1365..=1366).contains(&owned), "{down:?}");
 
-    let (after, out) = await_entry(survivor, before, "the new view", |what| match what {
-        Happening::ViewChanged { after, out, .. } if !out.is_empty() => Some((after.clone(), out.clone())),
+    let (after, stood, out) = await_entry(survivor, before, "the new view", |what| match what {
+        Happening::ViewChanged {
+            after, stood_ms, out, ..
+        } if !out.is_empty() => Some((after.clone(), *stood_ms, out.clone())),
         _ => None,
     });
     assert_eq!(after, [survivor.name(), other.name()]);
-    assert_eq!(out[0].node, victim.name());
+    assert_eq!((out[0].node.as_str(), owned_by(&out[0])), (victim.name(), owned));
+    assert!(stood.is_some_and(|ms| ms >= 200), "{stood:?}");
 
     let (causes, moved, unserved) = await_entry(survivor, before, "the new map", |what| match what {
         Happening::MapChanged {
@@ -66,20 +79,34 @@ fn a_dead_node_is_named_with_observers_reason_duration_and_moves_and_it_outlasts
         } => Some((causes.clone(), moved.clone(), *unserved_ms)),
         _ => None,
     });
-    let gone = MapCause::NodeOut {
-        node: victim.name().to_owned(),
-        why: DepartureCause::Silent,
+    let [
+        MapCause::NodeOut {
+            node,
+            why,
+            observers,
+            silent_ms,
+        },
+    ] = &causes[..]
+    else {
+        panic!("{causes:?}")
     };
-    assert_eq!(causes, [gone]);
+    assert_eq!((node.as_str(), *why), (victim.name(), DepartureCause::Silent));
+    assert_eq!(*observers, [survivor.name(), other.name()], "{causes:?}");
+    assert!(silent_ms.is_some_and(|ms| (200..=most()).contains(&ms)), "{causes:?}");
     assert_eq!(
         moved.iter().map(|m| m.buckets).sum::<u32>(),
         moved_from(&moved, victim.name())
     );
-    assert!((1365..=1366).contains(&moved_from(&moved, victim.name())), "{moved:?}");
+    assert_eq!(moved_from(&moved, victim.name()), owned, "{moved:?}");
     assert!(unserved.is_some_and(|ms| (200..=most()).contains(&ms)), "{unserved:?}");
 
     let text = survivor.farm_ok(&["history"]).expect("a history for people");
-    assert!(text.contains(&format!("{} not heard for", victim.name())), "{text}");
+    let seen_by = format!("seen by {} {}", survivor.name(), other.name());
+    let owns = format!("owns {owned} buckets of {MODULE}/");
+    let not_heard = format!("{} not heard for", victim.name());
+    for words in [not_heard, seen_by, owns] {
+        assert!(text.contains(&words), "{words}: {text}");
+    }
 
     let remembered = history(survivor);
     assert_eq!(survivor.stop_farmd().expect("farmd ends"), Some(0));
@@ -101,6 +128,29 @@ fn a_dead_node_is_named_with_observers_reason_duration_and_moves_and_it_outlasts
     assert_eq!(started, Some(Some(true)));
     let numbers: Vec<u64> = again.iter().map(|entry| entry.seq).collect();
     assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
+}
+
+#[test]
+fn whoever_is_left_alone_tells_what_the_dead_node_owned_although_it_has_it_at_once() {
+    let lab = Lab::serve(LabConfig {
+        nodes: 2,
+        ..LabConfig::default()
+    })
+    .expect("the farm comes up");
+    let [survivor, victim] = [&lab.nodes[0], &lab.nodes[1]];
+    let before = newest(survivor);
+    victim.power_off().expect("power goes");
+    // Nobody has to be asked: in one turn of farmd the node is down, the view is another one, and so is the map.
+    let down = await_entry(survivor, before, "the dead node's entry", |what| match what {
+        Happening::NodeDown(out) if out.node == victim.name() => Some(out.clone()),
+        _ => None,
+    });
+    assert_eq!(owned_by(&down), 2048);
+    let moved = await_entry(survivor, before, "the new map", |what| match what {
+        Happening::MapChanged { moved, .. } => Some(moved.clone()),
+        _ => None,
+    });
+    assert_eq!(moved_from(&moved, victim.name()), 2048, "{moved:?}");
 }
 
 #[test]

@@ -300,20 +300,14 @@ fn on_the_wire(lab: &Lab, port: usize) -> (u64, u64) {
     (packets(format!("all{port}")), packets(format!("one{port}")))
 }
 
-#[test]
-fn heartbeats_by_broadcast_make_a_farm_and_find_a_dead_node() {
-    let lab = flooded_farm(LabConfig {
-        nodes: 4,
-        lan: "cast=\"broadcast\"",
-        ..LabConfig::default()
-    });
+/// Counts from now on what [`on_the_wire`] tells.
+fn count_on_the_wire(lab: &Lab) {
     let ports = 1..=lab.nodes.len();
     let counters: String = ports
         .clone()
         .map(|port| format!("counter all{port} {{ }}\ncounter one{port} {{ }}\n"))
         .collect();
     let rules: String = ports
-        .clone()
         .map(|port| {
             let own = format!("iifname \"p{port}\" udp dport 4800 ether daddr");
             format!(
@@ -326,6 +320,76 @@ fn heartbeats_by_broadcast_make_a_farm_and_find_a_dead_node() {
             "table bridge beats {{ {counters} chain c {{ type filter hook prerouting priority -300; {rules} }}; }}\n"
         ))
         .expect("counters at the ports");
+}
+
+#[test]
+fn many_nodes_are_spoken_to_by_broadcast_and_one_by_one_where_that_does_not_pass() {
+    let lab = Lab::new(LabConfig {
+        nodes: 17,
+        client_addrs: 1,
+        // All of them run on the processors of one machine.
+        lans: "pulse=\"200ms\"".to_owned(),
+        ..LabConfig::default()
+    });
+    let lab = lab.expect("a lab can be built");
+    lab.start_daemons().expect("the daemons start");
+    let whole = || {
+        let view = |node: &Node| node.status().expect("the node answers").cluster.view.len();
+        lab.nodes.iter().all(|node| view(node) == lab.nodes.len())
+    };
+    wait_until(LIMIT, "a view of all", || whole().then_some(())).expect("all find each other");
+    count_on_the_wire(&lab);
+    // What the nodes send in a second to all at once and to one each.
+    let second = || {
+        let ports = 1..=lab.nodes.len();
+        let before: Vec<(u64, u64)> = ports.clone().map(|port| on_the_wire(&lab, port)).collect();
+        std::thread::sleep(Duration::from_secs(1));
+        let after = ports.map(|port| on_the_wire(&lab, port));
+        let sent: Vec<(u64, u64)> = after
+            .zip(before)
+            .map(|(now, was)| (now.0 - was.0, now.1 - was.1))
+            .collect();
+        println!("to all and to one: {sent:?}");
+        sent
+    };
+    let calm = |(all, one): &(u64, u64)| *all >= 3 && *one == 0;
+    wait_until(LIMIT, "a second in which each node speaks to all at once only", || {
+        second().iter().all(calm).then_some(())
+    })
+    .expect("one datagram goes to all");
+
+    let before: Vec<u64> = lab.nodes.iter().map(newest).collect();
+    lab.switch
+        .nft("table bridge deaf { chain c { type filter hook forward priority 0; udp dport 4800 ether daddr ff:ff:ff:ff:ff:ff drop; }; }\n")
+        .expect("a switch that drops broadcasts");
+    let peers = lab.nodes.len() as u64 - 1;
+    wait_until(LIMIT, "a second in which each node speaks to each", || {
+        second().iter().all(|(_, one)| *one >= 3 * peers).then_some(())
+    })
+    .expect("each node is sent to by itself");
+    for (node, before) in lab.nodes.iter().zip(before) {
+        assert_eq!(alarms(node, before), Vec::<HistoryEntry>::new(), "{}", node.name());
+    }
+    assert!(whole(), "nobody went");
+
+    lab.switch
+        .nft("delete table bridge deaf\n")
+        .expect("the switch is whole again");
+    wait_until(LIMIT, "a second in which each node speaks to all at once only", || {
+        second().iter().all(calm).then_some(())
+    })
+    .expect("one datagram goes to all again");
+}
+
+#[test]
+fn heartbeats_by_broadcast_make_a_farm_and_find_a_dead_node() {
+    let lab = flooded_farm(LabConfig {
+        nodes: 4,
+        lan: "cast=\"broadcast\"",
+        ..LabConfig::default()
+    });
+    let ports = 1..=lab.nodes.len();
+    count_on_the_wire(&lab);
     // At rest one datagram goes to all; single ones are for peers of which some went missing, as on a machine that is busy just now.
     let calm = wait_until(LIMIT, "a second in which each node speaks to all at once", || {
         let before: Vec<(u64, u64)> = ports.clone().map(|port| on_the_wire(&lab, port)).collect();

@@ -19,7 +19,7 @@ use crate::api::{ModuleState, Quality};
 use crate::config::{ClusterConfig, PartitionPolicy};
 use crate::handover::{self, Closed, Handover, PeerGroup, Surroundings};
 use crate::id::{Epoch, Incarnation, MacAddr, ModuleName, NodeId, NodeSet};
-use crate::membership::{self, Membership};
+use crate::membership::{self, Membership, Peer};
 use crate::requesters::Requesters;
 use crate::wire::auth::ClusterKey;
 use crate::wire::heartbeat::{BucketSet, Heartbeat, ModuleReport, ParseError, Requester};
@@ -144,6 +144,16 @@ impl Module {
             self.since = now;
         }
     }
+
+    /// True if nothing is under way.
+    fn is_at_rest(&self) -> bool {
+        let stopped = self.local.state == ModuleState::Stop;
+        let rests = |group: &Handover| match stopped {
+            true => group.is_released(),
+            false => group.is_at_rest(),
+        };
+        !self.joining && self.kept_out.is_none() && self.withheld.is_none() && self.groups.iter().all(rests)
+    }
 }
 
 /// See the module doc.
@@ -185,6 +195,9 @@ pub struct Farm {
     plan_version: u64,
     /// A pause closed everything; lifted by the next turn.
     paused: bool,
+    /// The last turn found nothing to do, and nothing is under way: a heartbeat without news calls for none.
+    at_rest: bool,
+    turns: u64,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
 }
@@ -228,6 +241,8 @@ impl Farm {
             away: Away::default(),
             plan_version: 0,
             paused: false,
+            at_rest: false,
+            turns: 0,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -241,6 +256,8 @@ impl Farm {
             return Err(Refused::Membership(membership::Refusal::OtherLan));
         }
         let missed = self.membership.endangered(now).contains(heartbeat.sender);
+        let flags = |farm: &Self| farm.membership.peer(heartbeat.sender).map(Peer::flags);
+        let before = flags(self);
         let newest = self.membership.handle_heartbeat(now, lan, &heartbeat);
         let newest = newest.map_err(Refused::Membership)?;
         if missed {
@@ -252,6 +269,15 @@ impl Farm {
             }
         }
         let same_cluster = self.membership.peer(heartbeat.sender).is_some_and(|p| p.same_cluster());
+        let nothing_new = same_cluster
+            && before == flags(self)
+            && heartbeat.hearsay.is_empty()
+            && (!newest || self.reports.get(&heartbeat.sender) == Some(&heartbeat.modules));
+        // Nearly all heartbeats are so. What only time changes is looked at with each of this node's own, and when the membership asks for it.
+        if nothing_new && self.at_rest && self.membership.is_at_rest() {
+            self.transmit(now);
+            return Ok(());
+        }
         if same_cluster && heartbeat.leaving && heartbeat.returning {
             self.away.insert(now, heartbeat.sender, &heartbeat.modules);
         }
@@ -413,7 +439,13 @@ impl Farm {
         self.membership.lease_until(now)
     }
 
+    /// How often conclusions were drawn; not from heartbeats without news.
+    pub fn turns(&self) -> u64 {
+        self.turns
+    }
+
     fn turn(&mut self, now: Duration) {
+        self.turns += 1;
         while let Some(event) = self.membership.poll_event() {
             if matches!(
                 event,
@@ -439,6 +471,11 @@ impl Farm {
         for name in names {
             plan_changed |= self.turn_module(now, &name);
         }
+        self.at_rest = !plan_changed
+            && !self.leaving
+            && !self.paused
+            && away.is_empty()
+            && self.modules.values().all(Module::is_at_rest);
         if plan_changed {
             self.plan_version += 1;
             let version = self.plan_version;

@@ -6,13 +6,22 @@
 //! Owns the sockets and which of them a datagram leaves by; it neither reads a datagram nor decides when one is sent. The owner loop
 //! polls [`HeartbeatIo::fds`], takes what came in and hands over what the core wants sent.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use farm_core::config::{Cast, ClusterConfig, Lan};
 use farm_core::farm::Transmit;
 use farm_core::id::{NodeId, NodeSet};
+
+/// With `cast="auto"` a lan of more nodes is spoken to by broadcast. What fewer of them send costs less than the attention of every host of the subnet.
+const MOST_BY_UNICAST: usize = 16;
+
+/// With `cast="auto"` a node of which no broadcast came in for so many pulses is sent to by itself too: what does not pass one way, on a lan of
+/// several subnets or through a switch that drops broadcasts, does not pass the other way.
+const BROADCAST_PULSES: u32 = 3;
 
 /// Sockets and addresses of one lan.
 #[derive(Debug)]
@@ -28,6 +37,11 @@ struct LanIo {
     cast: Cast,
     /// Where broadcasts come in, and the address they go to.
     broadcast: Option<(UdpSocket, SocketAddr)>,
+    /// What goes to everybody goes by broadcast.
+    by_broadcast: bool,
+    /// When a broadcast of each peer came in last, and for how long that counts.
+    broadcasts: BTreeMap<IpAddr, Instant>,
+    memory: Duration,
 }
 
 /// What became of one [`Transmit`].
@@ -99,11 +113,19 @@ impl HeartbeatIo {
             let socket = farm_sys::udp::bind(local).map_err(failed(local))?;
             let broadcast = match lan.cast {
                 Cast::Broadcast => Some(open_broadcast(*own, cluster.port, &socket).map_err(failed(local))?),
-                Cast::Unicast => open_broadcast(*own, cluster.port, &socket)
+                Cast::Auto | Cast::Unicast => open_broadcast(*own, cluster.port, &socket)
                     .inspect_err(|error| tracing::debug!(%error, lan = lan.name, "nobody is sought by broadcast here"))
                     .ok(),
             };
             let peers: Vec<(NodeId, IpAddr)> = lan.nodes.iter().filter(|(node, _)| *node != this).copied().collect();
+            let by_broadcast = match lan.cast {
+                Cast::Auto => broadcast.is_some() && lan.nodes.len() > MOST_BY_UNICAST,
+                Cast::Unicast => false,
+                Cast::Broadcast => true,
+            };
+            if by_broadcast {
+                tracing::info!(lan = lan.name, nodes = lan.nodes.len(), "heartbeats go by broadcast");
+            }
             lans.push(LanIo {
                 lan: index,
                 own: *own,
@@ -112,6 +134,9 @@ impl HeartbeatIo {
                 socket,
                 cast: lan.cast,
                 broadcast,
+                by_broadcast,
+                broadcasts: BTreeMap::new(),
+                memory: cluster.heartbeat_interval * BROADCAST_PULSES,
             });
         }
         Ok(Self {
@@ -137,15 +162,19 @@ impl HeartbeatIo {
     /// Calls `take(lan, from, datagram)` for what has come in, up to `budget` datagrams of each socket.
     ///
     /// `from` is the address of a node on that lan; what others send is counted in the answer. A datagram longer than `buffer` is cut.
-    pub fn receive(&self, buffer: &mut [u8], budget: usize, mut take: impl FnMut(usize, SocketAddr, &[u8])) -> u64 {
+    pub fn receive(&mut self, buffer: &mut [u8], budget: usize, mut take: impl FnMut(usize, SocketAddr, &[u8])) -> u64 {
         let mut strangers = 0;
-        for lan in &self.lans {
+        for lan in &mut self.lans {
+            let mut spoke = Vec::new();
             for (i, socket) in lan.sockets().enumerate() {
                 for _ in 0..budget {
                     match socket.recv_from(buffer) {
                         // One's own broadcast comes back.
                         Ok((_, from)) if i > 0 && from.ip() == lan.own => {}
                         Ok((length, from)) if from.ip() == lan.own || lan.has(from.ip()) => {
+                            if i > 0 && lan.by_broadcast {
+                                spoke.push(from.ip());
+                            }
                             take(lan.lan, from, &buffer[..length]);
                         }
                         Ok(_) => strangers += 1,
@@ -155,12 +184,16 @@ impl HeartbeatIo {
                     }
                 }
             }
+            if !spoke.is_empty() {
+                let now = Instant::now();
+                lan.broadcasts.extend(spoke.into_iter().map(|peer| (peer, now)));
+            }
         }
         strangers
     }
 
-    /// Sends a heartbeat: by one broadcast if it is for everybody and the lan has `cast="broadcast"`, else to each node. One that seeks nodes goes
-    /// by broadcast alone; it is left out where there is no broadcast address, and where every heartbeat is broadcast anyway.
+    /// Sends a heartbeat: by one broadcast if it is for everybody and the lan is spoken to so, and to each node that this does not reach. One that seeks
+    /// nodes goes by broadcast alone; it is left out where there is no broadcast address, and where every heartbeat is broadcast anyway.
     pub fn send(&self, transmit: &Transmit) -> Sent {
         let mut sent = Sent::default();
         let Some(lan) = self.lans.iter().find(|lan| lan.lan == transmit.lan) else {
@@ -175,20 +208,15 @@ impl HeartbeatIo {
         };
         let broadcast = lan.broadcast.as_ref().map(|(_, to)| *to);
         if transmit.broadcast {
-            broadcast
-                .filter(|_| lan.cast == Cast::Unicast)
-                .into_iter()
-                .for_each(send);
+            broadcast.filter(|_| !lan.by_broadcast).into_iter().for_each(send);
             return sent;
         }
-        let instead = broadcast.filter(|_| lan.cast == Cast::Broadcast && transmit.to == lan.everybody);
-        match instead {
-            Some(everybody) => send(everybody),
-            None => {
-                let peers = lan.peers.iter().filter(|(node, _)| transmit.to.contains(*node));
-                peers.for_each(|(_, addr)| send(SocketAddr::new(*addr, self.port)));
-            }
-        }
+        let at_once = broadcast.filter(|_| lan.by_broadcast && transmit.to == lan.everybody);
+        at_once.into_iter().for_each(&mut send);
+        let now = Instant::now();
+        let peers = lan.peers.iter().filter(|(node, _)| transmit.to.contains(*node));
+        let single = peers.filter(|(_, addr)| at_once.is_none() || !lan.reaches_by_broadcast(*addr, now));
+        single.for_each(|(_, addr)| send(SocketAddr::new(*addr, self.port)));
         sent
     }
 }
@@ -200,6 +228,12 @@ impl LanIo {
 
     fn has(&self, addr: IpAddr) -> bool {
         self.peers.iter().any(|(_, peer)| *peer == addr)
+    }
+
+    /// True if a broadcast needs no datagram to `peer` beside it.
+    fn reaches_by_broadcast(&self, peer: IpAddr, now: Instant) -> bool {
+        let lately = |at: &Instant| now.saturating_duration_since(*at) < self.memory;
+        self.cast == Cast::Broadcast || self.broadcasts.get(&peer).is_some_and(lately)
     }
 }
 
@@ -222,7 +256,7 @@ fn broadcast_address(own: IpAddr) -> io::Result<IpAddr> {
         (IpAddr::V4(own), Some(prefix @ 0..=30)) => Ok(subnet_broadcast(own, prefix).into()),
         (_, Some(prefix)) => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("{own}/{prefix} has no broadcast address; cast=\"unicast\" is expected on this lan"),
+            format!("{own}/{prefix} has no broadcast address; cast=\"auto\" is expected on this lan"),
         )),
         (_, None) => Err(io::ErrorKind::AddrNotAvailable.into()),
     }

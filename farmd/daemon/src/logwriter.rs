@@ -55,9 +55,9 @@ pub fn dropped() -> u64 {
     WRITER.get().map_or(0, |writer| writer.dropped.load(Ordering::Relaxed))
 }
 
-/// From now on a panic is logged like everything else, and waits at most [`FLUSH_LIMIT`] for the reader. What the standard library does
-/// instead, writing to standard error at once, would leave a daemon hanging that has to end.
-pub fn tell_panics() {
+/// From now on a panic of any thread is logged like everything else, waits at most [`FLUSH_LIMIT`] for the reader, and ends the process: a daemon of which
+/// one thread is missing must not go on. What the standard library does instead, writing to standard error at once, would leave one hanging that has to end.
+pub fn end_at_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
         let backtrace = Backtrace::capture();
@@ -68,6 +68,7 @@ pub fn tell_panics() {
         let name = thread.name().unwrap_or("?");
         tracing::error!("thread {name} ends with a panic, which is a bug: {panic}{backtrace}");
         flush(FLUSH_LIMIT);
+        std::process::abort();
     }));
 }
 

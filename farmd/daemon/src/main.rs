@@ -84,7 +84,7 @@ fn main() -> ExitCode {
     if let Some(problem) = problem {
         warn!("{problem}");
     }
-    logwriter::tell_panics();
+    logwriter::end_at_panics();
     let Arguments {
         etc,
         var,

@@ -7,6 +7,8 @@
 
 mod command;
 mod deaf;
+mod departure;
+mod heartbeats;
 mod history;
 mod module;
 mod origin;
@@ -19,7 +21,7 @@ mod sight;
 mod status;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -27,11 +29,11 @@ use std::time::{Duration, Instant};
 use farm_core::api::ModuleState;
 use farm_core::api::history::Happening;
 use farm_core::config::{ClusterConfig, ModuleConfig};
-use farm_core::farm::{Farm, Refused};
+use farm_core::farm::Farm;
 use farm_core::id::{Incarnation, ModuleName, NodeId};
 use farm_core::module::state::ModuleEvent;
 use farm_core::wire::auth::ClusterKey;
-use farm_core::wire::heartbeat::{BucketSet, ParseError};
+use farm_core::wire::heartbeat::BucketSet;
 use farm_sys::event_fd::EventFd;
 use farm_sys::process::Signal;
 use farm_sys::signal_fd::SignalFd;
@@ -55,8 +57,6 @@ use share::ShareDesk;
 
 /// Priority of the owner loop among real-time threads: above ordinary ones, below the kernel's own.
 const REALTIME_PRIORITY: u8 = 20;
-/// Datagrams taken from one socket before everything else has its turn.
-const DATAGRAM_BUDGET: usize = 512;
 /// Events taken before everything else has its turn.
 const EVENT_BUDGET: usize = 1024;
 /// Largest datagram: 32 modules with full maps fit in the largest UDP payload.
@@ -64,10 +64,6 @@ const DATAGRAM_MAX: usize = 65_535;
 /// How long the data plane may take for a plan. It takes milliseconds, or a second where far more wants to run than the processors can; one that hangs would hold up
 /// every hand-over of the farm.
 const PLANE_LIMIT: Duration = Duration::from_secs(5);
-/// How often a node that leaves says so.
-const GOODBYES: usize = 3;
-/// Time between two log lines about datagrams from the same address that are not authentic.
-const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What the loop is made of.
 pub struct Parts {
@@ -173,6 +169,8 @@ pub struct Node {
     received: u64,
     pauses: u64,
     last_turn: Duration,
+    /// Turns of the farm that this node has drawn its own conclusions from.
+    turns: u64,
     /// All nodes are together, as the executor knows it.
     whole: bool,
     /// Nothing may be accepted before the data plane works with this plan.
@@ -212,7 +210,7 @@ impl Node {
             counters: parts.counters,
             command_counters: parts.command_counters,
             journal: parts.journal,
-            chronicle: Chronicle::new(parts.history),
+            chronicle: Chronicle::new(parts.history, now),
             warnings: parts.warnings,
             desk: ShareDesk::new(parts.shares),
             realtime: false,
@@ -227,6 +225,7 @@ impl Node {
             received: 0,
             pauses: 0,
             last_turn: now,
+            turns: 0,
             whole: false,
             fenced_until: None,
             unconfirmed_since: None,
@@ -265,15 +264,22 @@ impl Node {
         let mut buffer = vec![0; DATAGRAM_MAX];
         self.finish_turn();
         while self.left.is_none() {
-            self.wait();
+            let deadline = self.wait();
             self.notice_pause();
             self.receive(&mut buffer);
-            if self.wake.drain() {
+            let woken = self.wake.drain();
+            if woken {
                 self.receive_events();
             }
-            self.receive_signals();
-            self.handle_timeouts();
-            self.finish_turn();
+            let signalled = self.receive_signals();
+            let due = deadline.is_none_or(|at| at <= self.now());
+            if woken || signalled || due || self.farm.turns() != self.turns {
+                self.handle_timeouts();
+                self.finish_turn();
+            } else {
+                // Heartbeats without news, as nearly all are.
+                self.speak();
+            }
         }
         self.close_history();
         let _ = match self.legacy() {
@@ -292,7 +298,8 @@ impl Node {
         self.start.elapsed()
     }
 
-    fn wait(&self) {
+    /// Waits for something to do; until when at most, if there is a limit.
+    fn wait(&self) -> Option<Duration> {
         let mut fds = vec![self.wake.as_fd(), self.signals.as_fd()];
         fds.extend(self.heartbeats.fds());
         let machines = self
@@ -310,6 +317,7 @@ impl Node {
             warn!(%error, "poll failed");
             std::thread::sleep(Duration::from_millis(1));
         }
+        deadline
     }
 
     /// After a pause longer than the lease others may own what this node had: it starts over with nothing
@@ -338,56 +346,6 @@ impl Node {
         self.fenced_until = Some(self.published.version());
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) {
-        let (start, farm) = (self.start, &mut self.farm);
-        let mut refusals = Vec::new();
-        let mut received = 0;
-        let strangers = self.heartbeats.receive(buffer, DATAGRAM_BUDGET, |lan, from, datagram| {
-            received += 1;
-            let now = start.elapsed();
-            if let Err(refused) = farm.handle_datagram(now, lan, datagram) {
-                refusals.push((now, from, refused));
-            }
-        });
-        self.received += received + strangers;
-        if strangers > 0 {
-            *self.refused.entry("unknown_address").or_default() += strangers;
-        }
-        for (now, from, refused) in refusals {
-            self.note_refusal(now, from, refused);
-        }
-    }
-
-    /// Counts a refused datagram, and says so once a minute and address if it is a sign of trouble.
-    fn note_refusal(&mut self, now: Duration, from: SocketAddr, refused: Refused) {
-        *self.refused.entry(refused.name()).or_default() += 1;
-        let text = match refused {
-            Refused::Parse(ParseError::Authentication) => {
-                "are not authentic: its cluster.key differs from the one here".to_owned()
-            }
-            Refused::Parse(error) => format!("cannot be used: {error}"),
-            Refused::Membership(farm_core::membership::Refusal::OwnName) => {
-                "claim to be from this node: two nodes have the same name".to_owned()
-            }
-            Refused::Membership(_) => return,
-        };
-        let stranger = self.strangers.entry(from.ip()).or_insert(Stranger {
-            count: 0,
-            last: now,
-            logged: None,
-            what: String::new(),
-        });
-        stranger.count += 1;
-        stranger.last = now;
-        stranger.what.clone_from(&text);
-        if stranger.logged.is_none_or(|at| now >= at + REFUSAL_LOG_INTERVAL) {
-            stranger.logged = Some(now);
-            let count = stranger.count;
-            warn!(from = %from.ip(), count, "heartbeats {text}");
-            self.log_to_active('E', "membership", &format!("Heartbeats from {} {text}", from.ip()));
-        }
-    }
-
     fn receive_events(&mut self) {
         for _ in 0..EVENT_BUDGET {
             let Ok(event) = self.events.try_recv() else { return };
@@ -397,15 +355,20 @@ impl Node {
         self.wake.notify();
     }
 
-    /// After the decision to leave nobody reads them any more: what comes then waits for the farmd that takes this one's place.
-    fn receive_signals(&mut self) {
+    /// True if there were some. After the decision to leave nobody reads them any more: what comes then waits for the farmd that takes this one's place.
+    fn receive_signals(&mut self) -> bool {
+        let mut some = false;
         loop {
             let by = match self.signals.take() {
                 Ok(Some(Signal::Int)) => "SIGINT",
                 Ok(Some(_)) => "SIGTERM",
-                Ok(None) => return,
-                Err(error) => return warn!(%error, "signals cannot be read"),
+                Ok(None) => return some,
+                Err(error) => {
+                    warn!(%error, "signals cannot be read");
+                    return some;
+                }
             };
+            some = true;
             self.shut_down(by);
         }
     }
@@ -517,7 +480,9 @@ impl Node {
 
     fn handle_timeouts(&mut self) {
         let now = self.now();
-        self.farm.handle_timeout(now);
+        if self.farm.poll_timeout() <= now {
+            self.farm.handle_timeout(now);
+        }
         if self.unconfirmed_since.is_some_and(|since| now >= since + PLANE_LIMIT) {
             // Ended, this node is taken over within the detection time; alive, it would block the others.
             let text = format!(
@@ -579,31 +544,8 @@ impl Node {
             self.say_goodbye(now, false);
         }
         self.watch_reload(now);
-        self.transmit();
-        if self.fenced_until.is_none() {
-            let left = self.farm.lease_until(now).saturating_sub(now);
-            self.lease.renew(self.start + now + left);
-        }
-    }
-
-    fn transmit(&mut self) {
-        self.sent_rate.note(self.now(), self.sent_bytes);
-        while let Some(transmit) = self.farm.poll_transmit() {
-            self.heartbeat_bytes = transmit.payload.len() as u64;
-            let sent = self.heartbeats.send(&transmit);
-            self.sent += sent.datagrams;
-            self.sent_bytes += sent.datagrams * transmit.payload.len() as u64;
-            self.send_failed += sent.failed;
-        }
-    }
-
-    /// Each lost one would cost the others the detection time, so it is said more than once.
-    fn say_goodbye(&mut self, now: Duration, returning: bool) {
-        for _ in 0..GOODBYES {
-            self.farm.leave(now, returning);
-            self.transmit();
-        }
-        self.left = Some(now);
+        self.turns = self.farm.turns();
+        self.speak();
     }
 
     fn shut_down(&mut self, by: &str) {

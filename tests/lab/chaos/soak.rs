@@ -68,10 +68,9 @@ pub fn run(seed: u64, time: Duration, sizes: &[usize], say: Progress<'_>) -> Res
         }
     }
     outcome.tables.push(table);
-    outcome.notes.push(
-        "The silence includes the time a probe's sender and the responders wait for a processor behind the hogs."
-            .into(),
-    );
+    outcome
+        .notes
+        .push("The silence includes the time the responders wait for a processor behind the hogs.".into());
     Ok(outcome)
 }
 

@@ -78,6 +78,9 @@ pub enum Happening {
         before: Vec<String>,
         /// After; empty if this node has stepped out.
         after: Vec<String>,
+        /// For how long the set before was in force here; absent if that is not known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stood_ms: Option<u64>,
         /// What is known of those that are out.
         out: Vec<Departure>,
     },
@@ -187,6 +190,21 @@ pub struct Departure {
     /// The same by lan.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub silent_ms_by_lan: BTreeMap<String, u64>,
+    /// Its buckets, by the maps that this node worked with at that moment: where it is out of the view, these have to move. Empty if it
+    /// had none, or this node worked with no map.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owned: Vec<Owned>,
+}
+
+/// How many buckets of one group are a node's.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Owned {
+    /// The module.
+    pub module: String,
+    /// Its group.
+    pub group: String,
+    /// How many.
+    pub buckets: u32,
 }
 
 /// What is wrong with a node.
@@ -222,6 +240,12 @@ pub enum MapCause {
         node: String,
         /// `silent`, `left` or another [`DepartureCause`].
         why: DepartureCause,
+        /// Nodes that do not talk with it both ways.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        observers: Vec<String>,
+        /// For how long it had not been heard here when this node noted that it is out; absent if it never was.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        silent_ms: Option<u64>,
     },
     /// A node that was not in the view takes a share.
     NodeIn {

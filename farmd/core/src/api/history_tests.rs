@@ -22,7 +22,35 @@ fn dead(node: &str) -> Departure {
         talk_with_it: Vec::new(),
         silent_ms: Some(251),
         silent_ms_by_lan: BTreeMap::from([("default".to_owned(), 251), ("backup".to_owned(), 252)]),
+        owned: vec![share("web", 1365)],
     }
+}
+
+fn share(module: &str, buckets: u32) -> Owned {
+    Owned {
+        module: module.to_owned(),
+        group: "http".to_owned(),
+        buckets,
+    }
+}
+
+fn is_out(node: &str, observers: &[&str]) -> MapCause {
+    MapCause::NodeOut {
+        node: node.to_owned(),
+        why: DepartureCause::Silent,
+        observers: names(observers),
+        silent_ms: Some(251),
+    }
+}
+
+fn smaller_view(out: Vec<Departure>) -> HistoryEntry {
+    let what = Happening::ViewChanged {
+        before: names(&["s1", "s2", "s3"]),
+        after: names(&["s1", "s2"]),
+        stood_ms: Some(7_500_000),
+        out,
+    };
+    entry(None, what)
 }
 
 fn moved(from: &str, to: &str, buckets: u32) -> Move {
@@ -39,10 +67,7 @@ fn crash_map() -> HistoryEntry {
         map: 17,
         proposer: "s1".to_owned(),
         view: names(&["s1", "s2"]),
-        causes: vec![MapCause::NodeOut {
-            node: "s3".to_owned(),
-            why: DepartureCause::Silent,
-        }],
+        causes: vec![is_out("s3", &["s1", "s2"])],
         moved: vec![moved("s3", "s1", 683), moved("s3", "s2", 682)],
         counts: BTreeMap::from([("s1".to_owned(), 2048), ("s2".to_owned(), 2048)]),
         took_us: 12_345,
@@ -54,7 +79,10 @@ fn crash_map() -> HistoryEntry {
 #[test]
 fn a_crash_is_told_by_who_saw_it_what_moved_and_how_long_it_took() {
     let down = entry(None, Happening::NodeDown(dead("s3")));
-    assert_eq!(down.summary(), "s3 not heard for 251 ms by s1 s2");
+    assert_eq!(
+        down.summary(),
+        "s3 not heard for 251 ms by s1 s2; owns 1365 buckets of web/http"
+    );
     assert_eq!(
         down.details(),
         [
@@ -69,20 +97,17 @@ fn a_crash_is_told_by_who_saw_it_what_moved_and_how_long_it_took() {
     };
     assert_eq!(
         entry(None, Happening::NodeDown(half)).summary(),
-        "s3 not heard for 251 ms by s1; still heard by s2"
+        "s3 not heard for 251 ms by s1; still heard by s2; owns 1365 buckets of web/http"
     );
-    let view = entry(
-        None,
-        Happening::ViewChanged {
-            before: names(&["s1", "s2", "s3"]),
-            after: names(&["s1", "s2"]),
-            out: vec![dead("s3")],
-        },
+    let view = smaller_view(vec![dead("s3")]);
+    assert_eq!(
+        view.summary(),
+        "s1 s2 s3 -> s1 s2 after 2 h 5 min: s3 out (silent for 251 ms, seen by s1 s2; owns 1365 buckets of web/http)"
     );
-    assert_eq!(view.summary(), "s1 s2 s3 -> s1 s2: s3 out (silent)");
+    assert_eq!(view.details()[0], "before: s1 s2 s3, for 2 h 5 min");
     assert_eq!(
         crash_map().summary(),
-        "web/http: s3 -> s1 683, s2 682; s3 out (silent); at most 269 ms unserved"
+        "web/http: s3 -> s1 683, s2 682; s3 out (silent for 251 ms, seen by s1 s2); at most 269 ms unserved"
     );
     assert_eq!(
         crash_map().details(),
@@ -91,6 +116,93 @@ fn a_crash_is_told_by_who_saw_it_what_moved_and_how_long_it_took() {
             "now s1 2048, s2 2048"
         ]
     );
+}
+
+#[test]
+fn each_reason_to_be_out_tells_who_says_so_and_an_idle_node_owns_nothing() {
+    let view_of = |cause: DepartureCause| {
+        let out = Departure {
+            cause,
+            owned: Vec::new(),
+            ..dead("s3")
+        };
+        let summary = smaller_view(vec![out]).summary();
+        summary.split_once(": ").map(|(_, out)| out.to_owned())
+    };
+    for (cause, expected) in [
+        (DepartureCause::Silent, "s3 out (silent for 251 ms, seen by s1 s2)"),
+        (DepartureCause::Deaf, "s3 out (does not hear s1 s2)"),
+        (DepartureCause::LeftOut, "s3 out (no link both ways with s1 s2)"),
+        (DepartureCause::Left, "s3 out (left in order)"),
+    ] {
+        assert_eq!(view_of(cause).as_deref(), Some(expected));
+    }
+    let alone = entry(
+        None,
+        Happening::ViewChanged {
+            before: names(&["s1", "s2", "s3"]),
+            after: Vec::new(),
+            stood_ms: None,
+            out: vec![dead("s1")],
+        },
+    );
+    assert_eq!(
+        alone.summary(),
+        "s1 s2 s3 -> none: this node is out; it had 1365 buckets of web/http"
+    );
+}
+
+#[test]
+fn what_makes_a_line_long_is_counted_there_and_named_in_the_details() {
+    let busy = Departure {
+        owned: vec![share("a", 10), share("b", 20), share("c", 300), share("d", 4000)],
+        ..dead("s3")
+    };
+    let busy = entry(None, Happening::NodeDown(busy));
+    assert_eq!(
+        busy.summary(),
+        "s3 not heard for 251 ms by s1 s2; owns 10 buckets of a/http, 20 of b/http, 4300 of other groups"
+    );
+    let all = "of s3: 10 buckets of a/http, 20 of b/http, 300 of c/http, 4000 of d/http".to_owned();
+    assert!(busy.details().contains(&all), "{:?}", busy.details());
+
+    let map = |new: Vec<MapCause>| {
+        let mut entry = crash_map();
+        if let Happening::MapChanged { causes, .. } = &mut entry.what {
+            *causes = new;
+        }
+        (entry.summary(), entry.details())
+    };
+    let (summary, details) = map(vec![is_out("s9", &["s1", "s2", "s3", "s4", "s5"])]);
+    assert!(
+        summary.contains("; s9 out (silent for 251 ms, seen by 5 nodes); "),
+        "{summary}"
+    );
+    let all = "s9 out: silent for 251 ms, seen by s1 s2 s3 s4 s5".to_owned();
+    assert!(details.contains(&all), "{details:?}");
+
+    let (summary, details) = map(["s7", "s8", "s9"].map(|node| is_out(node, &["s1"])).to_vec());
+    assert!(
+        summary.contains("; s7 out (silent), s8 out (silent), s9 out (silent); "),
+        "{summary}"
+    );
+    let each = "s8 out: silent for 251 ms, seen by s1".to_owned();
+    assert!(details.contains(&each), "{details:?}");
+    let view = smaller_view(["s7", "s8", "s9"].map(dead).to_vec());
+    assert!(
+        view.summary()
+            .ends_with(": s7 out (silent), s8 out (silent), s9 out (silent)"),
+        "{}",
+        view.summary()
+    );
+    let each = "s8 not heard for 251 ms by s1 s2; owns 1365 buckets of web/http".to_owned();
+    assert!(view.details().contains(&each), "{:?}", view.details());
+}
+
+#[test]
+fn times_are_told_in_the_units_that_fit() {
+    let told = [480, 2_300, 310_000, 7_500_000, 2_692_800_000].map(seconds);
+    assert_eq!(told, ["480 ms", "2.3 s", "5 min 10 s", "2 h 5 min", "31 d 4 h"]);
 }
 
 #[test]
@@ -129,6 +241,7 @@ fn an_entry_is_one_json_object_that_reads_back_and_knows_a_newer_kind_when_it_se
     for entry in [
         crash_map(),
         entry(None, Happening::NodeDown(dead("s3"))),
+        smaller_view(vec![dead("s3")]),
         entry(Some("web"), Happening::Readmitted),
     ] {
         let line = serde_json::to_string(&entry).unwrap();
@@ -140,6 +253,28 @@ fn an_entry_is_one_json_object_that_reads_back_and_knows_a_newer_kind_when_it_se
         serde_json::from_str::<HistoryEntry>(newer).unwrap().what,
         Happening::Unknown
     );
+}
+
+#[test]
+fn what_an_older_farmd_has_written_is_read_and_nothing_is_made_up_for_it() {
+    let head = r#""seq":1,"time":"2026-11-21 03:12:07.412345","unix_us":5"#;
+    let out = r#""node":"s3","cause":"silent","observers":["s1","s2"],"talk_with_it":[],"silent_ms":251"#;
+    let down = format!(r#"{{{head},"event":"node_down",{out}}}"#);
+    let view =
+        format!(r#"{{{head},"event":"view_changed","before":["s1","s2","s3"],"after":["s1","s2"],"out":[{{{out}}}]}}"#);
+    let map = format!(
+        r#"{{{head},"module":"web","event":"map_changed","group":"http","map":17,"proposer":"s1","view":["s1","s2"],"causes":[{{"cause":"node_out","node":"s3","why":"silent"}}],"moved":[{{"from":"s3","to":"s1","buckets":1365}}],"counts":{{"s1":4096}},"took_us":12345,"unserved_ms":269}}"#
+    );
+    for (line, summary) in [
+        (down, "s3 not heard for 251 ms by s1 s2"),
+        (view, "s1 s2 s3 -> s1 s2: s3 out (silent for 251 ms, seen by s1 s2)"),
+        (map, "web/http: s3 -> s1 1365; s3 out (silent); at most 269 ms unserved"),
+    ] {
+        let entry: HistoryEntry = serde_json::from_str(&line).unwrap();
+        assert_eq!(entry.summary(), summary);
+        let before: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(serde_json::to_value(&entry).unwrap(), before);
+    }
 }
 
 #[test]

@@ -4,7 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use super::history::{Departure, DepartureCause, Happening, HistoryEntry, MapCause, Move};
+use super::history::{Departure, DepartureCause, Happening, HistoryEntry, MapCause, Move, Owned};
+
+/// Most nodes that the reason of a change names; of more it tells the number, and the details name them.
+const NODES_NAMED: usize = 4;
+/// Most groups whose buckets are told one by one; the details have them all.
+const GROUPS_NAMED: usize = 2;
+/// Most nodes that go out at once and have all that is known of them in the summary; of more the details tell.
+const OUT_EXPLAINED: usize = 2;
 
 /// How much an entry wants to be seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,7 +79,12 @@ impl HistoryEntry {
                 format!("{node} is alive{}", if *restarted { ", restarted" } else { "" })
             }
             Happening::NodeDown(out) => departure(out),
-            Happening::ViewChanged { before, after, out } => view(before, after, out),
+            Happening::ViewChanged {
+                before,
+                after,
+                stood_ms,
+                out,
+            } => view(before, after, *stood_ms, out),
             Happening::MapChanged {
                 group,
                 causes,
@@ -91,7 +103,8 @@ impl HistoryEntry {
                     Some(ms) => format!("at most {ms} ms unserved"),
                     None => format!("took {}", millis(*took_us)),
                 };
-                let causes: Vec<String> = causes.iter().map(cause).collect();
+                let crowd = are_crowd(causes);
+                let causes: Vec<String> = causes.iter().map(|c| cause(c, crowd)).collect();
                 format!("{module}/{group}: {what}; {}; {time}", causes.join(", "))
             }
             Happening::MapLearned {
@@ -143,8 +156,17 @@ impl HistoryEntry {
         match &self.what {
             Happening::Started { incarnation, .. } => vec![format!("start number {incarnation}")],
             Happening::NodeDown(out) => witnesses(out),
-            Happening::ViewChanged { before, after, out } => {
-                let mut lines = vec![format!("before: {}", list(before)), format!("after:  {}", list(after))];
+            Happening::ViewChanged {
+                before,
+                after,
+                stood_ms,
+                out,
+            } => {
+                let stood = stood_ms.map_or_else(String::new, |ms| format!(", for {}", seconds(ms)));
+                let mut lines = vec![
+                    format!("before: {}{stood}", list(before)),
+                    format!("after:  {}", list(after)),
+                ];
                 for out in out {
                     lines.push(departure(out));
                     lines.extend(witnesses(out));
@@ -168,9 +190,24 @@ impl HistoryEntry {
                     ),
                     format!("now {}", shares(counts)),
                 ];
+                let crowd = are_crowd(causes);
                 for cause in causes {
-                    if let MapCause::Weight { node, from, to, why } = cause {
-                        lines.push(format!("weight of {node}: {from} before, {to} now{}", because(why)));
+                    match cause {
+                        MapCause::Weight { node, from, to, why } => {
+                            lines.push(format!("weight of {node}: {from} before, {to} now{}", because(why)));
+                        }
+                        MapCause::NodeOut {
+                            node,
+                            why,
+                            observers,
+                            silent_ms,
+                        } if crowd || observers.len() > NODES_NAMED => {
+                            lines.push(format!(
+                                "{node} out: {}",
+                                reason(*why, *silent_ms, observers, usize::MAX)
+                            ));
+                        }
+                        _ => {}
                     }
                 }
                 lines
@@ -198,6 +235,7 @@ fn departure(out: &Departure) -> String {
         observers,
         talk_with_it,
         silent_ms,
+        owned,
         ..
     } = out;
     let by = match (observers.is_empty(), talk_with_it.is_empty()) {
@@ -205,7 +243,7 @@ fn departure(out: &Departure) -> String {
         (false, true) => format!(" by {}", list(observers)),
         (false, false) => format!(" by {}; still heard by {}", list(observers), list(talk_with_it)),
     };
-    match (cause, silent_ms) {
+    let what = match (cause, silent_ms) {
         (DepartureCause::Silent, Some(ms)) => format!("{node} not heard for {ms} ms{by}"),
         (DepartureCause::Silent, None) => format!("{node} not heard{by}"),
         (DepartureCause::Left, _) => format!("{node} left in order"),
@@ -213,6 +251,44 @@ fn departure(out: &Departure) -> String {
         (DepartureCause::Deaf, _) => format!("{node} is heard, and does not hear {}", list(observers)),
         (DepartureCause::LeftOut, _) => format!("{node} is left out: no link both ways with {}", list(observers)),
         (DepartureCause::Unknown, _) => format!("{node} is out"),
+    };
+    match buckets(owned, GROUPS_NAMED) {
+        Some(buckets) => format!("{what}; owns {buckets}"),
+        None => what,
+    }
+}
+
+/// `1365 buckets of web/http, 1365 of web/https, 4096 of other groups`: at most `most` groups by name. `None` if there are none.
+fn buckets(owned: &[Owned], most: usize) -> Option<String> {
+    let (named, others) = owned.split_at(owned.len().min(most));
+    let mut parts = Vec::new();
+    for Owned { module, group, buckets } in named {
+        let unit = if parts.is_empty() { " buckets" } else { "" };
+        parts.push(format!("{buckets}{unit} of {module}/{group}"));
+    }
+    if !others.is_empty() {
+        let rest: u64 = others.iter().map(|o| u64::from(o.buckets)).sum();
+        parts.push(format!("{rest} of other groups"));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// Why a node is out, who says so and for how long, with at most `most` nodes by name: `silent for 251 ms, seen by s1 s2`.
+fn reason(cause: DepartureCause, silent_ms: Option<u64>, observers: &[String], most: usize) -> String {
+    let by = match observers.len() {
+        0 => None,
+        number if number > most => Some(format!("{number} nodes")),
+        _ => Some(list(observers)),
+    };
+    match (cause, by) {
+        (DepartureCause::Silent, by) => {
+            let time = silent_ms.map_or_else(String::new, |ms| format!(" for {ms} ms"));
+            let by = by.map_or_else(String::new, |by| format!(", seen by {by}"));
+            format!("{}{time}{by}", cause_word(cause))
+        }
+        (DepartureCause::Deaf, Some(by)) => format!("does not hear {by}"),
+        (DepartureCause::LeftOut, Some(by)) => format!("no link both ways with {by}"),
+        (cause, _) => cause_word(cause).to_owned(),
     }
 }
 
@@ -230,17 +306,22 @@ fn witnesses(out: &Departure) -> Vec<String> {
         let lans = out.silent_ms_by_lan.iter().map(|(lan, ms)| format!("{lan} {ms} ms"));
         lines.push(format!("last heard: {} ago", lans.collect::<Vec<_>>().join(", ")));
     }
+    if out.owned.len() > GROUPS_NAMED
+        && let Some(buckets) = buckets(&out.owned, usize::MAX)
+    {
+        lines.push(format!("of {}: {buckets}", out.node));
+    }
     lines
 }
 
-fn view(before: &[String], after: &[String], out: &[Departure]) -> String {
+fn view(before: &[String], after: &[String], stood_ms: Option<u64>, out: &[Departure]) -> String {
+    let stood = stood_ms.map_or_else(String::new, |ms| format!(" after {}", seconds(ms)));
     if after.is_empty() {
-        return format!("{} -> none: this node is out", list(before));
+        let owned = out.first().and_then(|out| buckets(&out.owned, GROUPS_NAMED));
+        let owned = owned.map_or_else(String::new, |buckets| format!("; it had {buckets}"));
+        return format!("{} -> none{stood}: this node is out{owned}", list(before));
     }
-    let gone: Vec<String> = out
-        .iter()
-        .map(|out| format!("{} out ({})", out.node, cause_word(out.cause)))
-        .collect();
+    let gone: Vec<String> = out.iter().map(|one| gone(one, out.len() > OUT_EXPLAINED)).collect();
     let come: Vec<&str> = after
         .iter()
         .filter(|n| !before.contains(n))
@@ -255,7 +336,26 @@ fn view(before: &[String], after: &[String], out: &[Departure]) -> String {
     } else {
         format!(": {}", parts.join(", "))
     };
-    format!("{} -> {}{parts}", list(before), list(after))
+    format!("{} -> {}{stood}{parts}", list(before), list(after))
+}
+
+/// One that is out of the view; in a `crowd` in a word.
+fn gone(out: &Departure, crowd: bool) -> String {
+    let node = &out.node;
+    if crowd {
+        return format!("{node} out ({})", cause_word(out.cause));
+    }
+    let why = reason(out.cause, out.silent_ms, &out.observers, NODES_NAMED);
+    match buckets(&out.owned, GROUPS_NAMED) {
+        Some(buckets) => format!("{node} out ({why}; owns {buckets})"),
+        None => format!("{node} out ({why})"),
+    }
+}
+
+/// So many nodes are out at once that one line cannot tell all of each.
+fn are_crowd(causes: &[MapCause]) -> bool {
+    let out = causes.iter().filter(|c| matches!(c, MapCause::NodeOut { .. }));
+    out.count() > OUT_EXPLAINED
 }
 
 fn cause_word(cause: DepartureCause) -> &'static str {
@@ -269,11 +369,18 @@ fn cause_word(cause: DepartureCause) -> &'static str {
     }
 }
 
-fn cause(cause: &MapCause) -> String {
+/// Why a map is another one; if a `crowd` is out, of each only a word.
+fn cause(cause: &MapCause, crowd: bool) -> String {
     match cause {
         MapCause::First => "first map".to_owned(),
         MapCause::Returned => "this node is back".to_owned(),
-        MapCause::NodeOut { node, why } => format!("{node} out ({})", cause_word(*why)),
+        MapCause::NodeOut { node, why, .. } if crowd => format!("{node} out ({})", cause_word(*why)),
+        MapCause::NodeOut {
+            node,
+            why,
+            observers,
+            silent_ms,
+        } => format!("{node} out ({})", reason(*why, *silent_ms, observers, NODES_NAMED)),
         MapCause::NodeIn { node } => format!("{node} in"),
         MapCause::Weight { node, from: 0, .. } => format!("{node} ready"),
         MapCause::Weight { node, to: 0, why, .. } => {
@@ -346,12 +453,14 @@ fn millis(us: u64) -> String {
     }
 }
 
-/// `480 ms`, `2.3 s`, `5 min 10 s`.
+/// `480 ms`, `2.3 s`, `5 min 10 s`, `2 h 5 min`, `31 d 4 h`.
 fn seconds(ms: u64) -> String {
     match ms {
         0..=999 => format!("{ms} ms"),
         1_000..=59_999 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
-        _ => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1000),
+        60_000..=3_599_999 => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1000),
+        3_600_000..=86_399_999 => format!("{} h {} min", ms / 3_600_000, ms % 3_600_000 / 60_000),
+        _ => format!("{} d {} h", ms / 86_400_000, ms % 86_400_000 / 3_600_000),
     }
 }
 

@@ -20,7 +20,11 @@ use crate::id::{MAX_NODES, NodeId};
 const PORT: u16 = 4800;
 const PULSE: Duration = Duration::from_millis(50);
 const DETECT_MULTIPLIER: u32 = 5;
-const CASTS: [(&str, Cast); 2] = [("unicast", Cast::Unicast), ("broadcast", Cast::Broadcast)];
+const CASTS: [(&str, Cast); 3] = [
+    ("auto", Cast::Auto),
+    ("unicast", Cast::Unicast),
+    ("broadcast", Cast::Broadcast),
+];
 /// `profile`: pulse and missed heartbeats, each of which may still be written beside it.
 const PROFILES: [(&str, (Duration, u32)); 2] = [
     ("default", (PULSE, DETECT_MULTIPLIER)),
@@ -155,7 +159,7 @@ fn lan<'d>(report: &mut Report<'_>, node: Node<'d>, known: &mut Known) -> Readin
                 node.error(
                     report,
                     "addr",
-                    wrong.hint("IPv6 has no broadcast; an IPv4 address or cast=\"unicast\" is expected"),
+                    wrong.hint("IPv6 has no broadcast; an IPv4 address or cast=\"auto\" is expected"),
                 );
             }
             unique_addr(report, &node, addr, name.unwrap_or("?"), known);
@@ -281,7 +285,7 @@ fn canonical(config: &ClusterConfig) -> String {
     }
     for lan in &config.lans {
         let _ = writeln!(out, "lan {:?}", lan.name);
-        if lan.cast != Cast::Unicast {
+        if lan.cast != Cast::default() {
             let _ = writeln!(out, "cast {:?}", lan.cast);
         }
         let mut nodes = lan.nodes.clone();

@@ -117,8 +117,10 @@ pub struct ModuleConfig {
 /// `<lan cast=…>`: how a heartbeat reaches all nodes of a lan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Cast {
-    /// One datagram to each node: works on any network.
+    /// [`Cast::Unicast`]; on an IPv4 lan of more than 16 nodes [`Cast::Broadcast`], and one datagram more to each node of which no broadcast comes in.
     #[default]
+    Auto,
+    /// One datagram to each node: works on any network.
     Unicast,
     /// One datagram to the broadcast address of the lan's subnet (RFC 919): costs the sender the same however many nodes there are.
     Broadcast,

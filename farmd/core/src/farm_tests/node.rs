@@ -290,7 +290,9 @@ impl Sim {
         let Some(farm) = &mut self.nodes[i].farm else {
             return Ok(());
         };
-        farm.handle_timeout(now);
+        if farm.poll_timeout() <= now {
+            farm.handle_timeout(now);
+        }
         self.finish_turn(i)
     }
 

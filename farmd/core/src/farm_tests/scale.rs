@@ -28,7 +28,6 @@ fn time_until_covered(sim: &mut Sim, most: Duration) -> Duration {
 }
 
 #[test]
-#[cfg_attr(debug_assertions, ignore = "a large farm: in a release build only")]
 fn thirty_two_nodes_that_start_together_are_one_farm_within_two_seconds() {
     let mut sim = Sim::new(32, 1, 1);
     for node in 0..32 {
@@ -75,7 +74,6 @@ fn a_crash_takes_detection_and_sixty_milliseconds_however_many_nodes_there_are()
 
 /// Ten minutes of eight nodes at 5 % loss: everybody stays in the view of everybody, and nothing moves.
 #[test]
-#[cfg_attr(debug_assertions, ignore = "ten simulated minutes: in a release build only")]
 fn steady_loss_evicts_nobody_in_ten_minutes() {
     let run = |seed: u64| {
         let mut sim = Sim::started(8, seed);

@@ -276,6 +276,15 @@ impl Handover {
         }
     }
 
+    /// True if nothing is under way: the same surroundings at a later time call for nothing.
+    pub fn is_at_rest(&self) -> bool {
+        self.phase() == Phase::Steady
+            && self.behind.is_none()
+            && self.leaving.is_empty()
+            && self.guarded.is_empty()
+            && self.holders.is_empty()
+    }
+
     /// The plan after the last `advance` with `plan_changed` has number `version`.
     pub fn planned(&mut self, version: u64) {
         for awaited in [&mut self.closing, &mut self.behind].into_iter().flatten() {

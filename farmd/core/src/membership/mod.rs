@@ -10,10 +10,15 @@
 //! not heard *before* the others may take over ([`peer`]). While heartbeats go missing, more of them are sent to those concerned
 //! ([`Membership::endangered`]). A node that has just started is *joining* for the detection time and one pulse: it serves nothing, and its
 //! missing ears count against nobody.
+//!
+//! What follows from what is two tables in `step.rs`: [`step::judge`] for each peer, by the [`step::Sign`] that it gives, and [`step::next`] for
+//! this node, by its [`step::Phase`] and the [`step::Cue`] that its surroundings give, which `cue.rs` reads.
 
+mod cue;
 mod hearsay;
 pub mod link;
 pub mod peer;
+pub mod step;
 pub mod view;
 pub mod why;
 
@@ -22,6 +27,7 @@ use std::time::Duration;
 
 use hearsay::Told;
 use peer::Timing;
+use step::{Cue, Phase, Step};
 
 use crate::config::ClusterConfig;
 use crate::id::{NodeId, NodeSet};
@@ -204,10 +210,7 @@ impl Membership {
     /// This node did not run for so long that others may have gone on without it: it joins anew, and what it
     /// remembers of whom it heard is void.
     pub fn handle_pause(&mut self, now: Duration) {
-        self.joining = true;
-        self.join_until = now + self.join_time;
-        self.peers.values_mut().for_each(Peer::forget);
-        self.told = Told::default();
+        self.take(now, Cue::Paused);
         self.update(now);
     }
 
@@ -236,11 +239,6 @@ impl Membership {
                 && !self.view.iter().any(|member| tells_before(member, **node))
         });
         deaf.map(|(node, _)| *node).collect()
-    }
-
-    /// This node has been told that it is deaf, and it is.
-    fn is_deaf(&self, now: Duration) -> bool {
-        now < self.deaf_until && self.heard(now).is_empty()
     }
 
     /// When [`Self::handle_timeout`] has something to do without a heartbeat. May change after every
@@ -281,6 +279,11 @@ impl Membership {
     /// Who hears whom, as far as this node knows.
     pub fn links(&self) -> &view::Links {
         &self.links
+    }
+
+    /// True if all nodes that are known talk with each other, and there is nothing to tell.
+    pub fn is_at_rest(&self) -> bool {
+        self.events.is_empty() && !self.divided && self.phase() == Phase::Member
     }
 
     /// The members of the view, this node among them unless it is fenced.
@@ -368,14 +371,6 @@ impl Membership {
         words.into_values().collect()
     }
 
-    /// Who has said lately that it is no member, to this node or, as others tell, to them.
-    fn gone_for_good(&self, now: Duration) -> NodeSet {
-        let gone = self.peers.iter().filter(|(n, p)| {
-            p.is_gone(now, self.timing.detection_time) || self.told.has_left(now, **n, p.newest(), self.timing)
-        });
-        gone.map(|(n, _)| *n).collect()
-    }
-
     /// Peers of which something was heard within the detection time, whether or not they hear this node.
     pub fn heard(&self, now: Duration) -> NodeSet {
         self.peers
@@ -414,10 +409,19 @@ impl Membership {
 
     fn update(&mut self, now: Duration) {
         self.put_off(now);
-        if self.joining && now >= self.join_until {
-            self.joining = false;
-            self.events.push_back(Event::Joined);
+        if now >= self.join_until {
+            self.take(now, Cue::TimeUp);
         }
+        self.judge_peers(now);
+        self.told.forget(now, self.timing);
+        if now >= self.deaf_until || !self.heard(now).is_empty() {
+            self.deaf_until = Duration::ZERO;
+        }
+        let cue = self.cue(now);
+        self.take(now, cue);
+    }
+
+    fn judge_peers(&mut self, now: Duration) {
         let judged = self.peers.iter_mut().map(|(n, p)| (*n, p.judge(now, self.timing)));
         let changes: Vec<(NodeId, peer::Change)> = judged.filter_map(|(n, change)| Some((n, change?))).collect();
         for (node, change) in changes {
@@ -431,113 +435,60 @@ impl Membership {
             };
             self.events.push_back(event);
         }
-        self.told.forget(now, self.timing);
-        let ears = view::Ears {
-            this: self.this,
-            joining: self.joining,
-            heard: self
-                .peers
-                .iter()
-                .filter(|(n, p)| {
-                    let left = || self.told.has_left(now, **n, p.newest(), self.timing);
-                    p.is_heard(now, self.timing.detection_time) && !left()
-                })
-                .map(|(n, p)| {
-                    (
-                        *n,
-                        view::Row {
-                            hears: p.hears(),
-                            joining: p.joining(),
-                            new_here: p.is_new_here(),
-                            hears_this: p.hears_us(),
-                        },
-                    )
-                })
-                .collect(),
-            told: self.told.fresh(now, &self.peers, self.timing),
-            gone: self.gone_for_good(now),
-            silent: self.told.silent(now, self.timing),
-        };
-        if now >= self.deaf_until || !self.heard(now).is_empty() {
-            self.deaf_until = Duration::ZERO;
-        }
-        if self.is_deaf(now) {
-            let why =
-                "the other nodes hear it and it hears none of them: their heartbeats (UDP) do not come in".to_owned();
-            return self.settle(now, NodeSet::EMPTY, Some(why));
-        }
-        if let Some(why) = self.other_cluster(now) {
-            return self.settle(now, NodeSet::EMPTY, Some(why));
-        }
-        let known = self.agreed.as_ref().filter(|(known, _)| *known == ears);
-        let agreed = match known {
-            // Most heartbeats bring nothing new.
-            Some((_, view)) => *view,
-            None => {
-                let agreement = view::agree(&ears);
-                self.links = agreement.links;
-                self.excluded = agreement.excluded;
-                self.divided = agreement.divided;
-                agreement.view
-            }
-        };
-        let (view, fenced) = match agreed {
-            Some(view) => (view, None),
-            None => {
-                let unheard = ears.heard.values().filter(|row| !row.hears_this).count();
-                let why = if unheard > 0 {
-                    format!("{unheard} of the nodes it hears do not hear it")
-                } else {
-                    "it cannot agree with the nodes that go on".to_owned()
-                };
-                (NodeSet::EMPTY, Some(why))
-            }
-        };
-        self.agreed = Some((ears, agreed));
-        self.settle(now, view, fenced);
     }
 
-    /// Why this node must step out because of nodes with another `cluster.xml`, if so: of two files that of the more nodes counts, then that of the
-    /// lowest node. Who is still joining does not count.
-    fn other_cluster(&self, now: Duration) -> Option<String> {
-        let others: Vec<(NodeId, bool)> = self
-            .peers
-            .iter()
-            .filter(|(_, p)| p.is_of_other_cluster(now, self.timing.detection_time))
-            .map(|(n, p)| (*n, !p.joining()))
-            .collect();
-        let theirs = others.iter().filter(|(_, settled)| *settled).map(|(n, _)| *n);
-        let theirs: NodeSet = theirs.collect();
-        let heard = self
-            .peers
-            .iter()
-            .filter(|(_, p)| p.is_heard(now, self.timing.detection_time) && !p.joining());
-        let ours = heard.map(|(n, _)| *n).chain((!self.joining).then_some(self.this));
-        let ours: NodeSet = ours.collect();
-        let rank = |set: NodeSet| (set.len(), std::cmp::Reverse(set.first()));
-        (!theirs.is_empty() && (ours.is_empty() || rank(theirs) > rank(ours))).then(|| {
-            format!(
-                "cluster.xml differs from that of {} other nodes; make the files equal, then farm reload",
-                theirs.len()
-            )
-        })
+    /// Where this node stands, as far as the next step depends on it.
+    fn phase(&self) -> Phase {
+        match (self.joining, self.fenced.is_some()) {
+            (true, false) => Phase::Joining,
+            (true, true) => Phase::JoiningOut,
+            (false, false) => Phase::Member,
+            (false, true) => Phase::Out,
+        }
     }
 
-    fn settle(&mut self, now: Duration, view: NodeSet, fenced: Option<String>) {
-        if view != self.view {
-            let gone = |n: &NodeId| !view.contains(*n) && (*n == self.this || !view.is_empty());
-            let out = self.view.iter().filter(gone).map(|n| self.testimony(now, n)).collect();
-            self.events.push_back(Event::ViewChanged {
-                old: self.view,
-                new: view,
-                out,
-            });
-            self.view = view;
+    /// Does the step that follows from `cue`.
+    fn take(&mut self, now: Duration, cue: Cue) {
+        match (step::next(self.phase(), cue), cue) {
+            (Step::JoinAnew, _) => {
+                self.joining = true;
+                self.join_until = now + self.join_time;
+                self.peers.values_mut().for_each(Peer::forget);
+                self.told = Told::default();
+            }
+            (Step::Finish, _) => {
+                self.joining = false;
+                self.events.push_back(Event::Joined);
+            }
+            (Step::StepOut, cue) => {
+                self.set_view(now, NodeSet::EMPTY);
+                self.fenced = cue.why_out();
+                self.events.push_back(Event::Fenced(self.fenced.clone()));
+            }
+            (Step::StayOut, cue) => self.fenced = cue.why_out(),
+            (Step::GoOn, Cue::Agreed(view)) => self.set_view(now, view),
+            (Step::Return, Cue::Agreed(view)) => {
+                self.set_view(now, view);
+                self.fenced = None;
+                self.events.push_back(Event::Fenced(None));
+            }
+            // A view comes by no other cue.
+            (Step::GoOn | Step::Return | Step::Rest, _) => {}
         }
-        if fenced.is_some() != self.fenced.is_some() {
-            self.events.push_back(Event::Fenced(fenced.clone()));
+    }
+
+    fn set_view(&mut self, now: Duration, view: NodeSet) {
+        if view == self.view {
+            return;
         }
-        self.fenced = fenced;
+        let gone = |n: &NodeId| !view.contains(*n) && (*n == self.this || !view.is_empty());
+        let out = self.view.iter().filter(gone).map(|n| self.testimony(now, n)).collect();
+        self.events.push_back(Event::ViewChanged {
+            old: self.view,
+            new: view,
+            out,
+        });
+        self.view = view;
     }
 }
 

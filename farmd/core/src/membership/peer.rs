@@ -3,12 +3,14 @@
 //! A peer *hears this node* while what it acknowledges was sent so lately that it cannot take over yet: by its own clock it judges this
 //! node no sooner than the detection time after that heartbeat was sent. One pulse before, this node takes itself for unheard, so that it
 //! has closed everything when the peer may open. Of a peer that says nothing at all that cannot be said; it counts by its silence.
+//! What follows from how a peer sounds is a table, [`step::judge`].
 
 use std::time::Duration;
 
 use crate::id::{Incarnation, NodeId, NodeSet};
 use crate::membership::Refusal;
 use crate::membership::link::Link;
+use crate::membership::step::{self, Judgement, Sign, Standing};
 use crate::wire::heartbeat::{Hearsay, Heartbeat};
 
 /// The times by which peers are judged.
@@ -68,7 +70,7 @@ pub struct Peer {
     /// Whatever its silence, it is not judged by it before.
     reprieve: Option<Duration>,
     since: Duration,
-    alive: bool,
+    standing: Standing,
     was_alive_as: Option<Incarnation>,
     hears: NodeSet,
     /// When this node sent the newest of its heartbeats that the peer acknowledges.
@@ -92,7 +94,7 @@ impl Peer {
             heard_at: None,
             reprieve: None,
             since: now,
-            alive: false,
+            standing: Standing::Down,
             was_alive_as: None,
             hears: NodeSet::EMPTY,
             acked_at: None,
@@ -126,7 +128,9 @@ impl Peer {
         if heartbeat.incarnation > self.incarnation {
             self.incarnation = heartbeat.incarnation;
             self.lans.iter_mut().flatten().for_each(Link::restart);
-            self.alive = false;
+            if step::judge(self.standing, Sign::Restarted) == Judgement::Forget {
+                self.standing = Standing::Down;
+            }
             self.has_heard_us = false;
         }
         let newest = self.last_seq() < heartbeat.seq;
@@ -177,7 +181,7 @@ impl Peer {
 
     /// True if something of this cluster was heard within the detection time and the peer has not said goodbye.
     pub fn is_heard(&self, now: Duration, detection_time: Duration) -> bool {
-        self.same_cluster && !self.leaving && self.silent_at(detection_time).is_some_and(|at| now < at)
+        self.state(now, detection_time) != PeerState::Down
     }
 
     /// True if the peer may still count on this node: the newest that it acknowledges was sent so lately that it has not judged it silent yet,
@@ -189,7 +193,8 @@ impl Peer {
 
     /// When the judgement changes if nothing more is heard.
     pub fn judged_at(&self, timing: Timing) -> Option<Duration> {
-        let silent = self.silent_at(timing.detection_time).filter(|_| self.alive);
+        let silent = self.silent_at(timing.detection_time);
+        let silent = silent.filter(|_| self.standing == Standing::Alive);
         let unheard = self.acked_at.zip(self.heard_at).filter(|_| self.hears_us);
         let unheard = unheard
             .map(|(acked, heard)| (acked + timing.lease(), heard + timing.interval))
@@ -201,7 +206,7 @@ impl Peer {
     /// A pulse before the soonest moment at which the peer can take over if it has heard nothing of this node since what it acknowledges.
     /// `None` of one that is down, or of which heartbeats are missing: that one is judged by its silence, as long as this node runs.
     pub fn lease_until(&self, now: Duration, timing: Timing) -> Option<Duration> {
-        let speaks = self.alive && self.heard_at.is_some_and(|at| now < at + timing.late());
+        let speaks = self.standing == Standing::Alive && self.heard_at.is_some_and(|at| now < at + timing.late());
         self.acked_at.filter(|_| speaks).map(|at| at + timing.lease())
     }
 
@@ -221,18 +226,26 @@ impl Peer {
         (at > now).then_some(at)
     }
 
+    /// How it sounds now. That it has restarted is seen when it speaks, in [`Self::handle_heartbeat`].
+    pub(super) fn sign(&self, now: Duration, detection_time: Duration) -> Sign {
+        if !self.same_cluster {
+            Sign::OtherFile
+        } else if self.leaving {
+            Sign::Left
+        } else if self.silent_at(detection_time).is_none_or(|at| now >= at) {
+            Sign::Silent
+        } else if !self.hears_us {
+            Sign::Unheard
+        } else if self.heard_at.is_none_or(|at| now >= at + detection_time / 2) {
+            Sign::Late
+        } else {
+            Sign::Talks
+        }
+    }
+
     /// Judgement now.
     pub fn state(&self, now: Duration, detection_time: Duration) -> PeerState {
-        match self.heard_at {
-            Some(at) if self.is_heard(now, detection_time) => {
-                if self.hears_us && now < at + detection_time / 2 {
-                    PeerState::Alive
-                } else {
-                    PeerState::Suspect
-                }
-            }
-            _ => PeerState::Down,
-        }
+        self.sign(now, detection_time).state()
     }
 
     /// When the peer was last heard, if it has fallen silent without a goodbye.
@@ -250,22 +263,25 @@ impl Peer {
             (Some(acked), Some(spoken)) => spoken < acked + timing.lease(),
             _ => false,
         };
-        let alive = self.is_heard(now, detection_time) && self.hears_us;
-        if alive == self.alive {
-            return None;
-        }
-        self.alive = alive;
-        self.since = now;
-        if alive {
-            let restarted = self
-                .was_alive_as
-                .replace(self.incarnation)
-                .is_some_and(|i| i != self.incarnation);
-            Some(Change::Alive { restarted })
-        } else {
-            Some(Change::Down {
-                why: self.why(now, detection_time),
-            })
+        match step::judge(self.standing, self.sign(now, detection_time)) {
+            Judgement::TellAlive => {
+                self.standing = Standing::Alive;
+                self.since = now;
+                let restarted = self
+                    .was_alive_as
+                    .replace(self.incarnation)
+                    .is_some_and(|i| i != self.incarnation);
+                Some(Change::Alive { restarted })
+            }
+            Judgement::TellDown => {
+                self.standing = Standing::Down;
+                self.since = now;
+                Some(Change::Down {
+                    why: self.why(now, detection_time),
+                })
+            }
+            // Who has restarted is forgotten in `handle_heartbeat`.
+            Judgement::Forget | Judgement::Rest => None,
         }
     }
 
@@ -300,21 +316,32 @@ impl Peer {
 
     /// Why the peer is not alive; empty if it is.
     pub fn why(&self, now: Duration, detection_time: Duration) -> String {
-        match self.heard_at {
-            None => "never heard".to_owned(),
-            Some(_) if !self.same_cluster => "its cluster.xml differs".to_owned(),
-            Some(_) if self.leaving => "it has left".to_owned(),
-            Some(at) if now >= at + detection_time => format!("no heartbeat for {} ms", (now - at).as_millis()),
-            Some(_) if !self.hears_us => {
-                "it does not hear this node; is the heartbeats' UDP port blocked there?".to_owned()
+        let Some(at) = self.heard_at else {
+            return "never heard".to_owned();
+        };
+        // One that is put off may have been silent for as long without the sign of it.
+        let silent = now >= at + detection_time;
+        match self.sign(now, detection_time) {
+            Sign::OtherFile => "its cluster.xml differs".to_owned(),
+            Sign::Left => "it has left".to_owned(),
+            Sign::Silent | Sign::Unheard | Sign::Late if silent => {
+                format!("no heartbeat for {} ms", (now - at).as_millis())
             }
-            Some(_) => String::new(),
+            Sign::Unheard => "it does not hear this node; is the heartbeats' UDP port blocked there?".to_owned(),
+            Sign::Restarted | Sign::Silent | Sign::Late | Sign::Talks => String::new(),
         }
     }
 
     /// Since when the judgement stands.
     pub fn since(&self) -> Duration {
         self.since
+    }
+
+    /// What it says of itself and its ears: its start number, whom it hears, whom it leaves out, and whether it is joining, has stepped out, has left, and
+    /// is of the same cluster.
+    pub fn flags(&self) -> (Incarnation, NodeSet, NodeSet, [bool; 4]) {
+        let words = [self.joining, self.fenced, self.leaving, self.same_cluster];
+        (self.incarnation, self.hears, self.excludes, words)
     }
 
     /// When it was last heard.

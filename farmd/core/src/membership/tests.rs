@@ -2,6 +2,8 @@ use super::*;
 use crate::config::cluster;
 use crate::id::Incarnation;
 
+mod steps;
+
 /// Stands for the newest heartbeat of node 0.
 const NEWEST: Ack = Ack::of(0xff_ffff);
 

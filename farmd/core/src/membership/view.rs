@@ -389,6 +389,28 @@ mod tests {
     }
 
     #[test]
+    fn a_joining_node_is_never_left_out() {
+        let ways: Vec<(usize, usize)> = (0..4)
+            .flat_map(|a| (0..4).map(move |b| (a, b)))
+            .filter(|(a, b)| a != b)
+            .collect();
+        let mut alone = 0;
+        for pattern in 0..1_u32 << ways.len() {
+            let broken = ways.iter().enumerate().filter(|(i, _)| pattern & (1 << i) != 0);
+            let broken: Vec<(usize, usize)> = broken.map(|(_, way)| *way).collect();
+            let settled = ears(0, 4, &broken);
+            let joining = Ears {
+                joining: true,
+                ..settled.clone()
+            };
+            let view = agree(&joining).view;
+            assert!(view.is_some_and(|view| view.contains(n(0))), "{broken:?}");
+            alone += u32::from(view == Some(set(&[0])) && agree(&settled).view.is_none());
+        }
+        assert!(alone > 0, "some of these nodes would step out if they had joined");
+    }
+
+    #[test]
     fn a_joining_node_disturbs_nobody() {
         let mut ears = ears(0, 3, &[]);
         for (node, row) in &mut ears.heard {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::id::{NodeId, NodeSet};
 use crate::membership::Peer;
+use crate::membership::step::Sign;
 
 /// What is wrong with a node, as this node sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,12 +76,12 @@ pub fn testimony(
         };
         note(*who, talks);
     }
-    let cause = match about {
-        Some(p) if !p.same_cluster() => Cause::OtherCluster,
-        Some(p) if p.leaving() => Cause::Left,
-        Some(_) if !heard => Cause::Silent,
-        Some(p) if !p.hears_us() => Cause::Deaf,
-        Some(_) | None => Cause::LeftOut,
+    let cause = match about.map(|p| p.sign(now, detection_time)) {
+        Some(Sign::OtherFile) => Cause::OtherCluster,
+        Some(Sign::Left) => Cause::Left,
+        Some(Sign::Silent) => Cause::Silent,
+        Some(Sign::Unheard) => Cause::Deaf,
+        Some(Sign::Restarted | Sign::Late | Sign::Talks) | None => Cause::LeftOut,
     };
     let since = |at: Duration| now.saturating_sub(at);
     let lans = about.into_iter().flat_map(Peer::links);

@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use farm_core::api::history::{Departure, DepartureCause, Happening, HistoryEntry, MapCause, Move};
+use farm_core::api::history::{Departure, Happening, HistoryEntry, MapCause, Move};
 use farm_core::handover::{self, Moves};
 use farm_core::id::{Bucket, Epoch, ModuleName, NodeId, NodeSet};
-use farm_core::membership::{self, Cause, Testimony};
+use farm_core::membership::{self, Cause};
 
 use super::Node;
+use super::departure::{Departures, Holdings};
 use super::origin::Origins;
 use super::share::lasting;
 use crate::history::History;
@@ -35,6 +36,10 @@ pub(super) struct Chronicle {
     /// What this node has closed last, and for which map.
     released: BTreeMap<GroupKey, (Epoch, u32)>,
     fenced_at: Option<Duration>,
+    /// Since when the view is what it is.
+    view_since: Duration,
+    departures: Departures,
+    holdings: Holdings,
     /// Which entry has brought each bucket.
     origins: Origins,
 }
@@ -63,7 +68,8 @@ struct Agreed {
 }
 
 impl Chronicle {
-    pub(super) fn new(history: History) -> Self {
+    /// Of a farmd that starts at `now`.
+    pub(super) fn new(history: History, now: Duration) -> Self {
         Self {
             history,
             waiting: VecDeque::new(),
@@ -71,6 +77,9 @@ impl Chronicle {
             agreed: BTreeMap::new(),
             released: BTreeMap::new(),
             fenced_at: None,
+            view_since: now,
+            departures: Departures::default(),
+            holdings: Holdings::default(),
             origins: Origins::default(),
         }
     }
@@ -78,6 +87,11 @@ impl Chronicle {
     /// The entries on record.
     pub(super) fn history(&self) -> &History {
         &self.history
+    }
+
+    /// Who has how many buckets.
+    pub(super) fn holdings(&self) -> &Holdings {
+        &self.holdings
     }
 
     /// The entry that has brought a bucket to its owner, while it is in memory.
@@ -120,18 +134,8 @@ fn unix_us() -> u64 {
     since.map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-const fn cause_of(cause: Cause) -> DepartureCause {
-    match cause {
-        Cause::Silent => DepartureCause::Silent,
-        Cause::Left => DepartureCause::Left,
-        Cause::OtherCluster => DepartureCause::OtherCluster,
-        Cause::Deaf => DepartureCause::Deaf,
-        Cause::LeftOut => DepartureCause::LeftOut,
-    }
 }
 
 impl Node {
@@ -156,17 +160,14 @@ impl Node {
     /// Once a turn: entries that waited are completed by what the others say by then.
     pub(super) fn settle_history(&mut self) {
         let now = self.now();
-        let words: Vec<(usize, Happening)> = self
-            .chronicle
-            .waiting
-            .iter()
-            .enumerate()
-            .filter_map(|(i, (_, entry))| Some((i, self.completed(now, &entry.what)?)))
-            .collect();
-        for (i, what) in words {
-            if let Some((_, entry)) = self.chronicle.waiting.get_mut(i) {
-                entry.what = what;
+        self.chronicle.holdings.follow(&self.farm, &self.modules);
+        if !self.chronicle.waiting.is_empty() {
+            let mut departures = std::mem::take(&mut self.chronicle.departures);
+            self.hear_others_of(now, &mut departures);
+            for (_, entry) in &mut self.chronicle.waiting {
+                departures.complete(&mut entry.what);
             }
+            self.chronicle.departures = departures;
         }
         self.chronicle.settle(now);
     }
@@ -176,47 +177,24 @@ impl Node {
         self.chronicle.settle(Duration::MAX);
     }
 
-    /// `what` with those who by now do not talk with the nodes either. Who came back meanwhile has nothing to do with why it went.
-    fn completed(&self, now: Duration, what: &Happening) -> Option<Happening> {
-        let complete = |out: &Departure| -> Departure {
-            let Some(node) = self.cluster.node_by_name(&out.node) else {
-                return out.clone();
-            };
-            let word = self.farm.membership().testimony(now, node);
-            if cause_of(word.cause) != out.cause || word.observers.len() < out.observers.len() {
-                return out.clone();
-            }
-            Departure {
-                observers: self.name_list(word.observers),
-                talk_with_it: self.name_list(word.talk_with_it),
-                ..out.clone()
-            }
-        };
-        match what {
-            Happening::NodeDown(out) => Some(Happening::NodeDown(complete(out))),
-            Happening::ViewChanged { before, after, out } if !out.is_empty() => Some(Happening::ViewChanged {
-                before: before.clone(),
-                after: after.clone(),
-                out: out.iter().map(complete).collect(),
-            }),
-            _ => None,
-        }
-    }
-
     pub(super) fn record_membership(&mut self, event: &membership::Event) {
         let now = self.now();
         let mut until = now;
         let what = match event {
             membership::Event::PeerAlive { peer, restarted } => {
                 self.note_meeting();
+                let node = self.cluster.name(*peer).to_owned();
+                self.chronicle.departures.forget(&node);
                 Happening::NodeAlive {
-                    node: self.cluster.name(*peer).to_owned(),
+                    node,
                     restarted: *restarted,
                 }
             }
             membership::Event::PeerDown { testimony, .. } => {
                 until += self.cluster.heartbeat_interval * WORD_OF_OTHERS;
-                Happening::NodeDown(self.departure(testimony))
+                let out = self.departure(testimony);
+                self.chronicle.departures.note(&out);
+                Happening::NodeDown(out)
             }
             membership::Event::ViewChanged { old, new, out } => {
                 if new.iter().any(|n| !old.contains(n)) {
@@ -225,10 +203,17 @@ impl Node {
                 if !out.is_empty() {
                     until += self.cluster.heartbeat_interval * WORD_OF_OTHERS;
                 }
+                for node in new.iter().filter(|n| !old.contains(*n)) {
+                    self.chronicle.departures.forget(self.cluster.name(node));
+                }
+                let out: Vec<Departure> = out.iter().map(|t| self.departure(t)).collect();
+                out.iter().for_each(|out| self.chronicle.departures.note(out));
+                let since = std::mem::replace(&mut self.chronicle.view_since, now);
                 Happening::ViewChanged {
                     before: self.name_list(*old),
                     after: self.name_list(*new),
-                    out: out.iter().map(|t| self.departure(t)).collect(),
+                    stood_ms: Some(millis(now.saturating_sub(since))),
+                    out,
                 }
             }
             membership::Event::Fenced(Some(why)) => {
@@ -286,6 +271,9 @@ impl Node {
                 }
             }
         };
+        if let handover::Event::Committed { counts, .. } | handover::Event::Adopted { counts, .. } = event {
+            self.chronicle.holdings.note(module, group, counts);
+        }
         let seq = self.chronicle.add(Some(module), what, now);
         let key = (module.clone(), group);
         match self.farm.map(module, group) {
@@ -402,9 +390,13 @@ impl Node {
             .iter()
             .filter(|(n, w)| **w > 0 && !proposal.view.contains(**n))
         {
+            let noted = self.chronicle.departures.of(self.cluster.name(*node)).cloned();
+            let out = noted.unwrap_or_else(|| self.departure(&self.farm.membership().testimony(now, *node)));
             causes.push(MapCause::NodeOut {
-                node: name(*node),
-                why: cause_of(self.farm.membership().testimony(now, *node).cause),
+                node: out.node,
+                why: out.cause,
+                observers: out.observers,
+                silent_ms: out.silent_ms,
             });
         }
         for (node, (weight, why)) in &proposal.weights {
@@ -502,22 +494,7 @@ impl Node {
         }
     }
 
-    fn departure(&self, testimony: &Testimony) -> Departure {
-        let lan_name = |lan: usize| self.cluster.lans.get(lan).map_or_else(String::new, |l| l.name.clone());
-        let lans = testimony.lans.iter();
-        Departure {
-            node: self.cluster.name(testimony.node).to_owned(),
-            cause: cause_of(testimony.cause),
-            observers: self.name_list(testimony.observers),
-            talk_with_it: self.name_list(testimony.talk_with_it),
-            silent_ms: testimony.silent.map(millis),
-            silent_ms_by_lan: lans
-                .filter_map(|(lan, silent)| Some((lan_name(*lan), millis((*silent)?))))
-                .collect(),
-        }
-    }
-
-    fn name_list(&self, set: NodeSet) -> Vec<String> {
+    pub(super) fn name_list(&self, set: NodeSet) -> Vec<String> {
         set.iter().map(|n| self.cluster.name(n).to_owned()).collect()
     }
 
@@ -550,7 +527,7 @@ mod tests {
         let var = Scratch::new("chronicle");
         let journal = Journal::start(var.path()).unwrap();
         let (history, _) = History::load(var.path(), journal);
-        let mut chronicle = Chronicle::new(history);
+        let mut chronicle = Chronicle::new(history, Duration::ZERO);
         let ms = Duration::from_millis;
         let stopped = |by: &str| Happening::Stopped {
             by: by.to_owned(),
