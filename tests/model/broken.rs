@@ -9,6 +9,7 @@ use farm_core::balance::assign::BucketMap;
 use farm_core::config::PartitionPolicy;
 use farm_core::farm::Farm;
 use farm_core::id::{BUCKETS, Epoch, NodeId};
+use farm_core::membership::OPEN_PULSES;
 use farm_core::wire::heartbeat::{Ack, BucketSet, Heartbeat};
 
 use crate::node::{CONFIGURATION, Fixed};
@@ -102,9 +103,9 @@ pub fn digest(broken: Option<Broken>, node: NodeId, fixed: &Fixed) -> u64 {
     }
 }
 
-/// How long a node that starts only says that it is joining: its join time.
+/// How long a node that starts only says that it is joining: its join time, and the pulses after it in which it takes nothing either.
 pub fn feigned_joining(broken: Option<Broken>, fixed: &Fixed) -> Option<Duration> {
-    (broken == Some(Broken::SharesWhileJoining)).then(|| fixed.detection() + fixed.pulse())
+    (broken == Some(Broken::SharesWhileJoining)).then(|| fixed.detection() + fixed.pulse() * (1 + OPEN_PULSES))
 }
 
 /// What a data plane makes of a plan.

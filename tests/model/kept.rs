@@ -190,7 +190,13 @@ fn of_a_divided_farm_those_serve_that_the_witness_answers() {
 #[test]
 fn two_faults_of_which_one_breaks_a_way() {
     all_hold(
-        &["nodes=2 faults=2 cut=2"],
+        &[
+            "nodes=2 faults=2 cut=2",
+            // A node that joins without hearing the other, which hears it.
+            "nodes=2 faults=2 cut=1 pause=1",
+            // Two that do not talk, while the third, by which they agree, stops.
+            "nodes=3 apart=1 faults=2 stop=2",
+        ],
         &[
             "nodes=3 faults=2 cut=2",
             "nodes=2 faults=2 cut=1 mend=1 pause=1",

@@ -255,6 +255,9 @@ impl Node {
         };
         let mut farm = Farm::new(&cluster, key, self.id, Incarnation(incarnation), begun);
         farm.set_module(begun, fixed.module.clone(), local);
+        if feigned.is_some() {
+            farm.handle_timeout(begun + fixed.detection() + fixed.pulse());
+        }
         self.farm = Some(farm);
     }
 

@@ -452,6 +452,7 @@ impl Farm {
                 membership::Event::PeerDown { .. }
                     | membership::Event::PeerAlive { .. }
                     | membership::Event::ViewChanged { .. }
+                    | membership::Event::Joined
             ) {
                 self.next_heartbeat = now;
             }
@@ -577,7 +578,7 @@ impl Farm {
                 ))
             });
             let peers: BTreeMap<NodeId, PeerGroup<'_>> = peers.collect();
-            let weight = if module.local.ready && closed == Closed::No && !membership.joining() {
+            let weight = if module.local.ready && closed == Closed::No && !membership.waits() {
                 module.local.weights[i]
             } else {
                 0

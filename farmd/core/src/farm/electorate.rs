@@ -66,7 +66,7 @@ impl Farm {
                 node: self.this,
                 digest: module.local.digest,
                 committed: module.groups.iter().map(Handover::committed).max().unwrap_or_default(),
-                able: !self.membership.joining() && !module.joining,
+                able: !self.membership.waits() && !module.joining,
             });
         }
         active.sort_by_key(|c| c.node);
@@ -75,21 +75,8 @@ impl Farm {
             .iter()
             .find(|c| Some(c.committed) == newest)
             .map(|c| (c.node, c.digest));
-        // Of members that are not heard here, what was heard last, and what others say.
-        let told = reports()
-            .filter_map(|(_, modules)| modules.iter().find(|r| r.name == *name))
-            .fold(0, |bits, report| bits | report.runs.bits());
-        let remembered: NodeSet = self.macs(name).map(|(node, _)| node).collect();
-        // While nobody tells who runs it, because the broken way counts against a node that is joining, every member may run it.
-        let may_run = if told == 0 {
-            view.bits()
-        } else {
-            told | remembered.bits()
-        };
-        let unheard = NodeSet::from_bits(may_run & view.bits());
-        let unheard = unheard
-            .iter()
-            .filter(|n| *n != self.this && !self.reports.contains_key(n));
+        let unheard = self.may_run(name, view).iter();
+        let unheard = unheard.filter(|n| *n != self.this && !self.reports.contains_key(n));
         let unheard: NodeSet = unheard.collect();
         let runs: NodeSet = active.iter().map(|c| c.node).chain(unheard.iter()).collect();
         // Who talks with all has seen more than this node.
@@ -121,6 +108,27 @@ impl Farm {
             runs,
             unheard: members.bits() & unheard.bits() != 0,
         }
+    }
+
+    /// Members that run `module`, or may do so, as far as the others tell. Of one that is not heard here those know that hear it; where they do not say, what
+    /// was heard of it last counts too: its module may have stopped since.
+    fn may_run(&self, module: &ModuleName, view: NodeSet) -> NodeSet {
+        let reports = self.reports.iter().filter(|(peer, _)| view.contains(**peer));
+        let words = reports.filter_map(|(peer, modules)| {
+            let report = modules.iter().find(|r| r.name == *module)?;
+            Some((self.membership.peer(*peer)?.hears(), report.runs))
+        });
+        let (mut told, mut known) = (0, 0);
+        for (hears, runs) in words {
+            told |= runs.bits();
+            known |= hears.bits();
+        }
+        // While nobody tells who runs it, because the broken way counts against a node that is joining, every member may run it.
+        if told == 0 {
+            return view;
+        }
+        let remembered: NodeSet = self.macs(module).map(|(node, _)| node).collect();
+        NodeSet::from_bits((told | remembered.bits() & !known) & view.bits())
     }
 
     /// Why this node must not serve `module` although it could: its part of the farm is not the one that serves, or nobody stands between it

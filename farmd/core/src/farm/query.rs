@@ -37,7 +37,7 @@ impl Farm {
     }
 
     /// True once buckets this node gave up are open elsewhere, or nobody is there to open them: the committed
-    /// map gives it nothing, nor does one that is under way.
+    /// map gives it nothing, nor does one that is under way, and none is under way that this node has proposed.
     pub fn is_handed_over(&self, module: &ModuleName) -> bool {
         let groups = self.modules.get(module).map_or(0, |m| m.groups.len());
         (0..groups).all(|group| self.is_group_handed_over(module, group))
@@ -50,7 +50,8 @@ impl Farm {
                 let owners = g.map().owners();
                 !owners.contains(self.this) && self.have_committed(module, group, g.committed(), owners)
             };
-            g.is_released() && !g.is_to_gain() && g.has_left() && (g.committed() == Epoch::default() || given_up())
+            let waits = g.is_to_gain() || g.is_proposing();
+            g.is_released() && !waits && g.has_left() && (g.committed() == Epoch::default() || given_up())
         })
     }
 
@@ -76,7 +77,7 @@ impl Farm {
             return true;
         };
         let out = self.membership.fenced().is_some() || local.kept_out.is_some() || local.withheld.is_some();
-        if out || self.membership.joining() || local.joining {
+        if out || self.membership.waits() || local.joining {
             return false;
         }
         let view = self.membership.view();

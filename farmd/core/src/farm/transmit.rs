@@ -200,7 +200,7 @@ impl Farm {
         let reports = self.modules.iter().map(|(name, module)| {
             let held_back = module.kept_out.as_ref().or(module.withheld.as_ref());
             let groups = module.groups.iter().enumerate().map(|(i, group)| {
-                let able = self.membership.fenced().is_none() && !self.membership.joining();
+                let able = self.membership.fenced().is_none() && !self.membership.waits();
                 let ready = module.local.ready && held_back.is_none() && able;
                 let weight = if ready { module.local.weights[i] } else { 0 };
                 group.report(weight, self.must_teach(name, i, group))

@@ -326,6 +326,12 @@ impl Handover {
         pending.is_some_and(|p| !self.has_open_all_of(&p.map))
     }
 
+    /// True while a proposal of this node waits for promises or has not been committed: nobody else would finish it.
+    pub fn is_proposing(&self) -> bool {
+        let pending = self.pending.as_ref();
+        pending.is_some_and(|p| p.weights.is_some() && p.epoch > self.committed)
+    }
+
     /// True if what this node has given up is open where it went, in the data plane there, and nobody gives it to this node any more.
     pub fn has_left(&self) -> bool {
         self.leaving.is_empty()

@@ -39,6 +39,10 @@ pub use why::{Cause, Testimony};
 /// How long a node that was told that it is deaf believes it. It is told again every second.
 const DEAF_TIME: Duration = Duration::from_secs(3);
 
+/// For so many pulses after its joining a node that lacks some takes nothing: one that hears it and is not heard by it serves until it is told that the
+/// missing ears count from now on.
+pub const OPEN_PULSES: u32 = 2;
+
 /// Why a heartbeat was not used; one counter each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Refusal {
@@ -109,6 +113,9 @@ pub struct Membership {
     join_time: Duration,
     join_until: Duration,
     joining: bool,
+    /// It has joined, and takes nothing before `open_at` unless all nodes are in the view; see [`OPEN_PULSES`].
+    waiting: bool,
+    open_at: Duration,
     peers: BTreeMap<NodeId, Peer>,
     view: NodeSet,
     excluded: NodeSet,
@@ -153,6 +160,8 @@ impl Membership {
             join_time: config.detection_time() + config.heartbeat_interval,
             join_until: now + config.detection_time() + config.heartbeat_interval,
             joining: true,
+            waiting: false,
+            open_at: now,
             peers,
             view: [this].into_iter().collect(),
             excluded: NodeSet::EMPTY,
@@ -249,6 +258,7 @@ impl Membership {
         let told = self.fenced.is_some() && self.deaf_until > Duration::ZERO;
         peers
             .chain(self.joining.then_some(self.join_until))
+            .chain(self.waiting.then_some(self.open_at))
             .chain(told.then_some(self.deaf_until))
             .min()
     }
@@ -283,7 +293,7 @@ impl Membership {
 
     /// True if all nodes that are known talk with each other, and there is nothing to tell.
     pub fn is_at_rest(&self) -> bool {
-        self.events.is_empty() && !self.divided && self.phase() == Phase::Member
+        self.events.is_empty() && !self.divided && !self.waiting && self.phase() == Phase::Member
     }
 
     /// The members of the view, this node among them unless it is fenced.
@@ -304,6 +314,11 @@ impl Membership {
     /// True until a little more than one detection time after the start, or after a pause.
     pub fn joining(&self) -> bool {
         self.joining
+    }
+
+    /// True if this node takes no share yet: it is joining, or has told the others too lately that it no longer is.
+    pub fn waits(&self) -> bool {
+        self.joining || self.waiting
     }
 
     /// How long a node that starts is joining.
@@ -419,6 +434,7 @@ impl Membership {
         }
         let cue = self.cue(now);
         self.take(now, cue);
+        self.waiting = !self.joining && now < self.open_at && self.view.len() <= self.peers.len();
     }
 
     fn judge_peers(&mut self, now: Duration) {
@@ -458,6 +474,7 @@ impl Membership {
             }
             (Step::Finish, _) => {
                 self.joining = false;
+                self.open_at = now + self.timing.interval * OPEN_PULSES;
                 self.events.push_back(Event::Joined);
             }
             (Step::StepOut, cue) => {

@@ -179,7 +179,7 @@ impl Node {
         if !why.is_empty() || (state, quality) != (ModuleState::Up, Quality::Ready) {
             return why;
         }
-        if self.farm.membership().joining() {
+        if self.farm.membership().waits() {
             return "joining: listening for the others".to_owned();
         }
         let module = self.modules.get(name);
