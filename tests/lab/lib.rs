@@ -17,6 +17,7 @@ pub mod client;
 pub mod config;
 pub mod control;
 pub mod crowd;
+mod folders;
 pub mod hold;
 pub mod http;
 pub mod module;
@@ -39,7 +40,6 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -48,10 +48,14 @@ use farm_core::id::BUCKETS;
 
 pub use client::Client;
 pub use config::{Group, LabConfig, Mode, VIP, VIP2, VIP6, Vip};
+pub use folders::{binaries, clean_up};
 pub use module::ModuleText;
 pub use node::Node;
 pub use process::wait_until;
 pub use space::Space;
+
+pub(crate) use folders::lab_program;
+use folders::{FolderGuard, working_folder};
 
 use config::{
     FAR_ROUTER, ROUTER, client_addrs, far_addrs, far_ipv6_of, ipv6_of, more_client_addrs, node_addr, node_name,
@@ -525,81 +529,4 @@ pub fn add_host(lab: &Lab, name: &str, port: &str, addr: std::net::Ipv4Addr) -> 
 fn plug(switch: &Space, bridge: &str, port: &str, space: &Space, link: &str) -> Result<()> {
     connect(switch, port, space, link)?;
     switch.ip(&[format!("link set {port} master {bridge}")])
-}
-
-/// Where `farmd` and `farm` are: `FARM_BIN`, or beside this executable or in the folder above it.
-pub fn binaries() -> Result<PathBuf> {
-    let mut tried = Vec::new();
-    if let Some(path) = std::env::var_os("FARM_BIN") {
-        tried.push(PathBuf::from(path));
-    } else {
-        let exe = std::env::current_exe().context("cannot find this executable")?;
-        tried.extend(exe.ancestors().skip(1).take(2).map(Path::to_path_buf));
-    }
-    let found = tried
-        .iter()
-        .find(|dir| dir.join("farmd").is_file() && dir.join("farm").is_file());
-    found.cloned().with_context(|| {
-        let shown: Vec<String> = tried.iter().map(|dir| dir.display().to_string()).collect();
-        format!(
-            "no farmd and farm in {}: build them (cargo build --release) or set FARM_BIN",
-            shown.join(" or ")
-        )
-    })
-}
-
-/// The program whose hidden commands run in the lab's namespaces.
-pub(crate) fn lab_program() -> Result<PathBuf> {
-    let program = binaries()?.join("farm-lab");
-    if !program.is_file() {
-        bail!("{} is missing: cargo build --release --bins", program.display());
-    }
-    Ok(program)
-}
-
-/// Removes the folders of this process's labs; for a process that ends without dropping them.
-pub fn clean_up() {
-    remove_folders(|pid| pid == std::process::id());
-}
-
-/// Removes the folders of labs whose process number `ended` accepts.
-fn remove_folders(ended: impl Fn(u32) -> bool) {
-    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let owner = name
-            .to_str()
-            .and_then(|n| n.strip_prefix("farm-lab."))
-            .and_then(|n| n.split('.').next());
-        if owner.and_then(|pid| pid.parse().ok()).is_some_and(&ended) {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
-/// Removes a folder when dropped.
-struct FolderGuard(Option<PathBuf>);
-
-impl Drop for FolderGuard {
-    fn drop(&mut self) {
-        if let Some(base) = self.0.take() {
-            let _ = fs::remove_dir_all(base);
-        }
-    }
-}
-
-/// A new folder `farm-lab.PID.N`, short because socket paths are limited to 107 bytes. Folders of labs that were killed go away here.
-fn working_folder() -> Result<PathBuf> {
-    static NEXT: AtomicU32 = AtomicU32::new(1);
-    remove_folders(|pid| !Path::new("/proc").join(pid.to_string()).exists());
-    let parent = std::env::temp_dir();
-    let base = parent.join(format!(
-        "farm-lab.{}.{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    ));
-    fs::create_dir_all(&base).with_context(|| format!("cannot make {}", base.display()))?;
-    Ok(base)
 }

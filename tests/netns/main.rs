@@ -23,6 +23,7 @@ mod policy;
 mod refusals;
 mod reload;
 mod replay;
+mod rolling;
 mod serving;
 mod signals;
 mod tools;
