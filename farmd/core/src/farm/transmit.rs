@@ -215,7 +215,7 @@ impl Farm {
                 digest: module.local.digest,
                 state: module.local.state,
                 quality: module.local.quality,
-                joining: module.joining,
+                joining: module.joining || self.membership.waits(),
                 withheld: module.withheld.is_some(),
                 runs: electorate.runs,
                 leaves_out: electorate.leaves_out,

@@ -191,7 +191,7 @@ fn some_patterns_of_broken_ways_between_five() {
     };
     run_all(
         "farm::tests::partitions::some_patterns_of_broken_ways_between_five",
-        if cfg!(debug_assertions) { 20 } else { 1000 },
+        1000,
         true,
         run,
     );
