@@ -1,7 +1,7 @@
 //! Notices when the machine itself stands still: what clients waited for in that time says nothing about the farm.
 //!
 //! Owns one thread per processor, from the first [`watch`] to the end of the process. Each runs before everything else there and looks how late it
-//! wakes. A virtual machine that its host does not run is late on all of them; a busy one on none.
+//! wakes. A virtual machine that its host does not run is late on one of them or on all; a busy one on none.
 
 use std::sync::{Mutex, Once, PoisonError};
 use std::thread;

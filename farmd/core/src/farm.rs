@@ -95,6 +95,8 @@ pub struct Transmit {
     /// These nodes are not heard: the datagram goes where no address resolution is needed, as the kernel may be waiting for one. Everybody on
     /// the lan may get it; it is no copy of another.
     pub broadcast: bool,
+    /// Heartbeats to or from these nodes have gone missing: the datagram goes to each of them by itself.
+    pub nudge: bool,
     /// The sealed datagram.
     pub payload: Vec<u8>,
 }
@@ -198,6 +200,8 @@ pub struct Farm {
     paused: bool,
     /// The last turn found nothing to do, and nothing is under way: a heartbeat without news calls for none.
     at_rest: bool,
+    /// Its shares could not be taken at the last turn; see [`Membership::waits`].
+    waited: bool,
     turns: u64,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -243,6 +247,7 @@ impl Farm {
             plan_version: 0,
             paused: false,
             at_rest: false,
+            waited: true,
             turns: 0,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -275,7 +280,7 @@ impl Farm {
             && heartbeat.hearsay.is_empty()
             && (!newest || self.reports.get(&heartbeat.sender) == Some(&heartbeat.modules));
         // Nearly all heartbeats are so. What only time changes is looked at with each of this node's own, and when the membership asks for it.
-        if nothing_new && self.at_rest && self.membership.is_at_rest() {
+        if nothing_new && self.at_rest && self.membership.is_at_rest() && now < self.next_heartbeat {
             self.transmit(now);
             return Ok(());
         }

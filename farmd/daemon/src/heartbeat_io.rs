@@ -20,8 +20,11 @@ use farm_core::id::{NodeId, NodeSet};
 const MOST_BY_UNICAST: usize = 16;
 
 /// With `cast="auto"` a node of which no broadcast came in for so many pulses is sent to by itself too: what does not pass one way, on a lan of
-/// several subnets or through a switch that drops broadcasts, does not pass the other way.
+/// several subnets or through a switch that drops broadcasts, mostly does not pass the other way.
 const BROADCAST_PULSES: u32 = 3;
+
+/// And so is one to or from which heartbeats have gone missing, for so many pulses: broadcasts may pass one way only.
+const NUDGED_PULSES: u32 = 20;
 
 /// Sockets and addresses of one lan.
 #[derive(Debug)]
@@ -42,6 +45,9 @@ struct LanIo {
     /// When a broadcast of each peer came in last, and for how long that counts.
     broadcasts: BTreeMap<IpAddr, Instant>,
     memory: Duration,
+    /// Until when each peer is sent to by itself.
+    nudged: BTreeMap<IpAddr, Instant>,
+    nudge_memory: Duration,
 }
 
 /// What became of one [`Transmit`].
@@ -137,6 +143,8 @@ impl HeartbeatIo {
                 by_broadcast,
                 broadcasts: BTreeMap::new(),
                 memory: cluster.heartbeat_interval * BROADCAST_PULSES,
+                nudged: BTreeMap::new(),
+                nudge_memory: cluster.heartbeat_interval * NUDGED_PULSES,
             });
         }
         Ok(Self {
@@ -194,29 +202,43 @@ impl HeartbeatIo {
 
     /// Sends a heartbeat: by one broadcast if it is for everybody and the lan is spoken to so, and to each node that this does not reach. One that seeks
     /// nodes goes by broadcast alone; it is left out where there is no broadcast address, and where every heartbeat is broadcast anyway.
-    pub fn send(&self, transmit: &Transmit) -> Sent {
+    pub fn send(&mut self, transmit: &Transmit) -> Sent {
         let mut sent = Sent::default();
-        let Some(lan) = self.lans.iter().find(|lan| lan.lan == transmit.lan) else {
+        let port = self.port;
+        let Some(lan) = self.lans.iter_mut().find(|lan| lan.lan == transmit.lan) else {
             return sent;
         };
+        let now = Instant::now();
+        let lan = if transmit.nudge && lan.by_broadcast {
+            lan.note_nudged(transmit.to, now)
+        } else {
+            &*lan
+        };
         let mut send = |to: SocketAddr| match lan.socket.send_to(&transmit.payload, to) {
-            Ok(_) => sent.datagrams += 1,
+            Ok(_) => {
+                sent.datagrams += 1;
+                true
+            }
             Err(error) => {
                 sent.failed += 1;
                 tracing::debug!(%error, %to, "sending a heartbeat");
+                false
             }
         };
         let broadcast = lan.broadcast.as_ref().map(|(_, to)| *to);
         if transmit.broadcast {
-            broadcast.filter(|_| !lan.by_broadcast).into_iter().for_each(send);
+            if let Some(to) = broadcast.filter(|_| !lan.by_broadcast) {
+                send(to);
+            }
             return sent;
         }
-        let at_once = broadcast.filter(|_| lan.by_broadcast && transmit.to == lan.everybody);
-        at_once.into_iter().for_each(&mut send);
-        let now = Instant::now();
-        let peers = lan.peers.iter().filter(|(node, _)| transmit.to.contains(*node));
-        let single = peers.filter(|(_, addr)| at_once.is_none() || !lan.reaches_by_broadcast(*addr, now));
-        single.for_each(|(_, addr)| send(SocketAddr::new(*addr, self.port)));
+        let to_all = lan.by_broadcast && !transmit.nudge && transmit.to == lan.everybody;
+        let at_once = broadcast.filter(|_| to_all).is_some_and(&mut send);
+        for (_, addr) in lan.peers.iter().filter(|(node, _)| transmit.to.contains(*node)) {
+            if !(at_once && lan.reaches_by_broadcast(*addr, now)) {
+                send(SocketAddr::new(*addr, port));
+            }
+        }
         sent
     }
 }
@@ -230,10 +252,19 @@ impl LanIo {
         self.peers.iter().any(|(_, peer)| *peer == addr)
     }
 
+    /// Heartbeats to or from `nodes` have gone missing.
+    fn note_nudged(&mut self, nodes: NodeSet, now: Instant) -> &Self {
+        let until = now + self.nudge_memory;
+        let nudged = self.peers.iter().filter(|(node, _)| nodes.contains(*node));
+        self.nudged.extend(nudged.map(|(_, addr)| (*addr, until)));
+        self
+    }
+
     /// True if a broadcast needs no datagram to `peer` beside it.
     fn reaches_by_broadcast(&self, peer: IpAddr, now: Instant) -> bool {
         let lately = |at: &Instant| now.saturating_duration_since(*at) < self.memory;
-        self.cast == Cast::Broadcast || self.broadcasts.get(&peer).is_some_and(lately)
+        let nudged = self.nudged.get(&peer).is_some_and(|until| now < *until);
+        self.cast == Cast::Broadcast || (!nudged && self.broadcasts.get(&peer).is_some_and(lately))
     }
 }
 

@@ -285,7 +285,8 @@ fn canonical(config: &ClusterConfig) -> String {
     }
     for lan in &config.lans {
         let _ = writeln!(out, "lan {:?}", lan.name);
-        if lan.cast != Cast::default() {
+        // The others need not know whom a node speaks to one by one.
+        if lan.cast == Cast::Broadcast {
             let _ = writeln!(out, "cast {:?}", lan.cast);
         }
         let mut nodes = lan.nodes.clone();

@@ -116,12 +116,15 @@ impl Farm {
         let reports = self.reports.iter().filter(|(peer, _)| view.contains(**peer));
         let words = reports.filter_map(|(peer, modules)| {
             let report = modules.iter().find(|r| r.name == *module)?;
-            Some((self.membership.peer(*peer)?.hears(), report.runs))
+            let peer = self.membership.peer(*peer)?;
+            // Who tells nothing knows of no broken way.
+            let tells = report.runs != NodeSet::EMPTY;
+            tells.then(|| (peer.hears().bits() & !peer.excludes().bits(), report.runs.bits()))
         });
         let (mut told, mut known) = (0, 0);
         for (hears, runs) in words {
-            told |= runs.bits();
-            known |= hears.bits();
+            told |= runs;
+            known |= hears;
         }
         // While nobody tells who runs it, because the broken way counts against a node that is joining, every member may run it.
         if told == 0 {

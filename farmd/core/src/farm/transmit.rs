@@ -189,6 +189,7 @@ impl Farm {
                 lan,
                 to,
                 broadcast: matches!(receivers, To::Missing(_)),
+                nudge: matches!(receivers, To::Only(_)),
                 payload: heartbeat.emit(&self.key),
             });
         }

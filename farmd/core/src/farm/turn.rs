@@ -26,6 +26,9 @@ impl Farm {
             }
             self.events.push_back(Event::Membership(event));
         }
+        if std::mem::replace(&mut self.waited, self.membership.waits()) && !self.waited {
+            self.next_heartbeat = now;
+        }
         let heard = self.membership.heard(now);
         self.reports.retain(|peer, _| heard.contains(*peer));
         // Who has left to be back at once goes on to have its connections, and gets their frames.

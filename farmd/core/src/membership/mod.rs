@@ -434,7 +434,7 @@ impl Membership {
         }
         let cue = self.cue(now);
         self.take(now, cue);
-        self.waiting = !self.joining && now < self.open_at && self.view.len() <= self.peers.len();
+        self.waiting &= now < self.open_at && self.view.len() <= self.peers.len();
     }
 
     fn judge_peers(&mut self, now: Duration) {
@@ -468,12 +468,15 @@ impl Membership {
         match (step::next(self.phase(), cue), cue) {
             (Step::JoinAnew, _) => {
                 self.joining = true;
+                self.waiting = false;
                 self.join_until = now + self.join_time;
                 self.peers.values_mut().for_each(Peer::forget);
                 self.told = Told::default();
             }
             (Step::Finish, _) => {
                 self.joining = false;
+                // Until then, or until the view is whole: who has talked with all once need not wait.
+                self.waiting = true;
                 self.open_at = now + self.timing.interval * OPEN_PULSES;
                 self.events.push_back(Event::Joined);
             }
