@@ -8,9 +8,11 @@ ROOT=$PWD
 PATH=$PATH:$HOME/.cargo/bin:/usr/local/sbin:/usr/sbin:/sbin
 export PATH
 
-# say TEXT: one line of progress with the minutes and seconds since the start, apart from what programs print.
+# say TEXT: one line of progress with the minutes and seconds since the first of these scripts began, apart from what programs print.
+export FARM_SINCE=${FARM_SINCE:-$EPOCHSECONDS}
 say() {
-    printf '==> %d:%02d %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*" >&2
+    local seconds=$((EPOCHSECONDS - FARM_SINCE))
+    printf '==> %d:%02d %s\n' $((seconds / 60)) $((seconds % 60)) "$*" >&2
 }
 
 # die TEXT: the script cannot go on.
