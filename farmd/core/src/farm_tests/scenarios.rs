@@ -28,6 +28,23 @@ fn three_nodes_share_exactly_and_then_rest() {
     );
 }
 
+/// Each of the eight gets seven heartbeats a pulse, and draws conclusions with its own one.
+#[test]
+fn heartbeats_without_news_cause_no_turn() {
+    const PULSES: u32 = 40;
+    let mut sim = Sim::started(8, 1);
+    let turns = |sim: &Sim| -> Vec<u64> { (0..8).map(|node| sim.farm(node).turns()).collect() };
+    let before = turns(&sim);
+    sim.run(ms(50) * PULSES).unwrap();
+    for (before, after) in before.into_iter().zip(turns(&sim)) {
+        let turns = after - before;
+        assert!(
+            (u64::from(PULSES) - 2..=u64::from(PULSES) * 3 / 2).contains(&turns),
+            "{turns} in {PULSES} pulses"
+        );
+    }
+}
+
 #[test]
 fn a_crash_moves_only_the_buckets_of_the_dead_and_opens_them_unguarded() {
     for dead in 0..4 {
