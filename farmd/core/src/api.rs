@@ -248,6 +248,15 @@ pub struct HeartbeatStatus {
     pub bytes_per_s: u64,
     /// The thread that sends them has real-time priority.
     pub realtime: bool,
+    /// How many went more than half an interval late, since start.
+    #[serde(default)]
+    pub late: u64,
+    /// By how much one went late at most, microseconds.
+    #[serde(default)]
+    pub late_most_us: u64,
+    /// Longest time from one wait of that thread to the next, microseconds.
+    #[serde(default)]
+    pub turn_longest_us: u64,
 }
 
 /// How a peer is heard on one lan.

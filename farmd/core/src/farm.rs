@@ -338,6 +338,18 @@ impl Farm {
         self.turn(now);
     }
 
+    /// Nothing at all comes in by the interfaces that clients use; see [`Membership::handle_nothing_in`].
+    pub fn handle_nothing_in(&mut self, now: Duration) {
+        self.membership.handle_nothing_in(now);
+        self.turn(now);
+    }
+
+    /// Something comes in again; see [`Membership::handle_something_in`].
+    pub fn handle_something_in(&mut self, now: Duration) {
+        self.membership.handle_something_in(now);
+        self.turn(now);
+    }
+
     /// Another node says, by another way than a heartbeat, that this one is heard; see [`Membership::handle_told_deaf`].
     pub fn handle_told_deaf(&mut self, now: Duration) {
         self.membership.handle_told_deaf(now);

@@ -10,6 +10,8 @@ mod continuity;
 mod cost;
 #[path = "farm_tests/divided.rs"]
 mod divided;
+#[path = "farm_tests/ears.rs"]
+mod ears;
 #[path = "farm_tests/faults.rs"]
 mod faults;
 #[path = "farm_tests/network.rs"]

@@ -195,8 +195,12 @@ impl Host {
 
     /// Makes the host carry the VIPs of a module. All or nothing: what was done before a failure is undone.
     pub async fn set_up(&mut self, module: &ModuleName, config: &VipConfig) -> Result<Vec<HostVip>, String> {
+        if config.plane == PlaneChoice::Bpf {
+            // What another module has just attached, or a stop has just detached, counts.
+            _ = self.plane.caught_up().await;
+        }
         let placed = self.place(module, config)?;
-        match self.try_set_up(&placed).await {
+        match self.try_set_up(&placed, config.plane).await {
             Ok(()) => Ok(placed
                 .iter()
                 .flat_map(|p| {
@@ -265,13 +269,7 @@ impl Host {
     /// Finds the interface of each VIP and refuses what cannot work, before anything is touched.
     fn place(&self, module: &ModuleName, config: &VipConfig) -> Result<Vec<Placed>, String> {
         let standing = self.plane.standing();
-        let in_kernel = |problem: Option<&String>| match problem {
-            Some(problem) if config.plane == PlaneChoice::Bpf => Err(format!(
-                "<vip dataplane=\"bpf\"> cannot be had here: {problem}; `auto` serves in user space"
-            )),
-            _ => Ok(()),
-        };
-        in_kernel(standing.problem.as_ref())?;
+        may_serve(config.plane, standing.problem.as_ref())?;
         let all = interface::interfaces();
         let mut placed = Vec::new();
         for wanted in &config.interfaces {
@@ -293,7 +291,7 @@ impl Host {
                         })?
                 }
             };
-            in_kernel(standing.captured.get(&found.name))?;
+            may_serve(config.plane, standing.captured.get(&found.name))?;
             if !found.up {
                 return Err(format!("interface {} is down", found.name));
             }
@@ -351,7 +349,7 @@ impl Host {
         Ok(placed)
     }
 
-    async fn try_set_up(&mut self, placed: &[Placed]) -> Result<(), String> {
+    async fn try_set_up(&mut self, placed: &[Placed], choice: PlaneChoice) -> Result<(), String> {
         let device = match &self.device {
             Some(device) => device.index,
             None => self.create_device().await?,
@@ -362,6 +360,10 @@ impl Host {
             self.placed.push(one.clone());
             if !attached {
                 self.open_interface(&one.interface)?;
+            }
+            if choice == PlaneChoice::Bpf {
+                _ = self.plane.caught_up().await;
+                may_serve(choice, self.plane.standing().captured.get(&one.interface.name))?;
             }
             if one.addrs.iter().any(IpAddr::is_ipv4) {
                 self.quiet_arp(&one.interface.name)?;
@@ -511,6 +513,16 @@ impl Host {
         nft::install(&table, &interface.name, &vips, true).map_err(|error| {
             format!("nf_tables table netdev {table} (the kernel must leave the VIP's frames to farmd): {error}")
         })
+    }
+}
+
+/// Refuses a module that wants its frames to be judged in the kernel where `problem` is in the way.
+fn may_serve(choice: PlaneChoice, problem: Option<&String>) -> Result<(), String> {
+    match problem {
+        Some(problem) if choice == PlaneChoice::Bpf => Err(format!(
+            "<vip dataplane=\"bpf\"> cannot be had here: {problem}; `auto` serves in user space"
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -10,8 +10,10 @@ mod deaf;
 mod departure;
 mod heartbeats;
 mod history;
+mod inlet;
 mod module;
 mod origin;
+mod pace;
 mod publish;
 mod rate;
 mod reload;
@@ -157,6 +159,7 @@ pub struct Node {
     warnings: Vec<String>,
     realtime: bool,
     deaf: deaf::Deaf,
+    inlet: inlet::Inlet,
     published: Published,
     desk: ShareDesk,
     refused: BTreeMap<&'static str, u64>,
@@ -168,6 +171,7 @@ pub struct Node {
     send_failed: u64,
     received: u64,
     pauses: u64,
+    pace: pace::Pace,
     last_turn: Duration,
     /// Turns of the farm that this node has drawn its own conclusions from.
     turns: u64,
@@ -191,6 +195,7 @@ impl Node {
         let now = parts.start.elapsed();
         let farm = Farm::new(&parts.cluster, parts.key.clone(), parts.this, parts.incarnation, now);
         let lease_time = parts.cluster.detection_time() - parts.cluster.heartbeat_interval;
+        let pace = pace::Pace::new(parts.cluster.heartbeat_interval);
         let mut node = Self {
             start: parts.start,
             published: Published::new(parts.this, parts.key.hash_seed()),
@@ -215,6 +220,7 @@ impl Node {
             desk: ShareDesk::new(parts.shares),
             realtime: false,
             deaf: deaf::Deaf::default(),
+            inlet: inlet::Inlet::default(),
             refused: BTreeMap::new(),
             strangers: BTreeMap::new(),
             sent: 0,
@@ -224,6 +230,7 @@ impl Node {
             send_failed: 0,
             received: 0,
             pauses: 0,
+            pace,
             last_turn: now,
             turns: 0,
             whole: false,
@@ -266,6 +273,7 @@ impl Node {
         while self.left.is_none() {
             let deadline = self.wait();
             self.notice_pause();
+            self.pace.wake(self.last_turn, deadline);
             self.receive(&mut buffer);
             let woken = self.wake.drain();
             if woken {
@@ -299,7 +307,7 @@ impl Node {
     }
 
     /// Waits for something to do; until when at most, if there is a limit.
-    fn wait(&self) -> Option<Duration> {
+    fn wait(&mut self) -> Option<Duration> {
         let mut fds = vec![self.wake.as_fd(), self.signals.as_fd()];
         fds.extend(self.heartbeats.fds());
         let machines = self
@@ -311,8 +319,11 @@ impl Node {
             .chain(self.share_timeout())
             .chain(self.reload_timeout())
             .chain([self.farm.poll_timeout()])
+            .chain(self.inlet_timeout())
             .min();
-        let timeout = deadline.map(|at| at.saturating_sub(self.now()));
+        let now = self.now();
+        self.pace.sleep(now);
+        let timeout = deadline.map(|at| at.saturating_sub(now));
         if let Err(error) = farm_sys::poll::wait_readable(&fds, timeout) {
             warn!(%error, "poll failed");
             std::thread::sleep(Duration::from_millis(1));
@@ -330,6 +341,7 @@ impl Node {
             return;
         }
         self.pauses += 1;
+        self.pace.excuse();
         self.unconfirmed_since = None;
         let text = format!(
             "This node did not run for {} ms; it has closed everything and joins again",
@@ -480,6 +492,7 @@ impl Node {
 
     fn handle_timeouts(&mut self) {
         let now = self.now();
+        self.watch_inlet(now);
         if self.farm.poll_timeout() <= now {
             self.farm.handle_timeout(now);
         }

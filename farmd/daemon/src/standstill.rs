@@ -1,4 +1,5 @@
-//! What a thread of this process that does not get on is doing, as the kernel tells: the cause for the log when farmd ends because of one.
+//! What a thread of this process that does not get on is doing, as the kernel tells: the cause for the log when farmd ends because of one, or a
+//! heartbeat goes late.
 //!
 //! Reads `/proc/self/task` (proc(5), and Documentation/scheduler/sched-stats of Linux for `schedstat`); changes nothing. Called by [`crate::node`].
 

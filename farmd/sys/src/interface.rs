@@ -126,17 +126,47 @@ pub fn dropped_on_send(name: &str) -> io::Result<u64> {
     dropped_in(&std::fs::read_to_string("/proc/thread-self/net/dev")?, name)
 }
 
-/// As `net/core/net-procfs.c` writes it: the name and a colon, eight numbers of what was received, then packets, bytes, errors, drops of what was sent.
+/// How many frames the interfaces with these numbers have received, all together; one that is not there has none.
+///
+/// # Errors
+/// Those of reading the kernel's list, and `InvalidData` if it is not as expected.
+pub fn received(indices: &[u32]) -> io::Result<u64> {
+    let list = std::fs::read_to_string("/proc/thread-self/net/dev")?;
+    let names = indices.iter().filter_map(|index| name(*index));
+    names.map(|name| received_in(&list, &name)).sum()
+}
+
+/// The name of the interface with number `index`; `None` if there is none.
+pub fn name(index: u32) -> Option<String> {
+    let mut name: [libc::c_char; libc::IFNAMSIZ] = [0; libc::IFNAMSIZ];
+    // SAFETY: `if_indextoname` writes at most IF_NAMESIZE bytes, terminated, to the buffer, which has as many.
+    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr()) };
+    let bytes = name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0);
+    (!found.is_null()).then(|| String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned())
+}
+
+fn received_in(list: &str, name: &str) -> io::Result<u64> {
+    let numbers = numbers_of(list, name)?;
+    let received = numbers.split_whitespace().nth(1).and_then(|number| number.parse().ok());
+    received.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no packets in {numbers:?}")))
+}
+
 fn dropped_in(list: &str, name: &str) -> io::Result<u64> {
-    let mut lines = list.lines().filter_map(|line| line.split_once(':'));
-    let (_, numbers) = lines
-        .find(|(interface, _)| interface.trim() == name)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no interface {name}")))?;
+    let numbers = numbers_of(list, name)?;
     let dropped = numbers
         .split_whitespace()
         .nth(11)
         .and_then(|number| number.parse().ok());
     dropped.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no drops in {numbers:?}")))
+}
+
+/// As `net/core/net-procfs.c` writes it: the name and a colon, eight numbers of what was received, then packets, bytes, errors, drops of what was sent.
+fn numbers_of<'a>(list: &'a str, name: &str) -> io::Result<&'a str> {
+    let mut lines = list.lines().filter_map(|line| line.split_once(':'));
+    let (_, numbers) = lines
+        .find(|(interface, _)| interface.trim() == name)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no interface {name}")))?;
+    Ok(numbers)
 }
 
 /// The MTU in bytes of the interface called `name`. Errors as [`index`].
@@ -219,9 +249,31 @@ mod tests {
     }
 
     #[test]
+    fn what_was_received_and_dropped_is_read_by_name() {
+        let list = "Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:  840      10    0    0    0     0          0         0      840      10    0    0    0     0       0          0
+eth0.7: 1200      20    1    2    3     4          5         6     7000      70    8    9    0     0       0          0
+";
+        assert_eq!(received_in(list, "eth0.7").unwrap(), 20);
+        assert_eq!(dropped_in(list, "eth0.7").unwrap(), 9);
+        assert_eq!(received_in(list, "eth0").unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            received_in("lo: 840", "lo").unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
+    }
+
+    #[test]
     fn loopback_is_listed_like_everything_else() {
         let all = interfaces();
         let lo = all.iter().find(|interface| interface.name == "lo").unwrap();
+        assert_eq!(name(lo.index).as_deref(), Some("lo"));
+        assert_eq!(name(u32::MAX), None);
+        let before = received(&[lo.index]).unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.send_to(b"one", socket.local_addr().unwrap()).unwrap();
+        assert!(received(&[lo.index]).unwrap() > before);
         assert_eq!(lo.index, index("lo").unwrap());
         assert_eq!(lo.mtu, mtu("lo").unwrap());
         assert_eq!(lo.mac, None);

@@ -96,6 +96,9 @@ fn farm(nodes: Vec<NodeModuleStatus>) -> FarmStatus {
                 bytes: 412,
                 bytes_per_s: 16_480,
                 realtime: true,
+                late: 3,
+                late_most_us: 27_000,
+                turn_longest_us: 410,
             },
         },
         warnings: vec!["real-time priority refused".into()],
@@ -136,7 +139,7 @@ cluster seen by s1
    s3   default  2.7s ago  2431      12    6.3%  0.21ms  0.11ms  -
   view s1 s2; coordinator s1
   plan 17; cluster.xml 0123456789abcdef
-  heartbeat every 50ms, down after 250 ms; 412 bytes, 16.4 kB/s sent; real-time priority: yes
+  heartbeat every 50ms, down after 250 ms; 412 bytes, 16.4 kB/s sent; real-time priority: yes; 3 late, by 27ms at most; longest turn 0.41ms
 ";
     assert!(text.contains(expected), "{text}");
     assert!(text.contains("  RESOURCE  VALUE\n  tcp.http  up\n"), "{text}");

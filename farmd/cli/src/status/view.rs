@@ -231,11 +231,14 @@ pub fn cluster(status: &ClusterStatus, style: Style) -> String {
         (
             "heartbeat",
             format!(
-                "every {}, down after {} ms; {} bytes, {} sent; real-time priority: {realtime}",
+                "every {}, down after {} ms; {} bytes, {} sent; real-time priority: {realtime}; {} late, by {} at most; longest turn {}",
                 millis(sent.interval_us),
                 sent.detection_ms,
                 sent.bytes,
-                rate(sent.bytes_per_s)
+                rate(sent.bytes_per_s),
+                sent.late,
+                millis(sent.late_most_us),
+                millis(sent.turn_longest_us)
             ),
         ),
     ] {

@@ -106,6 +106,9 @@ pub enum Happening {
         /// were unserved. Absent if every giver handed over itself.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         unserved_ms: Option<u64>,
+        /// Numbers of the [`Happening::ViewChanged`] entries by which the nodes that `causes` names came or went.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        follows: Vec<u64>,
     },
     /// This node has taken over a map that was agreed without it.
     MapLearned {
@@ -113,10 +116,28 @@ pub enum Happening {
         group: String,
         /// Number of the map.
         map: u64,
+        /// The node that proposed it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proposer: Option<String>,
+        /// Why it is another one than this node knew.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        causes: Vec<MapCause>,
+        /// What has moved, against the map that this node knew; empty if it knew none, or had closed everything.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        moved: Vec<Move>,
         /// Buckets of each owner.
         counts: BTreeMap<String, u32>,
         /// Buckets that this node had open and gives up for it.
         gave_up: u32,
+        /// Since this node took over the map it knew, or closed everything, milliseconds; absent if it knew none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after_ms: Option<u64>,
+        /// As in [`Happening::MapChanged`], until this node knew of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        unserved_ms: Option<u64>,
+        /// Numbers of the [`Happening::ViewChanged`] entries by which the nodes that `causes` names came or went.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        follows: Vec<u64>,
     },
     /// This node has closed every bucket of a group at once.
     Closed {

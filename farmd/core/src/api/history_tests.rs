@@ -72,6 +72,23 @@ fn crash_map() -> HistoryEntry {
         counts: BTreeMap::from([("s1".to_owned(), 2048), ("s2".to_owned(), 2048)]),
         took_us: 12_345,
         unserved_ms: Some(269),
+        follows: vec![6],
+    };
+    entry(Some("web"), what)
+}
+
+fn learned_map(causes: Vec<MapCause>, moved: Vec<Move>) -> HistoryEntry {
+    let what = Happening::MapLearned {
+        group: "http".to_owned(),
+        map: 18,
+        proposer: Some("s1".to_owned()),
+        causes,
+        moved,
+        counts: BTreeMap::from([("s1".to_owned(), 2048), ("s2".to_owned(), 2048)]),
+        gave_up: 1365,
+        after_ms: Some(2_300),
+        unserved_ms: None,
+        follows: Vec::new(),
     };
     entry(Some("web"), what)
 }
@@ -116,6 +133,38 @@ fn a_crash_is_told_by_who_saw_it_what_moved_and_how_long_it_took() {
             "now s1 2048, s2 2048"
         ]
     );
+}
+
+#[test]
+fn a_map_agreed_without_this_node_is_told_with_its_proposer_why_what_moved_and_since_when_it_was_behind() {
+    let moves = vec![moved("s3", "s1", 683), moved("s3", "s2", 682)];
+    let behind = learned_map(vec![is_out("s4", &["s1", "s2"])], moves);
+    assert_eq!(
+        behind.summary(),
+        "web/http: the others agreed on s3 -> s1 683, s2 682; s4 out (silent for 251 ms, seen by s1 s2); this node yields 1365"
+    );
+    assert_eq!(
+        behind.details(),
+        [
+            "map 18, proposed by s1, agreed without this node; it had the one before for 2.3 s",
+            "now s1 2048, s2 2048"
+        ]
+    );
+    let back = learned_map(vec![MapCause::Returned], Vec::new());
+    assert_eq!(
+        back.summary(),
+        "web/http: the others agreed on s1 2048, s2 2048; this node is back; this node yields 1365"
+    );
+    assert_eq!(
+        back.details(),
+        ["map 18, proposed by s1, agreed without this node; it was without one for 2.3 s"]
+    );
+    let crowd = learned_map(
+        ["s7", "s8", "s9"].map(|node| is_out(node, &["s1"])).to_vec(),
+        Vec::new(),
+    );
+    let each = "s8 out: silent for 251 ms, seen by s1".to_owned();
+    assert!(crowd.details().contains(&each), "{:?}", crowd.details());
 }
 
 #[test]
@@ -240,6 +289,7 @@ fn a_planned_change_names_who_wanted_it_and_a_merge_who_yields() {
 fn an_entry_is_one_json_object_that_reads_back_and_knows_a_newer_kind_when_it_sees_one() {
     for entry in [
         crash_map(),
+        learned_map(vec![is_out("s3", &["s1"])], vec![moved("s3", "s1", 1365)]),
         entry(None, Happening::NodeDown(dead("s3"))),
         smaller_view(vec![dead("s3")]),
         entry(Some("web"), Happening::Readmitted),
@@ -265,7 +315,11 @@ fn what_an_older_farmd_has_written_is_read_and_nothing_is_made_up_for_it() {
     let map = format!(
         r#"{{{head},"module":"web","event":"map_changed","group":"http","map":17,"proposer":"s1","view":["s1","s2"],"causes":[{{"cause":"node_out","node":"s3","why":"silent"}}],"moved":[{{"from":"s3","to":"s1","buckets":1365}}],"counts":{{"s1":4096}},"took_us":12345,"unserved_ms":269}}"#
     );
+    let learned = format!(
+        r#"{{{head},"module":"web","event":"map_learned","group":"http","map":18,"counts":{{"s1":4096}},"gave_up":5}}"#
+    );
     for (line, summary) in [
+        (learned, "web/http: the others agreed on s1 4096; this node yields 5"),
         (down, "s3 not heard for 251 ms by s1 s2"),
         (view, "s1 s2 s3 -> s1 s2: s3 out (silent for 251 ms, seen by s1 s2)"),
         (map, "web/http: s3 -> s1 1365; s3 out (silent); at most 269 ms unserved"),

@@ -108,13 +108,23 @@ impl HistoryEntry {
                 format!("{module}/{group}: {what}; {}; {time}", causes.join(", "))
             }
             Happening::MapLearned {
-                group, counts, gave_up, ..
+                group,
+                causes,
+                moved,
+                counts,
+                gave_up,
+                unserved_ms,
+                ..
             } => {
-                let gave_up = match gave_up {
-                    0 => String::new(),
-                    n => format!("; this node yields {n}"),
-                };
-                format!("{module}/{group}: the others agreed on {}{gave_up}", shares(counts))
+                let what = if moved.is_empty() { shares(counts) } else { moves(moved) };
+                let what = format!("the others agreed on {what}");
+                let crowd = are_crowd(causes);
+                let causes: Vec<String> = causes.iter().map(|c| cause(c, crowd)).collect();
+                let causes = (!causes.is_empty()).then(|| causes.join(", "));
+                let gave_up = (*gave_up > 0).then(|| format!("this node yields {gave_up}"));
+                let time = unserved_ms.map(|ms| format!("at most {ms} ms unserved"));
+                let parts: Vec<String> = [Some(what), causes, gave_up, time].into_iter().flatten().collect();
+                format!("{module}/{group}: {}", parts.join("; "))
             }
             Happening::Closed { group, buckets, why } => {
                 format!(
@@ -190,29 +200,35 @@ impl HistoryEntry {
                     ),
                     format!("now {}", shares(counts)),
                 ];
-                let crowd = are_crowd(causes);
-                for cause in causes {
-                    match cause {
-                        MapCause::Weight { node, from, to, why } => {
-                            lines.push(format!("weight of {node}: {from} before, {to} now{}", because(why)));
-                        }
-                        MapCause::NodeOut {
-                            node,
-                            why,
-                            observers,
-                            silent_ms,
-                        } if crowd || observers.len() > NODES_NAMED => {
-                            lines.push(format!(
-                                "{node} out: {}",
-                                reason(*why, *silent_ms, observers, usize::MAX)
-                            ));
-                        }
-                        _ => {}
-                    }
-                }
+                lines.extend(in_full(causes));
                 lines
             }
-            Happening::MapLearned { map, .. } => vec![format!("map {map}, agreed without this node")],
+            Happening::MapLearned {
+                map,
+                proposer,
+                causes,
+                moved,
+                counts,
+                after_ms,
+                ..
+            } => {
+                let by = proposer
+                    .as_ref()
+                    .map_or_else(String::new, |by| format!(", proposed by {by}"));
+                let after = match after_ms {
+                    None => String::new(),
+                    Some(ms) if causes.contains(&MapCause::Returned) => {
+                        format!("; it was without one for {}", seconds(*ms))
+                    }
+                    Some(ms) => format!("; it had the one before for {}", seconds(*ms)),
+                };
+                let mut lines = vec![format!("map {map}{by}, agreed without this node{after}")];
+                if !moved.is_empty() {
+                    lines.push(format!("now {}", shares(counts)));
+                }
+                lines.extend(in_full(causes));
+                lines
+            }
             Happening::Fenced { observers, .. } => vec![format!("not heard by: {}", list(observers))],
             Happening::Stopped { .. }
             | Happening::NodeAlive { .. }
@@ -403,6 +419,27 @@ fn cause(cause: &MapCause, crowd: bool) -> String {
         MapCause::Evened => "shares evened out".to_owned(),
         MapCause::Unknown => "unknown cause".to_owned(),
     }
+}
+
+/// What the summary does not tell of `causes`.
+fn in_full(causes: &[MapCause]) -> Vec<String> {
+    let crowd = are_crowd(causes);
+    let lines = causes.iter().filter_map(|cause| match cause {
+        MapCause::Weight { node, from, to, why } => {
+            Some(format!("weight of {node}: {from} before, {to} now{}", because(why)))
+        }
+        MapCause::NodeOut {
+            node,
+            why,
+            observers,
+            silent_ms,
+        } if crowd || observers.len() > NODES_NAMED => Some(format!(
+            "{node} out: {}",
+            reason(*why, *silent_ms, observers, usize::MAX)
+        )),
+        _ => None,
+    });
+    lines.collect()
 }
 
 /// `s3 -> s1 683, s2 682`: each giver once.

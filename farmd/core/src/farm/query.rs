@@ -162,7 +162,7 @@ impl Farm {
         self.group(module, group).map(Handover::map)
     }
 
-    /// Nodes that this one should tell that they hear nobody: see [`Membership::deaf`]. Not one whose module nobody else could serve.
+    /// Nodes that this one should tell that they do not hear it: see [`Membership::deaf`]. Not one whose module nobody else could serve.
     pub fn deaf(&self, now: Duration) -> NodeSet {
         let deaf = self.membership.deaf(now).iter().filter(|node| {
             let modules = self.reports.get(node).into_iter().flatten();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::action::Action;
+use super::ears::Ears;
 use super::node::Clock;
 use super::promises::Breach;
 use super::rng::Rng;
@@ -79,6 +80,7 @@ fn farm(seed: u64, kind: Kind, rng: &mut Rng) -> Sim {
     sim.net.duplication = rng.range(0..=100);
     sim.net.late = if rng.chance(300) { rng.range(1..=50) } else { 0 };
     sim.flows = if rng.chance(400) { 30 } else { 0 };
+    sim.ears = rng.pick(&[Ears::Frames, Ears::Commands, Ears::Nothing]);
     sim.apply_time = rng.pick(&[us(200), ms(5), ms(5), ms(20)]);
     if rng.chance(500) {
         sim.let_clients_connect();

@@ -29,6 +29,8 @@ pub enum Input {
     Datagram(usize, Rc<Vec<u8>>),
     Applied(u64, BucketSet),
     Module,
+    /// A command says that others hear this node.
+    Told,
     Timeout,
 }
 
@@ -82,6 +84,9 @@ pub struct Node {
     pub fenced_until: Option<u64>,
     pub published: u64,
     pub wake_at: Option<Duration>,
+    /// When it looks next whether anything comes in, by its own clock, and when it told whom last that it hears him.
+    pub look_at: Duration,
+    pub told: Vec<Option<Duration>>,
     pub recounts: bool,
     pub stopping: bool,
     /// farmd is being restarted in place: there is none, and connections go on.
@@ -120,6 +125,8 @@ impl Node {
             fenced_until: None,
             published: 0,
             wake_at: None,
+            look_at: Duration::ZERO,
+            told: vec![None; nodes],
             recounts: false,
             stopping: false,
             away: false,
@@ -283,10 +290,12 @@ impl Sim {
                     farm.handle_applied(now, version, [((self.module.clone(), 0), (held, connections))].into());
                 }
                 Input::Module => farm.set_module(now, self.module.clone(), n.local.clone()),
+                Input::Told => farm.handle_told_deaf(now),
                 Input::Timeout => {}
             }
             self.take_events(i)?;
         }
+        self.look_for_frames(i);
         let Some(farm) = &mut self.nodes[i].farm else {
             return Ok(());
         };
@@ -361,7 +370,10 @@ impl Sim {
             n.heard_since[peer] = self.now;
         }
         n.heard = heard;
-        let wake = n.clock.global(farm.poll_timeout()).max(self.now);
+        let due = farm.poll_timeout();
+        let due = self.looks_at(i).map_or(due, |at| at.min(due));
+        let n = &mut self.nodes[i];
+        let wake = n.clock.global(due).max(self.now);
         if n.wake_at.is_none_or(|at| at < self.now || at > wake) {
             n.wake_at = Some(wake);
             self.push(wake, Ev::Wake { node: i });
@@ -381,6 +393,7 @@ impl Sim {
                 self.send(i, to.index(), transmit.lan, &payload);
             }
         }
+        self.tell_the_deaf(i);
         if handed_over {
             self.note(|| format!("s{i} has handed over and stops"));
             self.stop_now(i)?;

@@ -2,6 +2,7 @@
 //! between five. Each: break, wait, see that every side keeps its promise; mend, and see that all of them hold again.
 
 use super::action::Action;
+use super::ears::Ears;
 use super::node::least_moves;
 use super::promises::Breach;
 use super::rng::Rng;
@@ -92,12 +93,13 @@ fn split(split: &[usize], seed: u64) -> Result<Tally, Breach> {
 }
 
 /// Breaks the ways whose bits are set, in the order of (from, to), and says what may then be.
-fn broken(nodes: usize, pattern: u64, seed: u64) -> Result<Tally, Breach> {
+fn broken(nodes: usize, pattern: u64, ears: Ears, seed: u64) -> Result<Tally, Breach> {
     let ways: Vec<(usize, usize)> = (0..nodes)
         .flat_map(|a| (0..nodes).map(move |b| (a, b)))
         .filter(|(a, b)| a != b)
         .collect();
     let mut sim = farm(nodes, seed)?;
+    sim.ears = ears;
     for (i, (a, b)) in ways.iter().enumerate() {
         if pattern & (1 << i) != 0 {
             sim.act(Action::Cut(*a, *b));
@@ -117,11 +119,19 @@ fn broken(nodes: usize, pattern: u64, seed: u64) -> Result<Tally, Breach> {
 const A_PARTITION: u32 = 8;
 
 /// No bucket has two owners that talk both ways, or with the same third node; nor, short of a partition, of which one hears the other, unless one is
-/// deaf to everybody and cannot know it. While somebody talks with all others every bucket is served.
+/// deaf to everybody and cannot know it: frames come in, and no command of two that talk. While somebody talks with all others every bucket is served; and so it
+/// is by the others where all but one talk, and nothing comes in at that one.
 fn check_owners(sim: &Sim, nodes: usize, pattern: u64) -> Result<(), Breach> {
     let hears = |a: usize, b: usize| !sim.net.is_cut(b, a);
     let talk = |a: usize, b: usize| a != b && hears(a, b) && hears(b, a);
-    let deaf = |a: usize| (0..nodes).all(|b| a == b || !hears(a, b));
+    let unhearing = |a: usize| (0..nodes).all(|b| a == b || !hears(a, b));
+    let told = |a: usize| (0..nodes).any(|c| c != a && hears(c, a) && (0..nodes).any(|d| d != a && talk(c, d)));
+    let deaf = |a: usize| match sim.ears {
+        Ears::Frames => unhearing(a),
+        Ears::Commands => unhearing(a) && !told(a),
+        Ears::Nothing => false,
+    };
+    let cut_off = |a: usize| sim.ears == Ears::Nothing && unhearing(a);
     for a in 0..nodes {
         for b in a + 1..nodes {
             let both = sim.nodes[a].plane.open.both(&sim.nodes[b].plane.open).len();
@@ -139,7 +149,7 @@ fn check_owners(sim: &Sim, nodes: usize, pattern: u64) -> Result<(), Breach> {
             }
         }
     }
-    let all_talk_with = (0..nodes).any(|c| (0..nodes).all(|n| n == c || talk(c, n)));
+    let all_talk_with = (0..nodes).any(|c| !cut_off(c) && (0..nodes).all(|n| n == c || talk(c, n) || cut_off(n)));
     let served: usize = sim.counts().iter().sum();
     if all_talk_with && served < crate::id::BUCKETS {
         return Err(sim.breach(format!(
@@ -171,10 +181,23 @@ fn every_split_of_three_and_five() {
 
 #[test]
 fn every_pattern_of_broken_ways_between_three() {
-    let run = |seed: u64| broken(3, seed, seed);
+    let ears = [Ears::Frames, Ears::Commands, Ears::Nothing];
+    let run = |seed: u64| broken(3, seed % 64, ears[seed as usize / 64], seed);
     run_all(
         "farm::tests::partitions::every_pattern_of_broken_ways_between_three",
-        64,
+        64 * 3,
+        false,
+        run,
+    );
+}
+
+#[test]
+fn every_pattern_of_broken_ways_between_two() {
+    let ears = [Ears::Frames, Ears::Commands, Ears::Nothing];
+    let run = |seed: u64| broken(2, seed % 4, ears[seed as usize / 4 % 3], seed);
+    run_all(
+        "farm::tests::partitions::every_pattern_of_broken_ways_between_two",
+        4 * 3 * 10,
         false,
         run,
     );
@@ -187,7 +210,8 @@ fn some_patterns_of_broken_ways_between_five() {
         // Few broken ways as often as many.
         let share = rng.range(30..=900);
         let pattern = (0..20).fold(0, |pattern, way| pattern | u64::from(rng.chance(share)) << way);
-        broken(5, pattern, seed)
+        let ears = rng.pick(&[Ears::Frames, Ears::Commands, Ears::Nothing]);
+        broken(5, pattern, ears, seed)
     };
     run_all(
         "farm::tests::partitions::some_patterns_of_broken_ways_between_five",

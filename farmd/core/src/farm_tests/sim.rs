@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::action::Action;
 use super::continuity::Connection;
+use super::ears::Ears;
 use super::network::Network;
 use super::node::{Input, Node};
 use super::promises::Breach;
@@ -53,6 +54,10 @@ pub enum Ev {
         node: usize,
         incarnation: u64,
     },
+    /// A command says to the node that others hear it.
+    Told {
+        node: usize,
+    },
     Clients,
     Action(Action),
 }
@@ -67,6 +72,8 @@ pub struct Sim {
     pub others: Vec<ModuleName>,
     pub nodes: Vec<Node>,
     pub net: Network,
+    /// What comes in at nodes to which all ways are cut.
+    pub ears: Ears,
     /// Per mille of lost buckets in which connections go on, and how long at most.
     pub flows: u64,
     pub flow_time: Duration,
@@ -127,6 +134,7 @@ impl Sim {
             others: Vec::new(),
             nodes: (0..nodes).map(|_| Node::new(nodes)).collect(),
             net: Network::new(nodes),
+            ears: Ears::Frames,
             flows: 0,
             flow_time: ms(300),
             connections: Vec::new(),
@@ -252,6 +260,7 @@ impl Sim {
             }
             event @ Ev::Apply { .. } => self.apply(event),
             Ev::Recount { node, incarnation } => self.recount(node, incarnation),
+            Ev::Told { node } => self.told_deaf(node),
             Ev::Clients => {
                 self.clients_connect();
                 self.push(self.now + CLIENTS, Ev::Clients);

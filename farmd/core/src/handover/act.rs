@@ -93,12 +93,14 @@ impl Handover {
             });
             self.close(&lost);
         }
+        let moved = moved::between(&self.map, &newest.map);
         self.map = newest.map;
         self.known = newest.epoch;
         self.behind = Some(None);
         outcome.events.push(Event::Adopted {
             epoch: self.known,
             counts: self.map.counts(),
+            moved,
         });
         // An older proposal must not come back by a commit seen late.
         self.pending = self.pending.take().filter(|p| p.epoch > self.known);

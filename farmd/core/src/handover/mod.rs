@@ -131,6 +131,8 @@ pub enum Event {
         epoch: Epoch,
         /// Buckets of each owner.
         counts: BTreeMap<NodeId, u32>,
+        /// Buckets that change owner against the map that this node knew.
+        moved: Moves,
     },
     /// This node works with a new map.
     Committed {

@@ -283,6 +283,21 @@ fn who_was_shut_gets_its_buckets_by_a_new_map_and_no_other_bucket_moves() {
 }
 
 #[test]
+fn a_map_agreed_without_a_node_is_learned_with_what_moved() {
+    let mut farm = Farm::settled(3);
+    farm.view.remove(id(2));
+    farm.settle();
+    farm.view.insert(id(2));
+    let learned = farm.advance(2).events;
+    let told = learned.iter().find_map(|event| match event {
+        Event::Adopted { moved, .. } => Some(moved.clone()),
+        _ => None,
+    });
+    let moved = Moves::from([((Some(id(2)), Some(id(0))), 682), ((Some(id(2)), Some(id(1))), 683)]);
+    assert_eq!(told, Some(moved), "{learned:?}");
+}
+
+#[test]
 fn what_a_dead_node_leaves_is_promised_at_once() {
     let mut farm = Farm::settled(3);
     let settled = farm.nodes[0].committed();

@@ -10,8 +10,13 @@ use super::{Membership, view};
 impl Membership {
     /// See [`Cue`]; the first two come otherwise.
     pub(super) fn cue(&mut self, now: Duration) -> Cue {
-        if self.is_deaf(now) {
-            return Cue::Deaf;
+        if self.heard(now).is_empty() {
+            if self.told_deaf.is_some() {
+                return Cue::Deaf;
+            }
+            if now < self.cut_off_until {
+                return Cue::CutOff;
+            }
         }
         if let Some(theirs) = self.other_file(now) {
             return Cue::OtherFile(theirs.len());
@@ -37,11 +42,6 @@ impl Membership {
         cue
     }
 
-    /// This node has been told that it is deaf, and it is.
-    fn is_deaf(&self, now: Duration) -> bool {
-        now < self.deaf_until && self.heard(now).is_empty()
-    }
-
     /// The settled nodes with another `cluster.xml`, if that counts: of two files that of the more nodes does, then that of the lowest node. Who is
     /// still joining does not count.
     fn other_file(&self, now: Duration) -> Option<NodeSet> {
@@ -61,7 +61,7 @@ impl Membership {
     fn ears(&self, now: Duration) -> view::Ears {
         let heard = self.peers.iter().filter(|(n, p)| {
             let left = || self.told.has_left(now, **n, p.newest(), self.timing);
-            p.is_heard(now, self.timing.detection_time) && !left()
+            p.is_heard(now, self.timing.detection_time) && !p.is_cut_off() && !left()
         });
         let rows = heard.map(|(n, p)| {
             let row = view::Row {
@@ -78,8 +78,17 @@ impl Membership {
             heard: rows.collect(),
             told: self.told.fresh(now, &self.peers, self.timing),
             gone: self.gone_for_good(now),
+            cut_off: self.cut_off(now),
             silent: self.told.silent(now, self.timing),
         }
+    }
+
+    /// Peers that are heard, have stepped out and hear nobody.
+    fn cut_off(&self, now: Duration) -> NodeSet {
+        let detection_time = self.timing.detection_time;
+        let cut_off = self.peers.iter();
+        let cut_off = cut_off.filter(|(_, p)| p.is_heard(now, detection_time) && p.is_cut_off());
+        cut_off.map(|(n, _)| *n).collect()
     }
 
     /// Who has said lately that it is no member, to this node or, as others tell, to them.

@@ -39,8 +39,8 @@ pub use why::{Cause, Testimony};
 /// How long a node that was told that it is deaf believes it. It is told again every second.
 const DEAF_TIME: Duration = Duration::from_secs(3);
 
-/// For so many pulses after its joining a node that lacks some takes nothing: one that hears it and is not heard by it serves until it is told that the
-/// missing ears count from now on.
+/// For so many pulses after its joining, or after it was cut off, a node that lacks some takes nothing: one that hears it and is not heard by it serves until it
+/// is told that the missing ears count from now on. For as long a node stays out after it was told last that nothing comes in.
 pub const OPEN_PULSES: u32 = 2;
 
 /// Why a heartbeat was not used; one counter each.
@@ -113,7 +113,7 @@ pub struct Membership {
     join_time: Duration,
     join_until: Duration,
     joining: bool,
-    /// It has joined, and takes nothing before `open_at` unless all nodes are in the view; see [`OPEN_PULSES`].
+    /// It has joined or was cut off, and takes nothing before `open_at` unless all nodes are in the view; see [`OPEN_PULSES`].
     waiting: bool,
     open_at: Duration,
     peers: BTreeMap<NodeId, Peer>,
@@ -124,8 +124,15 @@ pub struct Membership {
     /// Somebody of whom this node knows does not talk with another.
     divided: bool,
     links: view::Links,
-    /// Until when this node has been told, by another way than heartbeats, that others hear it: if it hears nobody, it is the one that is cut off.
-    deaf_until: Duration,
+    /// When this node was told, by another way than heartbeats, that it does not hear one that hears it: if it hears nobody, it is the one that is cut off.
+    /// `None` if that is too long ago, or something was heard since.
+    told_deaf: Option<Duration>,
+    /// Until when it counts that nothing at all comes in.
+    cut_off_until: Duration,
+    /// It has stepped out because it hears nobody although others may hear it.
+    was_cut_off: bool,
+    /// When a heartbeat of any peer came in last.
+    company_at: Option<Duration>,
     /// When this node last spoke before it was not run for a while.
     excused: Duration,
     /// What was known last, and the view that follows from it.
@@ -168,7 +175,10 @@ impl Membership {
             told: Told::default(),
             divided: false,
             links: view::Links::default(),
-            deaf_until: Duration::ZERO,
+            told_deaf: None,
+            cut_off_until: Duration::ZERO,
+            was_cut_off: false,
+            company_at: None,
             excused: Duration::ZERO,
             agreed: None,
             fenced: None,
@@ -188,6 +198,8 @@ impl Membership {
         let same_cluster = heartbeat.cluster_digest == self.digest;
         let peer = self.peers.get_mut(&heartbeat.sender).ok_or(Refusal::UnknownSender)?;
         let newest = peer.handle_heartbeat(now, lan, heartbeat, acked_at, same_cluster)?;
+        self.company_at = Some(now);
+        self.told_deaf = None;
         let echo = heartbeat.echo.filter(|echo| echo.node == self.this);
         if let Some((echo, at)) = echo.and_then(|echo| Some((echo, sent(echo.ack)?.1))) {
             let kept = Duration::from_micros(echo.kept_us.into());
@@ -223,17 +235,38 @@ impl Membership {
         self.update(now);
     }
 
-    /// Others that hear each other and this node say so, by another way than heartbeats. If this node hears nobody it steps out, for three seconds or until
-    /// it hears somebody; else this changes nothing.
+    /// A node that hears this one and is not heard by it says so, by another way than heartbeats. Once this node hears nobody it steps out, for three seconds or
+    /// until it hears somebody; else this changes nothing.
     pub fn handle_told_deaf(&mut self, now: Duration) {
-        self.deaf_until = now + DEAF_TIME;
+        self.told_deaf = Some(now);
         self.update(now);
     }
 
-    /// Nodes that this one should tell that they are deaf: their heartbeats come in here, and they hear nobody. Of a view of several nodes the lowest that
-    /// hears them tells them.
+    /// Nothing at all comes in by the interfaces that clients use; see [`Self::silent_since`]. Once this node hears nobody it steps out, until this is
+    /// [`OPEN_PULSES`] pulses ago.
+    pub fn handle_nothing_in(&mut self, now: Duration) {
+        self.cut_off_until = now + self.timing.interval * OPEN_PULSES;
+        self.update(now);
+    }
+
+    /// Something came in, though no heartbeat: what [`Self::handle_nothing_in`] was told is void, unless this node is out for it already.
+    pub fn handle_something_in(&mut self, now: Duration) {
+        if !self.was_cut_off {
+            self.cut_off_until = Duration::ZERO;
+            self.update(now);
+        }
+    }
+
+    /// Since when no heartbeat of any node has come in, if some node was heard and has not said goodbye: it may be gone, or nothing comes in here.
+    pub fn silent_since(&self) -> Option<Duration> {
+        let missed = self.peers.values().any(Peer::was_there);
+        self.company_at.filter(|_| missed)
+    }
+
+    /// Nodes that this one should tell that they may be deaf: their heartbeats come in here, and they do not hear this node. Of the other members, if there are
+    /// several, the lowest that hears them tells them. It does so a pulse before such a node can take over.
     pub fn deaf(&self, now: Duration) -> NodeSet {
-        if self.view.len() < 2 || !self.view.contains(self.this) {
+        if self.joining || !self.view.contains(self.this) {
             return NodeSet::EMPTY;
         }
         let detection_time = self.timing.detection_time;
@@ -241,11 +274,12 @@ impl Membership {
             member < self.this && self.peers.get(&member).is_some_and(|peer| peer.hears().contains(node))
         };
         let deaf = self.peers.iter().filter(|(node, peer)| {
-            !self.view.contains(**node)
-                && peer.is_heard(now, detection_time)
+            let others: NodeSet = self.view.iter().filter(|m| m != *node && *m != self.this).collect();
+            peer.is_heard(now, detection_time)
                 && !peer.joining()
-                && peer.hears().is_empty()
-                && !self.view.iter().any(|member| tells_before(member, **node))
+                && !peer.hears_us()
+                && !others.is_empty()
+                && !others.iter().any(|member| tells_before(member, **node))
         });
         deaf.map(|(node, _)| *node).collect()
     }
@@ -255,11 +289,13 @@ impl Membership {
     pub fn poll_timeout(&self) -> Option<Duration> {
         let peers = self.peers.values().filter_map(|p| p.judged_at(self.timing));
         // What has passed is no reason to come back.
-        let told = self.fenced.is_some() && self.deaf_until > Duration::ZERO;
+        let told = self.told_deaf.map(|at| at + DEAF_TIME);
+        let cut_off = Some(self.cut_off_until).filter(|until| *until > Duration::ZERO);
         peers
             .chain(self.joining.then_some(self.join_until))
             .chain(self.waiting.then_some(self.open_at))
-            .chain(told.then_some(self.deaf_until))
+            .chain(told.filter(|_| self.was_cut_off))
+            .chain(cut_off.filter(|_| self.was_cut_off))
             .min()
     }
 
@@ -429,8 +465,9 @@ impl Membership {
         }
         self.judge_peers(now);
         self.told.forget(now, self.timing);
-        if now >= self.deaf_until || !self.heard(now).is_empty() {
-            self.deaf_until = Duration::ZERO;
+        self.told_deaf = self.told_deaf.filter(|at| now < *at + DEAF_TIME);
+        if now >= self.cut_off_until {
+            self.cut_off_until = Duration::ZERO;
         }
         let cue = self.cue(now);
         self.take(now, cue);
@@ -475,26 +512,38 @@ impl Membership {
             }
             (Step::Finish, _) => {
                 self.joining = false;
-                // Until then, or until the view is whole: who has talked with all once need not wait.
-                self.waiting = true;
-                self.open_at = now + self.timing.interval * OPEN_PULSES;
+                self.wait(now);
                 self.events.push_back(Event::Joined);
             }
             (Step::StepOut, cue) => {
                 self.set_view(now, NodeSet::EMPTY);
                 self.fenced = cue.why_out();
+                self.was_cut_off = cue.is_cut_off();
                 self.events.push_back(Event::Fenced(self.fenced.clone()));
             }
-            (Step::StayOut, cue) => self.fenced = cue.why_out(),
+            (Step::StayOut, cue) => {
+                self.fenced = cue.why_out();
+                self.was_cut_off |= cue.is_cut_off();
+            }
             (Step::GoOn, Cue::Agreed(view)) => self.set_view(now, view),
             (Step::Return, Cue::Agreed(view)) => {
                 self.set_view(now, view);
                 self.fenced = None;
+                // Who is heard may have been cut off too, and come back in the same moment.
+                if std::mem::take(&mut self.was_cut_off) && !self.joining && !self.heard(now).is_empty() {
+                    self.wait(now);
+                }
                 self.events.push_back(Event::Fenced(None));
             }
             // A view comes by no other cue.
             (Step::GoOn | Step::Return | Step::Rest, _) => {}
         }
+    }
+
+    /// It takes nothing for a while, or until the view is whole: who has talked with all once need not wait.
+    fn wait(&mut self, now: Duration) {
+        self.waiting = true;
+        self.open_at = now + self.timing.interval * OPEN_PULSES;
     }
 
     fn set_view(&mut self, now: Duration, view: NodeSet) {

@@ -309,9 +309,20 @@ impl Peer {
         })
     }
 
-    /// True if it has said itself that it is no member: it has left, or is of another `cluster.xml`.
+    /// True if it has said itself that it is no member: it has left, is of another `cluster.xml`, or is cut off.
     pub fn is_gone(&self, now: Duration, detection_time: Duration) -> bool {
-        (self.leaving || !self.same_cluster) && self.heard_at.is_some_and(|at| now < at + detection_time)
+        let says_so = self.leaving || !self.same_cluster || self.is_cut_off();
+        says_so && self.heard_at.is_some_and(|at| now < at + detection_time)
+    }
+
+    /// True if it has stepped out and hears nobody: it comes back when it hears somebody, and not before.
+    pub fn is_cut_off(&self) -> bool {
+        self.fenced && self.hears.is_empty()
+    }
+
+    /// True if it was ever heard, in this life of this node, and has not said goodbye.
+    pub fn was_there(&self) -> bool {
+        self.last_seq() > 0 && !self.leaving && self.same_cluster
     }
 
     /// Why the peer is not alive; empty if it is.

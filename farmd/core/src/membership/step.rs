@@ -125,6 +125,8 @@ pub enum Cue {
     TimeUp,
     /// It was told lately that others hear it, and it hears nobody.
     Deaf,
+    /// It hears nobody, and nothing at all comes in.
+    CutOff,
     /// So many settled nodes have another `cluster.xml`, and theirs counts.
     OtherFile(usize),
     /// The agreement leaves this node out; so many of the nodes it hears do not hear it. Does not come to a joining node, see [`next`].
@@ -140,12 +142,21 @@ impl Cue {
             Self::Deaf => Some(
                 "the other nodes hear it and it hears none of them: their heartbeats (UDP) do not come in".to_owned(),
             ),
+            Self::CutOff => Some("nothing at all comes in: no heartbeat, and no frame of anybody".to_owned()),
             Self::OtherFile(theirs) => Some(format!(
                 "cluster.xml differs from that of {theirs} other nodes; make the files equal, then farm reload"
             )),
             Self::LeftOut(0) => Some("it cannot agree with the nodes that go on".to_owned()),
             Self::LeftOut(unheard) => Some(format!("{unheard} of the nodes it hears do not hear it")),
             Self::Paused | Self::TimeUp | Self::Agreed(_) => None,
+        }
+    }
+
+    /// True if others may hear this node, which hears nobody.
+    pub const fn is_cut_off(self) -> bool {
+        match self {
+            Self::Deaf | Self::CutOff => true,
+            Self::Paused | Self::TimeUp | Self::OtherFile(_) | Self::LeftOut(_) | Self::Agreed(_) => false,
         }
     }
 }
@@ -181,7 +192,7 @@ impl fmt::Display for Step {
 /// The table of this node.
 ///
 /// Joining and being out do not exclude each other: neither the end of joining nor a pause brings a node back in, and who is joining steps
-/// out too when it is deaf or has the wrong file. It serves nothing, so that it need not step out for nodes it cannot agree with:
+/// out too when it is deaf, cut off or has the wrong file. It serves nothing, so that it need not step out for nodes it cannot agree with:
 /// [`super::view::agree`] gives it a view of its own, which is [`Cue::Agreed`].
 pub const fn next(phase: Phase, cue: Cue) -> Step {
     match (phase, cue) {
@@ -190,8 +201,8 @@ pub const fn next(phase: Phase, cue: Cue) -> Step {
         (Phase::Joining | Phase::JoiningOut, Cue::TimeUp) => Step::Finish,
         (Phase::Member | Phase::Out, Cue::TimeUp) => Step::Rest,
 
-        (Phase::Joining | Phase::Member, Cue::Deaf | Cue::OtherFile(_)) => Step::StepOut,
-        (Phase::JoiningOut | Phase::Out, Cue::Deaf | Cue::OtherFile(_)) => Step::StayOut,
+        (Phase::Joining | Phase::Member, Cue::Deaf | Cue::CutOff | Cue::OtherFile(_)) => Step::StepOut,
+        (Phase::JoiningOut | Phase::Out, Cue::Deaf | Cue::CutOff | Cue::OtherFile(_)) => Step::StayOut,
 
         (Phase::Joining | Phase::JoiningOut, Cue::LeftOut(_)) => Step::Rest,
         (Phase::Member, Cue::LeftOut(_)) => Step::StepOut,
@@ -206,10 +217,11 @@ pub const fn next(phase: Phase, cue: Cue) -> Step {
 mod tests {
     use super::*;
 
-    const CUES: [Cue; 6] = [
+    const CUES: [Cue; 7] = [
         Cue::Paused,
         Cue::TimeUp,
         Cue::Deaf,
+        Cue::CutOff,
         Cue::OtherFile(1),
         Cue::LeftOut(1),
         Cue::Agreed(NodeSet::EMPTY),

@@ -26,7 +26,7 @@ pub struct Agreement {
     pub excluded: NodeSet,
     /// Who hears whom among those that are known.
     pub links: Links,
-    /// Some of them does not talk with another.
+    /// Some of them does not talk with another, or one that is heard is cut off: what is heard of them is passed on.
     pub divided: bool,
 }
 
@@ -43,6 +43,8 @@ pub struct Ears {
     pub told: BTreeMap<NodeId, NodeSet>,
     /// Peers that have said lately that they are no members.
     pub gone: NodeSet,
+    /// Those of them that are heard, and hear nobody.
+    pub cut_off: NodeSet,
     /// Peers of which others have been telling nothing new for the detection time.
     pub silent: NodeSet,
 }
@@ -164,8 +166,8 @@ pub fn agree(ears: &Ears) -> Agreement {
         links.0.insert(node, NodeSet::from_bits(hears.bits() | joining.bits()));
     }
     links.0.insert(ears.this, heard);
-    let divided = links.is_broken(known);
-    let (view, gives_way) = match divided {
+    let broken = links.is_broken(known);
+    let (view, gives_way) = match broken {
         false => (known, false),
         true => {
             let ways = Ways::of(&links, known);
@@ -184,7 +186,7 @@ pub fn agree(ears: &Ears) -> Agreement {
         view,
         excluded: known.iter().filter(left_out).collect(),
         links,
-        divided,
+        divided: broken || !ears.cut_off.is_empty(),
     }
 }
 
@@ -285,6 +287,7 @@ mod tests {
             heard: heard.collect(),
             told: told.map(|p| (p, hears(p.index()))).collect(),
             gone: NodeSet::EMPTY,
+            cut_off: NodeSet::EMPTY,
             silent: NodeSet::EMPTY,
         }
     }

@@ -101,6 +101,20 @@ impl Arp {
         }
     }
 
+    /// Asks the host at `to` whether it has `target`, which it is known to have, without telling an address of one's own: a probe (RFC 5227 section 2.1.1),
+    /// which nobody's table takes in. Who is there answers.
+    pub fn probe(target: Ipv4Addr, source: MacAddr, to: MacAddr) -> Self {
+        Self {
+            destination: to,
+            source,
+            operation: Operation::Request,
+            sender_mac: source,
+            sender: Ipv4Addr::UNSPECIFIED,
+            target_mac: MacAddr::default(),
+            target,
+        }
+    }
+
     /// Unsolicited news that `vip` is at `mac`, to `to` (one requester, or everybody).
     ///
     /// It is a gratuitous reply (RFC 5944 section 4.6): sender and target are both the VIP with the same hardware address. Linux takes it

@@ -15,6 +15,7 @@ use farm_core::balance::plan::{Plan, VipPlan};
 use farm_core::config::L2Mode;
 use farm_core::id::MacAddr;
 use farm_core::requesters::Requesters;
+use farm_core::wire::arp::Arp;
 use farm_core::wire::heartbeat::Requester;
 use tracing::{debug, warn};
 
@@ -23,6 +24,8 @@ use super::{Count, Counters, Interface, Lease};
 
 /// Packets taken before the rings have their turn again.
 const BUDGET: usize = 64;
+/// How many requesters are asked at a time whether they are there.
+const ASKED: usize = 4;
 /// Time between a periodic broadcast, which draws every client to one node, and the replies that send those known back to theirs.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -66,6 +69,21 @@ impl Responder {
             .flat_map(|p| [Some(p.broadcast_at), p.settle_at])
             .flatten()
             .min()
+    }
+
+    /// Asks some of the requesters for their own addresses, others at each call: their answers show that something comes in here. Only hosts with IPv4
+    /// addresses are asked.
+    pub fn ask_around(&mut self, plan: &Plan, interfaces: &mut [Interface]) {
+        for requester in self.requesters.next(ASKED) {
+            let (IpAddr::V4(addr), Some(vip)) = (requester.addr, plan.vip(requester.vip)) else {
+                continue;
+            };
+            let Some(interface) = interfaces.iter_mut().find(|i| i.index == vip.interface) else {
+                continue;
+            };
+            let probe = Arp::probe(addr, vip.own_mac, requester.mac);
+            self.send(interface, &probe.emit(), Count::ArpAsked, Count::ArpFailed);
+        }
     }
 
     /// Reads and answers what has come in; returns requesters not known before.

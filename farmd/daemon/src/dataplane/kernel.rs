@@ -180,6 +180,11 @@ impl Kernel {
         let attachment = self.filter.attachment();
         info!(interface = name, %attachment, "frames are judged in the kernel (eBPF at tc ingress)");
         self.attached.insert(index);
+        if let Some(before) = &mut self.before
+            && let Err(error) = self.filter.take_over_xdp(before, index)
+        {
+            warn!(%error, interface = name, "XDP begins anew there");
+        }
         Ok(())
     }
 

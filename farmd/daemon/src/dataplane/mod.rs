@@ -31,6 +31,7 @@ use farm_core::config::PlaneChoice;
 use farm_core::wire::heartbeat::Requester;
 use farm_sys::bpf::{self, KernelCounters, KernelLease};
 use kernel::tables::NoRoom;
+use tokio::sync::oneshot;
 
 /// A service interface that is ready to be worked with.
 #[derive(Debug)]
@@ -76,8 +77,16 @@ pub trait DataPlane: Send + Sync {
     fn set_tap(&self, tap: Option<LocalDevice>);
     /// Learns of a requester that another node has heard.
     fn learn(&self, requester: Requester);
+    /// Asks some requesters whether they are there: what they answer shows that something comes in.
+    fn ask_around(&self);
     /// Where frames are judged.
     fn standing(&self) -> Standing;
+    /// Tells when [`Self::standing`] knows what has become of all that was attached and detached before this call: at once where nothing waits in between.
+    fn caught_up(&self) -> oneshot::Receiver<()> {
+        let (done, told) = oneshot::channel();
+        _ = done.send(());
+        told
+    }
     /// Who may listen to what becomes of each frame.
     fn tracer(&self) -> trace::Tracer;
     /// Has what is in the kernel stay at work until `until` when this ends, for the farmd that takes this process's place: nothing is open by the plan at work.
@@ -240,6 +249,8 @@ pub enum Count {
     ArpLeft,
     /// Unsolicited ARP replies sent.
     ArpAnnounced,
+    /// Requesters asked whether they are there, because all other nodes had fallen silent.
+    ArpAsked,
     /// ARP packets that claim a VIP for a host that is no member.
     ArpConflict,
     /// ARP packets that could not be sent.
@@ -299,7 +310,7 @@ pub enum Count {
 }
 
 impl Count {
-    const ALL: [Self; 38] = [
+    const ALL: [Self; 39] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -310,6 +321,7 @@ impl Count {
         Self::ArpAnswered,
         Self::ArpLeft,
         Self::ArpAnnounced,
+        Self::ArpAsked,
         Self::ArpConflict,
         Self::ArpFailed,
         Self::NdAnswered,
@@ -352,6 +364,7 @@ impl Count {
             Self::ArpAnswered => "arp_answered",
             Self::ArpLeft => "arp_left",
             Self::ArpAnnounced => "arp_announced",
+            Self::ArpAsked => "arp_asked",
             Self::ArpConflict => "arp_conflict",
             Self::ArpFailed => "arp_failed",
             Self::NdAnswered => "nd_answered",

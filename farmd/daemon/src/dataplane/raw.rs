@@ -31,6 +31,7 @@ use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_core::wire::heartbeat::{BucketSet, Requester};
 use farm_sys::bpf::Predecessor;
 use farm_sys::event_fd::EventFd;
+use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::arp::Responder;
@@ -72,9 +73,11 @@ enum Command {
     Detach(u32),
     Tap(Option<LocalDevice>),
     Learn(Requester),
+    AskAround,
     Listed(Listed),
     Trace(Option<Begun>),
     Leave(Instant),
+    CaughtUp(oneshot::Sender<()>),
     Stop,
 }
 
@@ -201,12 +204,22 @@ impl DataPlane for RawPlane {
         self.send(Command::Learn(requester));
     }
 
+    fn ask_around(&self) {
+        self.send(Command::AskAround);
+    }
+
     fn leave(&self, until: Instant) {
         self.send(Command::Leave(until));
     }
 
     fn standing(&self) -> Standing {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn caught_up(&self) -> oneshot::Receiver<()> {
+        let (done, told) = oneshot::channel();
+        self.send(Command::CaughtUp(done));
+        told
     }
 
     fn tracer(&self) -> Tracer {
@@ -388,12 +401,14 @@ impl Worker {
                     self.punts_lost = self.punts_lost_by_now();
                 }
                 Command::Learn(requester) => self.responder.learn(requester),
+                Command::AskAround => self.responder.ask_around(&self.judge.plan, &mut self.interfaces),
                 Command::Listed(listed) => self.handle_listed(listed),
                 Command::Trace(begun) => self.handle_trace(begun),
                 Command::Leave(until) => {
                     self.judge.lease.renew(until);
                     self.leaves = true;
                 }
+                Command::CaughtUp(done) => _ = done.send(()),
                 Command::Stop => {
                     // First, so that what is left tells nobody.
                     self.hush();

@@ -48,6 +48,7 @@ impl DataPlane for Shelf {
         *self.tap.lock().unwrap() = tap;
     }
     fn learn(&self, _: Requester) {}
+    fn ask_around(&self) {}
     fn leave(&self, _: std::time::Instant) {}
     fn stop(&mut self) {}
 }

@@ -1,7 +1,7 @@
-//! Telling nodes that hear nobody that they are heard, and being told.
+//! Telling nodes that do not hear this one that they are heard, and being told.
 //!
-//! A node whose heartbeats do not come in (a filter that drops UDP, above all) cannot know it: for it all others are gone, and it would serve everybody beside
-//! them. The others see it by its heartbeats, and one of them says so by a command over TCP; see PROTOCOL.md.
+//! A node to which no heartbeats come in (a filter that drops UDP, above all) cannot know it: for it all others are gone, and it would serve everybody beside
+//! them. The others see it by its heartbeats before it can take over, and one of them says so by a command over TCP; see PROTOCOL.md.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::effect::Effect;
 /// How often a deaf node is told. It believes it for three times as long.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Nodes that hear nobody.
+/// Nodes that do not hear this one.
 #[derive(Debug, Default)]
 pub(super) struct Deaf {
     nodes: NodeSet,
@@ -29,14 +29,14 @@ impl Node {
             for node in nodes.iter().filter(|node| !self.deaf.nodes.contains(*node)) {
                 warn!(
                     node = self.cluster.name(node),
-                    "its heartbeats come in, and it hears nobody: something drops UDP port {} on its way in; it is told by TCP to step out",
+                    "its heartbeats come in, and it does not hear this node: does something drop UDP port {} on its way in? It is told by TCP, and steps out if it hears nobody",
                     self.cluster.port
                 );
             }
             for node in self.deaf.nodes.iter().filter(|node| !nodes.contains(*node)) {
                 info!(
                     node = self.cluster.name(node),
-                    "it is not told any more that it hears nobody"
+                    "it is not told any more that it does not hear this node"
                 );
             }
             self.deaf = Deaf { nodes, tell_at: now };

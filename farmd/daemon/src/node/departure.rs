@@ -41,7 +41,7 @@ impl Departures {
         match what {
             Happening::NodeDown(out) => self.complete_one(out),
             Happening::ViewChanged { out, .. } => out.iter_mut().for_each(|out| self.complete_one(out)),
-            Happening::MapChanged { causes, .. } => {
+            Happening::MapChanged { causes, .. } | Happening::MapLearned { causes, .. } => {
                 for cause in causes {
                     if let MapCause::NodeOut {
                         node, why, observers, ..
@@ -227,6 +227,7 @@ mod tests {
             counts: BTreeMap::new(),
             took_us: 0,
             unserved_ms: None,
+            follows: Vec::new(),
         };
         let mut departures = Departures::default();
         departures.note(&silent("s3", &["s1", "s2"]));

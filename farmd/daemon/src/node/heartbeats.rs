@@ -8,6 +8,7 @@ use farm_core::wire::heartbeat::ParseError;
 use tracing::warn;
 
 use super::{Node, Stranger};
+use crate::standstill;
 
 /// Datagrams taken from one socket before everything else has its turn.
 const DATAGRAM_BUDGET: usize = 512;
@@ -80,12 +81,34 @@ impl Node {
 
     fn transmit(&mut self) {
         self.sent_rate.note(self.now(), self.sent_bytes);
+        let mut to_all = false;
         while let Some(transmit) = self.farm.poll_transmit() {
+            to_all |= !transmit.broadcast && !transmit.nudge;
             self.heartbeat_bytes = transmit.payload.len() as u64;
             let sent = self.heartbeats.send(&transmit);
             self.sent += sent.datagrams;
             self.sent_bytes += sent.datagrams * transmit.payload.len() as u64;
             self.send_failed += sent.failed;
+        }
+        if to_all {
+            self.note_pace();
+        }
+    }
+
+    /// A heartbeat has gone; says so if that was late, with what is known of why.
+    fn note_pace(&mut self) {
+        let now = self.now();
+        if let Some(late) = self.pace.speak(now) {
+            let priority = if self.realtime {
+                ""
+            } else {
+                ", which has no real-time priority"
+            };
+            warn!(
+                count = self.pace.late(),
+                "{late}{priority}; {}",
+                standstill::describe(&["owner"])
+            );
         }
     }
 

@@ -3,14 +3,16 @@
 //! Owns what has to be remembered between two events for that: proposals under way, the weights and the view of the last map, and entries
 //! about nodes that wait a moment for the other nodes' word. Called by the owner loop for each event; changes nothing of the farm.
 
+mod maps;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use farm_core::api::history::{Departure, Happening, HistoryEntry, MapCause, Move};
+use farm_core::api::history::{Departure, Happening, HistoryEntry, MapCause};
 use farm_core::handover::{self, Moves};
 use farm_core::id::{Bucket, Epoch, ModuleName, NodeId, NodeSet};
-use farm_core::membership::{self, Cause};
+use farm_core::membership;
 
 use super::Node;
 use super::departure::{Departures, Holdings};
@@ -38,6 +40,8 @@ pub(super) struct Chronicle {
     fenced_at: Option<Duration>,
     /// Since when the view is what it is.
     view_since: Duration,
+    /// Which entry tells how each node came into the view last, or went out of it.
+    turned: BTreeMap<String, u64>,
     departures: Departures,
     holdings: Holdings,
     /// Which entry has brought each bucket.
@@ -59,6 +63,8 @@ struct Proposal {
 struct Agreed {
     view: NodeSet,
     weights: BTreeMap<NodeId, u16>,
+    /// When this node took it over, or closed everything.
+    since: Duration,
     /// What it gives this node, unless that was closed since.
     mine: u32,
     /// This node has closed everything since: others may have agreed on maps without it.
@@ -78,6 +84,7 @@ impl Chronicle {
             released: BTreeMap::new(),
             fenced_at: None,
             view_since: now,
+            turned: BTreeMap::new(),
             departures: Departures::default(),
             holdings: Holdings::default(),
             origins: Origins::default(),
@@ -229,7 +236,10 @@ impl Node {
             },
             membership::Event::Joined => return,
         };
-        self.chronicle.add(None, what, until);
+        let seq = self.chronicle.add(None, what, until);
+        if let membership::Event::ViewChanged { old, new, .. } = event {
+            self.note_view(seq, *old, *new);
+        }
     }
 
     pub(super) fn record_handover(&mut self, module: &ModuleName, group: usize, event: &handover::Event) {
@@ -247,21 +257,12 @@ impl Node {
             handover::Event::Committed {
                 epoch, counts, moved, ..
             } => self.map_changed(now, key, *epoch, counts, moved),
-            handover::Event::Adopted { epoch, counts } => {
-                let released = self.chronicle.released.remove(&key).filter(|(e, _)| e == epoch);
-                let gave_up = released.map_or(0, |(_, lost)| lost);
-                Happening::MapLearned {
-                    gave_up,
-                    group: self.group_name(module, group),
-                    map: epoch.counter(),
-                    counts: self.by_name(counts),
-                }
-            }
+            handover::Event::Adopted { epoch, counts, moved } => self.map_learned(now, &key, *epoch, counts, moved),
             handover::Event::Shut => {
                 self.chronicle.under_way.remove(&key);
                 let agreed = self.chronicle.agreed.get_mut(&key);
                 let buckets = agreed.map_or(0, |agreed| {
-                    agreed.closed = true;
+                    (agreed.closed, agreed.since) = (true, now);
                     std::mem::take(&mut agreed.mine)
                 });
                 Happening::Closed {
@@ -322,39 +323,26 @@ impl Node {
                 MapCause::Evened
             });
         }
-        // Silent givers handed nothing over: their buckets waited since they were last heard.
-        let givers: NodeSet = moved.keys().filter_map(|(from, _)| *from).collect();
-        let silent = givers.iter().filter(|_| !was_away).filter_map(|n| {
-            let word = self.farm.membership().testimony(now, n);
-            word.silent.filter(|_| n != self.this && word.cause == Cause::Silent)
-        });
-        let unserved_ms = silent.max().map(millis);
+        let unserved_ms = self.unserved(now, moved).filter(|_| !was_away);
         self.chronicle.agreed.insert(
             key.clone(),
             Agreed {
                 view: proposal.view,
                 weights: proposal.weights.iter().map(|(n, (w, _))| (*n, *w)).collect(),
                 mine: counts.get(&self.this).copied().unwrap_or(0),
+                since: now,
                 closed: false,
                 met: BTreeMap::new(),
             },
         );
-        let name = |n: NodeId| self.cluster.name(n).to_owned();
         Happening::MapChanged {
             group: self.group_name(&key.0, key.1),
             map: epoch.counter(),
-            proposer: name(proposal.by),
+            proposer: self.cluster.name(proposal.by).to_owned(),
             view: self.name_list(proposal.view),
+            follows: self.views_behind(&causes),
             causes,
-            moved: moved
-                .iter()
-                .filter(|_| !was_away)
-                .map(|((from, to), buckets)| Move {
-                    from: from.map(name),
-                    to: to.map(name),
-                    buckets: *buckets,
-                })
-                .collect(),
+            moved: if was_away { Vec::new() } else { self.move_list(moved) },
             counts: self.by_name(counts),
             took_us: u64::try_from(now.saturating_sub(proposal.at).as_micros()).unwrap_or(u64::MAX),
             unserved_ms,

@@ -311,7 +311,7 @@ impl Node {
                 ),
             ),
             handover::Event::Accepted { .. } => return,
-            handover::Event::Adopted { epoch, counts } => (
+            handover::Event::Adopted { epoch, counts, .. } => (
                 'I',
                 format!(
                     "map {} was agreed without this node; {}/4096 are this node's (group {group})",

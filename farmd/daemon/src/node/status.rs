@@ -29,6 +29,10 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 impl Node {
     pub(super) fn status(&self) -> FarmStatus {
         let mut names: BTreeSet<ModuleName> = self.modules.keys().cloned().collect();
@@ -267,11 +271,14 @@ impl Node {
             plan_version: self.published.version(),
             incarnation: self.incarnation.0,
             heartbeat: HeartbeatStatus {
-                interval_us: u64::try_from(self.cluster.heartbeat_interval.as_micros()).unwrap_or(u64::MAX),
+                interval_us: micros(self.cluster.heartbeat_interval),
                 detection_ms: millis(self.cluster.detection_time()),
                 bytes: self.heartbeat_bytes,
                 bytes_per_s: self.sent_rate.per_second(now, self.sent_bytes),
                 realtime: self.realtime,
+                late: self.pace.late(),
+                late_most_us: micros(self.pace.latest()),
+                turn_longest_us: micros(self.pace.longest_turn()),
             },
         }
     }
@@ -287,7 +294,6 @@ impl Node {
             addr_on(lan, self.this)?;
             Some((lan, addr_on(lan, node)?, link))
         });
-        let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         shared
             .map(|(lan, addr, link)| {
                 let (received, lost) = peer.recent(now, link);
@@ -318,6 +324,9 @@ impl Node {
             ("heartbeats_sent_bytes".to_owned(), self.sent_bytes),
             ("heartbeats_send_failed".to_owned(), self.send_failed),
             ("heartbeats_received".to_owned(), self.received),
+            ("heartbeats_late".to_owned(), self.pace.late()),
+            ("heartbeats_late_most_us".to_owned(), micros(self.pace.latest())),
+            ("turn_longest_us".to_owned(), micros(self.pace.longest_turn())),
             ("pauses".to_owned(), self.pauses),
             ("plan_version".to_owned(), self.published.version()),
             ("requesters".to_owned(), self.farm.requesters().len() as u64),

@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::link::Link;
+use super::link::{Hook, Link};
 use super::{BpfError, Filter, PROGRAM, failed};
 use crate::interface;
 use crate::tc::{self, Tc};
@@ -183,12 +183,13 @@ impl Filter {
         let what = "the kernel does not say where the program is";
         match self.places.get(&ifindex) {
             None => Ok(false),
-            Some(Place::Tcx(link)) => Ok(link.interface().map_err(|e| failed(what, &e))? == ifindex),
+            Some(Place::Tcx(link)) => Ok(link.place().map_err(|e| failed(what, &e))? == (Hook::Tcx, ifindex)),
             Some(Place::Clsact(filter)) => filter.is_there().map_err(|e| failed(what, &e)),
         }
     }
 
-    /// Leaves the program where it is, with its tables and its lease, to the farmd that this process executes next; [`Predecessor::find`] is how that one finds it.
+    /// Leaves the programs, at XDP too, where they are, with their tables and their lease, to the farmd that this process executes next; [`Predecessor::find`] is how
+    /// that one finds them.
     ///
     /// # Errors
     /// What the kernel says; where it fails the program is taken off.
@@ -196,6 +197,9 @@ impl Filter {
         let mut result = Ok(());
         for place in std::mem::take(&mut self.places).into_values() {
             result = result.and(place.leave());
+        }
+        for early in std::mem::take(&mut self.early).into_values() {
+            result = result.and(early.leave());
         }
         result.map_err(|e| failed("the program cannot be left to the next farmd", &e))
     }
@@ -205,6 +209,8 @@ impl Filter {
 #[derive(Debug, Default)]
 pub struct Predecessor {
     places: BTreeMap<u32, Place>,
+    /// Links at XDP.
+    early: BTreeMap<u32, Link>,
 }
 
 impl Predecessor {
@@ -214,29 +220,35 @@ impl Predecessor {
     /// What the kernel says.
     pub fn find() -> Result<Self, BpfError> {
         let what = "what the farmd before has left attached is not known";
-        let mut places = BTreeMap::new();
+        let (mut places, mut early) = (BTreeMap::new(), BTreeMap::new());
         for link in Link::inherited().map_err(|e| failed(what, &e))? {
-            // Of another kind, or taken away meanwhile: it ends here.
-            if let Ok(ifindex) = link.interface()
-                && ifindex != 0
-            {
-                places.insert(ifindex, Place::Tcx(link));
+            match link.place() {
+                // Of another kind, or taken away meanwhile: it ends here.
+                Err(_) | Ok((_, 0)) => {}
+                Ok((Hook::Tcx, ifindex)) => drop(places.insert(ifindex, Place::Tcx(link))),
+                Ok((Hook::Xdp, ifindex)) => drop(early.insert(ifindex, link)),
             }
         }
         for filter in left_filters().map_err(|e| failed(what, &e))? {
             places.insert(filter.ifindex, Place::Clsact(filter));
         }
-        Ok(Self { places })
+        Ok(Self { places, early })
     }
 
-    /// Interfaces on which there is one.
+    /// Interfaces that have one at tc ingress.
     pub fn interfaces(&self) -> impl Iterator<Item = u32> {
         self.places.keys().copied()
     }
 
-    /// Takes that of one interface off.
+    /// Takes those of one interface off.
     pub fn end(&mut self, ifindex: u32) {
         self.places.remove(&ifindex);
+        self.early.remove(&ifindex);
+    }
+
+    /// The link at XDP of one interface.
+    pub(super) fn take_early(&mut self, ifindex: u32) -> Option<Link> {
+        self.early.remove(&ifindex)
     }
 }
 

@@ -1,7 +1,8 @@
-//! A link of a program to a hook of an interface, as bpf(2) has them since Linux 6.6 (tcx).
+//! A link of a program to a hook of an interface, as bpf(2) has them since Linux 6.6 (tcx) and 5.9 (XDP).
 //!
 //! Owns the descriptor: with the last one the program leaves the hook, however the process ends. Says where the link still is, which aya's own type does not, because
-//! the kernel and administrators take links away (`bpftool link detach`, a deleted interface) and leave the descriptor. Used by `attach` only.
+//! the kernel and administrators take links away (`bpftool link detach`, a deleted interface) and leave the descriptor; and outlives execve(2), if that is wanted.
+//! Used by `attach` and `xdp` only.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -10,10 +11,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_XDP: u32 = 37;
 const BPF_TCX_INGRESS: u32 = 46;
 /// With no other program named: ahead of all.
 const BPF_F_BEFORE: u32 = 1 << 3;
+const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_TCX: u32 = 11;
+/// `linux/if_link.h`: in the driver or not at all.
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// What BPF_LINK_CREATE reads of `union bpf_attr`.
 #[repr(C)]
@@ -58,6 +63,15 @@ struct Info {
     hook: u32,
 }
 
+/// What a link is at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Hook {
+    /// The driver.
+    Xdp,
+    /// tc ingress.
+    Tcx,
+}
+
 /// See the module doc.
 #[derive(Debug)]
 pub(super) struct Link(OwnedFd);
@@ -68,11 +82,23 @@ impl Link {
     /// # Errors
     /// `InvalidInput` from a kernel before 6.6, and what else it says.
     pub(super) fn tcx(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<Self> {
+        Self::create(program, ifindex, BPF_TCX_INGRESS, BPF_F_BEFORE)
+    }
+
+    /// Puts the program into the driver of an interface.
+    ///
+    /// # Errors
+    /// What the kernel says; EOPNOTSUPP stands for a driver without XDP, EBUSY for another program that is there.
+    pub(super) fn xdp(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<Self> {
+        Self::create(program, ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE)
+    }
+
+    fn create(program: BorrowedFd<'_>, ifindex: u32, hook: u32, flags: u32) -> io::Result<Self> {
         let mut wanted = Create {
             program: program.as_raw_fd().cast_unsigned(),
             ifindex,
-            hook: BPF_TCX_INGRESS,
-            flags: BPF_F_BEFORE,
+            hook,
+            flags,
             ..Create::default()
         };
         let fd = bpf(BPF_LINK_CREATE, &mut wanted)?;
@@ -93,11 +119,11 @@ impl Link {
         bpf(BPF_LINK_UPDATE, &mut wanted).map(drop)
     }
 
-    /// The interface that the link is on; 0 if it was taken away.
+    /// What the link is at, and on which interface; 0 if it was taken away.
     ///
     /// # Errors
-    /// What the kernel says, to a descriptor that is no link of this kind too.
-    pub(super) fn interface(&self) -> io::Result<u32> {
+    /// What the kernel says, to a descriptor that is no link of these kinds too.
+    pub(super) fn place(&self) -> io::Result<(Hook, u32)> {
         let mut info = Info::default();
         let mut ask = Ask {
             fd: self.0.as_raw_fd().cast_unsigned(),
@@ -105,10 +131,14 @@ impl Link {
             info: (&raw mut info).addr() as u64,
         };
         bpf(BPF_OBJ_GET_INFO_BY_FD, &mut ask)?;
-        if info.kind != BPF_LINK_TYPE_TCX || info.hook != BPF_TCX_INGRESS {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no tcx link at ingress"));
+        match (info.kind, info.hook) {
+            (BPF_LINK_TYPE_XDP, _) => Ok((Hook::Xdp, info.ifindex)),
+            (BPF_LINK_TYPE_TCX, BPF_TCX_INGRESS) => Ok((Hook::Tcx, info.ifindex)),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "no link at XDP or tc ingress",
+            )),
         }
-        Ok(info.ifindex)
     }
 
     /// Keeps the link over the next execve(2), for [`Self::inherited`] there, instead of ending it here.

@@ -4,11 +4,12 @@
 //! costs more than tc ingress and saves nothing. Whether an interface should have one is the daemon's business.
 
 use std::io;
+use std::os::fd::AsFd;
 
-use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::programs::Xdp;
 
-use super::{BpfError, DryRun, Filter, dry_run, failed};
+use super::link::Link;
+use super::{BpfError, DryRun, Filter, Predecessor, dry_run, failed};
 
 /// The program that sends on, and the one that leaves that to tc.
 const PROGRAMS: [&str; 2] = ["farm_early", "farm_early_drop"];
@@ -17,15 +18,22 @@ const PROGRAMS: [&str; 2] = ["farm_early", "farm_early_drop"];
 #[derive(Debug)]
 pub(super) struct Early {
     // Detaches when it is dropped.
-    link: XdpLink,
+    link: Link,
     sends: bool,
+}
+
+impl Early {
+    /// Leaves the program in the driver to the farmd that this process executes next.
+    pub(super) fn leave(self) -> io::Result<()> {
+        self.link.leave()
+    }
 }
 
 impl Filter {
     /// Puts the program at XDP ahead of the one at tc on this interface, in the driver, until it is detached, dropped, or the process ends. If it `sends`, what
     /// goes on to another member leaves from the driver too; else the program at tc sends it.
     ///
-    /// Many drivers set up their queues anew for it, and some lose the carrier meanwhile.
+    /// Many drivers set up their queues anew for it, and some lose the carrier meanwhile; where one program takes another's place they need not.
     ///
     /// # Errors
     /// That the driver has no native XDP, that another program is there, or what else the kernel says.
@@ -33,22 +41,37 @@ impl Filter {
         if self.early.get(&ifindex).is_some_and(|early| early.sends == sends) {
             return Ok(());
         }
-        let fail = |error: &ProgramError| {
-            let mut failed = failed(&format!("the driver of {name} does not take the program at XDP"), error);
-            if let Some(hint) = hint(error) {
+        let what = format!("the driver of {name} does not take the program at XDP");
+        let before = self.early.remove(&ifindex);
+        let program = self.early_program(sends)?.fd().map_err(|e| failed(&what, &e))?;
+        let link = match before {
+            Some(early) => early.link.exchange(program.as_fd()).map(|()| early.link),
+            None => Link::xdp(program.as_fd(), ifindex),
+        };
+        let link = link.map_err(|error| {
+            let mut failed = failed(&what, &error);
+            if let Some(hint) = hint(&error) {
                 failed.text.push_str(&format!(" ({hint})"));
             }
             failed
+        })?;
+        self.early.insert(ifindex, Early { link, sends });
+        Ok(())
+    }
+
+    /// Takes over what the farmd before has left at XDP on the interface, with this farmd's program in its place. As long as no plan is in force that one passes
+    /// everything up, so that the program at tc that was left judges it.
+    ///
+    /// # Errors
+    /// What the kernel says; nothing is at XDP there then.
+    pub fn take_over_xdp(&mut self, before: &mut Predecessor, ifindex: u32) -> Result<(), BpfError> {
+        let Some(link) = before.take_early(ifindex) else {
+            return Ok(());
         };
-        let before = self.early.remove(&ifindex);
-        let program = self.early_program(sends)?;
-        let id = match before {
-            // In one step, and without a word to the driver.
-            Some(early) => program.attach_to_link(early.link),
-            None => program.attach_to_if_index(ifindex, XdpMode::Driver),
-        };
-        let id = id.map_err(|e| fail(&e))?;
-        let link = program.take_link(id).map_err(|e| fail(&e))?;
+        let what = "the program at XDP that the farmd before has left cannot be exchanged";
+        let sends = false;
+        let program = self.early_program(sends)?.fd().map_err(|e| failed(what, &e))?;
+        link.exchange(program.as_fd()).map_err(|e| failed(what, &e))?;
         self.early.insert(ifindex, Early { link, sends });
         Ok(())
     }
@@ -84,19 +107,12 @@ impl Filter {
 }
 
 /// What an error number means here.
-fn hint(error: &ProgramError) -> Option<&'static str> {
-    let mut source: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            return match io.raw_os_error()? {
-                libc::EOPNOTSUPP => Some("it has no native XDP"),
-                libc::EBUSY | libc::EEXIST => Some("another program is there"),
-                libc::EINVAL | libc::ERANGE => Some("its MTU is too large for it, or an offload such as LRO is on"),
-                libc::ENOMEM | libc::ENOSPC => Some("it has not enough queues or memory"),
-                _ => None,
-            };
-        }
-        source = error.source();
+fn hint(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error()? {
+        libc::EOPNOTSUPP => Some("it has no native XDP"),
+        libc::EBUSY | libc::EEXIST => Some("another program is there"),
+        libc::EINVAL | libc::ERANGE => Some("its MTU is too large for it, or an offload such as LRO is on"),
+        libc::ENOMEM | libc::ENOSPC => Some("it has not enough queues or memory"),
+        _ => None,
     }
-    None
 }

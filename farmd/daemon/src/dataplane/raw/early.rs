@@ -12,6 +12,7 @@ use farm_sys::nic::{self, Received};
 use tracing::{error, info, warn};
 
 use super::Worker;
+use super::in_place::all_are_cards;
 use crate::dataplane::early::{Finding, LOOK, Probation, SAMPLE, can_send, objection, wish};
 use crate::dataplane::kernel::Kernel;
 
@@ -70,13 +71,17 @@ impl Early {
     fn step(&mut self, kernel: &mut Kernel, index: u32) {
         let now = Instant::now();
         match (self.wish, &mut self.state) {
-            (XdpChoice::Off, State::New) => self.state = State::Without("as configured".to_owned()),
+            (XdpChoice::Off, State::New) => {
+                kernel.detach_early(index);
+                self.state = State::Without("as configured".to_owned());
+            }
             (XdpChoice::On, State::New) => match attach(kernel, index, &self.name) {
                 Ok(what) => {
                     info!(interface = self.name, "{what}");
                     self.state = State::AtWork(what);
                 }
                 Err(why) => {
+                    kernel.detach_early(index);
                     error!(
                         interface = self.name,
                         "xdp=\"on\" cannot be: {why}; frames are judged at tc ingress alone"
@@ -85,11 +90,11 @@ impl Early {
                 }
             },
             (XdpChoice::Auto, State::New) => match nic::look(index).and_then(|nic| Ok((nic, nic::received(index)?))) {
-                Ok((nic, first)) => match objection(&nic) {
-                    Some(why) => self.go_without(why),
+                Ok((nic, first)) => match objection(&nic).filter(|_| !all_are_cards()) {
+                    Some(why) => self.go_without(kernel, index, why),
                     None => self.state = State::Sampling { since: now, first },
                 },
-                Err(error) => self.go_without(error.to_string()),
+                Err(error) => self.go_without(kernel, index, error.to_string()),
             },
             (_, State::Sampling { since, first }) if now >= *since + SAMPLE => {
                 let first = *first;
@@ -102,7 +107,7 @@ impl Early {
                         let due = now + LOOK;
                         self.state = State::Proving { probation, due, what };
                     }
-                    Err(why) => self.go_without(why),
+                    Err(why) => self.go_without(kernel, index, why),
                 }
             }
             (_, State::Proving { probation, due, what }) if now >= *due => {
@@ -128,7 +133,9 @@ impl Early {
         }
     }
 
-    fn go_without(&mut self, why: String) {
+    /// Also takes off what the farmd before has left there.
+    fn go_without(&mut self, kernel: &mut Kernel, index: u32, why: String) {
+        kernel.detach_early(index);
         info!(interface = self.name, "no XDP: {why}");
         self.state = State::Without(why);
     }
@@ -160,7 +167,13 @@ impl Worker {
             let here = plan.vips.iter().filter(|vip| vip.interface == index);
             let taken: Vec<_> = here.map(|vip| vip.addr).filter(|addr| kernel.takes(*addr)).collect();
             let wish = wish(plan, index).filter(|_| !taken.is_empty());
-            if self.early.get(&index).map(|early| early.wish) != wish {
+            let known = self.early.get(&index).map(|early| early.wish);
+            // What the farmd before has left there is for the first wish; there is none before its addresses are in the plan.
+            let is_over = match known {
+                Some(_) => known != wish,
+                None => wish.is_none() && !kernel.follows(),
+            };
+            if is_over {
                 kernel.detach_early(index);
                 self.early.remove(&index);
             }

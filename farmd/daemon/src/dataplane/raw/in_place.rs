@@ -21,8 +21,10 @@ use crate::dataplane::{Count, Counters, Interface, Lease, Standing};
 
 /// The loopback interface of every network namespace.
 const LOOPBACK: u32 = 1;
-/// Says how the program is attached, for tests: `tcx`, `clsact`, or `none` for a host that does not take it.
+/// Says how the program is attached, for tests: `tcx`, `clsact`, `none` for a host that does not take it, or [`CARD`].
 const ATTACHMENT: &str = "FARM_ATTACH";
+/// XDP is tried on every interface as on a network card.
+const CARD: &str = "card";
 
 /// The program in the kernel, with what it shares with this process.
 pub(super) fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<Kernel, BpfError> {
@@ -37,10 +39,10 @@ pub(super) fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<
         "clsact" => filter.set_attachment(Attachment::Clsact),
         "tcx" => probe(&mut filter)?,
         _ => {
-            if !wanted.is_empty() {
+            if !wanted.is_empty() && wanted != CARD {
                 warn!(
                     wanted,
-                    "{ATTACHMENT} is none of tcx, clsact and none; the kernel decides"
+                    "{ATTACHMENT} is none of tcx, clsact, card and none; the kernel decides"
                 );
             }
             // Before anybody relies on it: whether the kernel has such links at all.
@@ -54,6 +56,11 @@ pub(super) fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<
     let kernel = Kernel::new(filter, plan);
     lease.extend_to(kernel.lease());
     Ok(kernel)
+}
+
+/// True if a test wants every interface to be taken for a network card.
+pub(super) fn all_are_cards() -> bool {
+    std::env::var_os(ATTACHMENT).is_some_and(|wanted| wanted == CARD)
 }
 
 /// Whether the kernel has tcx links.
@@ -77,7 +84,7 @@ impl Worker {
         if let Some(problem) = &problem {
             warn!(
                 interface = interface.name,
-                problem, "frames are captured and judged in user space"
+                problem, "frames are captured and judged in user space; a module with dataplane=\"bpf\" does not start"
             );
         }
         self.stand(|standing| {

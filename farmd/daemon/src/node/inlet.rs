@@ -1,0 +1,125 @@
+//! Finding out, when all other nodes have fallen silent, whether anything comes in here at all.
+//!
+//! A node that hears nobody is alone, or what is sent to it does not come in: a dead receiver of its network card, a port of the switch that lets nothing out.
+//! Then no client's frame comes in either, so that it serves nobody, while its own heartbeats may go out and keep the others from taking over; and when things
+//! come in again it would answer clients beside them until it hears them. So the frames that its service interfaces receive are counted as soon as two pulses
+//! are silent, and clients are asked whether they are there. As long as nothing comes in [`farm_core::farm::Farm::handle_nothing_in`] is told.
+
+use std::time::Duration;
+
+use farm_sys::interface;
+use tracing::{debug, info};
+
+use super::Node;
+
+/// Pulses without a heartbeat of anybody after which the frames are counted.
+const SILENT_PULSES: u32 = 2;
+/// How many times in a row clients are asked, a pulse apart; after that once in as many pulses as fit a second.
+const ASKED_AT_ONCE: u32 = 5;
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What comes in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Inlet {
+    /// Heartbeats, or there is nobody that could send some.
+    #[default]
+    Company,
+    /// Nothing since the interfaces had received so many frames.
+    Nothing {
+        /// So many.
+        frames: u64,
+        /// When that was.
+        since: Duration,
+        /// When they are counted again.
+        look_at: Duration,
+        /// When clients are asked again, and how often they were.
+        ask_at: Duration,
+        asked: u32,
+    },
+    /// Something, though no heartbeat, since the others fell silent.
+    Something,
+}
+
+impl Node {
+    /// When [`Self::watch_inlet`] has something to do.
+    pub(super) fn inlet_timeout(&self) -> Option<Duration> {
+        match self.inlet {
+            Inlet::Company => self.silent_at(),
+            Inlet::Nothing { look_at, .. } => Some(look_at),
+            Inlet::Something => None,
+        }
+    }
+
+    /// Looks whether anything comes in, if it is time; before the farm draws conclusions from the silence.
+    pub(super) fn watch_inlet(&mut self, now: Duration) {
+        if self.silent_at().is_none_or(|at| now < at) {
+            self.inlet = Inlet::Company;
+            return;
+        }
+        let look_at = now + self.cluster.heartbeat_interval;
+        match self.inlet {
+            Inlet::Company => match self.frames_in() {
+                Some(frames) => {
+                    self.inlet = Inlet::Nothing {
+                        frames,
+                        since: now,
+                        look_at,
+                        ask_at: now,
+                        asked: 0,
+                    };
+                    self.miss_everything(now);
+                }
+                None => self.inlet = Inlet::Something,
+            },
+            Inlet::Nothing { frames, since, .. } if self.frames_in() != Some(frames) => {
+                if self.farm.membership().fenced().is_some() {
+                    info!("something comes in again, after {} ms", (now - since).as_millis());
+                }
+                self.inlet = Inlet::Something;
+                self.farm.handle_something_in(now);
+            }
+            Inlet::Nothing { look_at: due, .. } if now >= due => {
+                if let Inlet::Nothing { look_at: next, .. } = &mut self.inlet {
+                    *next = look_at;
+                }
+                self.miss_everything(now);
+            }
+            Inlet::Nothing { .. } | Inlet::Something => {}
+        }
+    }
+
+    /// Nothing has come in: asks clients, if it is time, and tells the farm.
+    fn miss_everything(&mut self, now: Duration) {
+        if let Inlet::Nothing { ask_at, asked, .. } = &mut self.inlet
+            && now >= *ask_at
+        {
+            *asked = asked.saturating_add(1);
+            if *asked >= ASKED_AT_ONCE {
+                *ask_at = now + ASK_INTERVAL;
+            }
+            self.plane.ask_around();
+        }
+        self.farm.handle_nothing_in(now);
+    }
+
+    /// When it is silent enough to look.
+    fn silent_at(&self) -> Option<Duration> {
+        let since = self.farm.membership().silent_since()?;
+        Some(since + self.cluster.heartbeat_interval * SILENT_PULSES)
+    }
+
+    /// Frames that the service interfaces have received; `None` if there are no such interfaces, or it cannot be known.
+    fn frames_in(&self) -> Option<u64> {
+        let vips = self.modules.values().flat_map(|module| &module.vips);
+        let mut interfaces: Vec<u32> = vips.map(|vip| vip.interface).collect();
+        interfaces.sort_unstable();
+        interfaces.dedup();
+        if interfaces.is_empty() {
+            return None;
+        }
+        let frames = interface::received(&interfaces);
+        frames
+            .inspect_err(|error| debug!(%error, "frames cannot be counted"))
+            .ok()
+    }
+}
