@@ -3,6 +3,7 @@
 //! Nothing of it is in the product: a broken node does something else around its [`Farm`], its data plane does not do what the plan says, or
 //! its heartbeats are changed and sealed again on their way out. Called by [`crate::node`].
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use farm_core::balance::assign::BucketMap;
@@ -10,8 +11,9 @@ use farm_core::config::PartitionPolicy;
 use farm_core::farm::Farm;
 use farm_core::id::{BUCKETS, Epoch, NodeId};
 use farm_core::membership::OPEN_PULSES;
-use farm_core::wire::heartbeat::{Ack, BucketSet, Heartbeat};
+use farm_core::wire::heartbeat::{Ack, BucketSet, Hearsay, Heartbeat};
 
+use crate::fingerprint::Seqs;
 use crate::node::{CONFIGURATION, Fixed};
 use crate::plane::Sheet;
 
@@ -70,6 +72,20 @@ pub enum Broken {
     EvictsAlone,
     /// It takes all that it hears for talking with each other, so that the lowest of them is to propose.
     OverlooksBrokenWays,
+    /// It takes what it has heard before, or something older, for news.
+    TakesRecordings,
+    /// It passes on the last word of each node for good, as if it had been heard just now.
+    KeepsRowsYoung,
+    /// It does not take what comes from nodes that no longer hear it, as if they were gone.
+    HidesThoseThatDoNotHearIt,
+    /// A short stop is hidden from its core, which judges as if it had been run.
+    HidesShortStop,
+    /// It does not carry out the command that it does not hear who hears it.
+    IgnoresCommand,
+    /// It takes every goodbye for one for good.
+    ForgetsWhoReturns,
+    /// It does not look whether anything comes in.
+    NeverLooks,
 }
 
 /// Until when the data plane accepts after a turn.
@@ -119,6 +135,27 @@ pub fn sheet(broken: Option<Broken>, sheet: Sheet) -> Sheet {
     }
 }
 
+/// Has a core that was not run from `before` to `now` go through that time as if it had been; what it would have sent is lost.
+pub fn hide_stop(farm: &mut Farm, before: Duration, now: Duration, fixed: &Fixed) {
+    let step = fixed.pulse() / 4;
+    let mut at = before + step;
+    while at < now {
+        if farm.poll_timeout() <= at {
+            farm.handle_timeout(at);
+        }
+        while farm.poll_transmit().is_some() {}
+        at += step;
+    }
+}
+
+/// The newest that each other node has ever said of itself, kept in `rows`, as if it had been heard just now.
+fn young_rows(now: Duration, farm: &Farm, rows: &mut BTreeMap<NodeId, Hearsay>, fixed: &Fixed) -> Vec<Hearsay> {
+    let nodes = (0..fixed.cluster.nodes.len()).filter_map(NodeId::new);
+    let words = nodes.filter_map(|node| farm.membership().peer(node)?.word(node, now, fixed.detection()));
+    rows.extend(words.map(|word| (word.node, word)));
+    rows.values().map(|word| Hearsay { age_us: 0, ..*word }).collect()
+}
+
 /// Changes what a broken node says, that it is joining if it `feigns_joining`; true if something is changed.
 pub fn forge(
     broken: Broken,
@@ -126,6 +163,7 @@ pub fn forge(
     feigns_joining: bool,
     heartbeat: &mut Heartbeat,
     farm: &Farm,
+    rows: &mut BTreeMap<NodeId, Hearsay>,
     fixed: &Fixed,
 ) -> bool {
     let before = heartbeat.clone();
@@ -140,6 +178,9 @@ pub fn forge(
     }
     if broken == Broken::SaysItHasSteppedOut {
         heartbeat.fenced = true;
+    }
+    if broken == Broken::KeepsRowsYoung {
+        heartbeat.hearsay = young_rows(now, farm, rows, fixed);
     }
     if feigns_joining {
         heartbeat.joining = true;
@@ -172,17 +213,17 @@ pub fn forge(
     *heartbeat != before
 }
 
-/// What a node makes of a heartbeat that came in, if it reads something else; `newest` is the number it has used last.
+/// What node `this` makes of a heartbeat that came in, if it reads something else; `seqs` are the numbers it has used.
 pub fn misread(
     broken: Broken,
     now: Duration,
+    this: NodeId,
     payload: &[u8],
     farm: &Farm,
-    newest: u64,
+    seqs: &Seqs,
     fixed: &Fixed,
 ) -> Option<Vec<u8>> {
     let mut heartbeat = Heartbeat::parse(&fixed.key, payload).ok()?;
-    let this = fixed.culprits.first()?;
     let sender = heartbeat.sender;
     let heard = farm.membership().heard(now);
     match broken {
@@ -193,7 +234,7 @@ pub fn misread(
         }
         Broken::TakesItselfForHeard => {
             heartbeat.hears.retain(|(node, _)| *node != this);
-            heartbeat.hears.push((this, Ack::of(newest)));
+            heartbeat.hears.push((this, Ack::of(seqs.newest())));
             heartbeat.hears.sort_by_key(|(node, _)| *node);
         }
         Broken::MistakesConfiguration => {
@@ -217,6 +258,20 @@ pub fn misread(
             }
             heartbeat.hears.sort_by_key(|(node, _)| *node);
         }
+        Broken::TakesRecordings => {
+            let last = farm.membership().peer(sender)?.last_seq();
+            if heartbeat.seq > last {
+                return None;
+            }
+            heartbeat.seq = last + 1;
+        }
+        Broken::HidesThoseThatDoNotHearIt => {
+            let heard_at = heartbeat.acks(this).and_then(|ack| seqs.sent_at(ack));
+            let hears = heard_at.is_some_and(|at| now <= at + fixed.pulse() * 3 / 2);
+            // No tag, as above.
+            return (!hears).then(Vec::new);
+        }
+        Broken::ForgetsWhoReturns => heartbeat.returning = false,
         _ => return None,
     }
     Some(heartbeat.emit(&fixed.key))

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farm_core::config::{PartitionPolicy, cluster};
-use farm_core::id::NodeId;
+use farm_core::id::{NodeId, NodeSet};
 use farm_core::wire::auth::ClusterKey;
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use crate::broken::Broken;
+use crate::ears;
 use crate::faults::{Action, Budget};
 use crate::node::Fixed;
 use crate::promises::Promise;
@@ -44,8 +45,8 @@ pub struct Farms {
     /// How long after the last fault the farm may need; if `None` twice the detection time, in which silence is noticed and a node joins,
     /// and four pulses.
     pub recovery: Option<Duration>,
-    /// A rule that is broken, and by which node.
-    pub broken: Option<(Broken, usize)>,
+    /// A rule that is broken, and by which nodes.
+    pub broken: Option<(Broken, NodeSet)>,
     /// How long the farm has run when the checker begins; if two are apart, half of the time.
     pub warm_up: Duration,
 }
@@ -107,7 +108,7 @@ impl Farms {
         }
     }
 
-    fn fixed(&self, broken: Option<(Broken, usize)>) -> Fixed {
+    fn fixed(&self, broken: Option<(Broken, NodeSet)>) -> Fixed {
         let lan = |l: usize| {
             let nodes = (0..self.nodes).map(|n| format!("<node name=\"s{n}\" addr=\"198.18.{l}.{}\"/>", n + 1));
             format!("<lan name=\"lan{l}\">{}</lan>", nodes.collect::<String>())
@@ -125,7 +126,7 @@ impl Farms {
             key: ClusterKey::from_bytes([9; 32]),
             module: "web".parse().expect("`web` is a module's name"),
             broken: broken.map(|(rule, _)| rule),
-            culprits: broken.iter().filter_map(|(_, node)| NodeId::new(*node)).collect(),
+            culprits: broken.map_or(NodeSet::EMPTY, |(_, nodes)| nodes),
             flows: self.flows,
             weight: self.weight,
             partition: self.partition,
@@ -133,6 +134,13 @@ impl Farms {
             other_module: last.filter(|_| self.other_module),
             other_cluster: last.filter(|_| self.other_cluster),
             apart: self.apart,
+            remembers: match self.budget.faults {
+                // Of two nobody is told.
+                _ if self.budget.deaf == 0 || self.nodes == 2 => Duration::ZERO,
+                // Somebody goes on telling it.
+                0 | 1 => ears::TELL_INTERVAL,
+                _ => ears::BELIEVED,
+            },
         }
     }
 

@@ -18,6 +18,8 @@ pub enum Action {
     Late,
     /// It comes, and once more most of a pulse later.
     Twice,
+    /// It comes, and from then on again in every pulse: somebody has recorded it.
+    Record,
     /// The data plane takes the next plan a pulse late.
     Slow,
     /// The node is gone, with all it knew.
@@ -32,6 +34,12 @@ pub enum Action {
     Cut(NodeId, NodeId),
     /// Nothing gets from either to the other.
     Split(NodeId, NodeId),
+    /// Nothing gets from the first half of the nodes to the others any more.
+    Oneway,
+    /// No heartbeat comes in at the node any more; commands do.
+    Deaf(NodeId),
+    /// Nothing at all comes in at the node any more.
+    Dead(NodeId),
     /// Nothing gets through on this lan any more.
     LanDown(usize),
     /// The witness no longer answers the node, and the node notices.
@@ -46,6 +54,8 @@ pub enum Action {
     Start(NodeId),
     /// The module hands over and stops; then the node says goodbye and ends.
     Leave(NodeId),
+    /// The module hands over; then another farmd takes the place of this one, and the connections go on.
+    Reload(NodeId),
     /// The connections left in buckets of others end.
     Close(NodeId),
 }
@@ -63,6 +73,8 @@ pub struct Budget {
     pub late: u8,
     /// [`Action::Twice`].
     pub twice: u8,
+    /// [`Action::Record`].
+    pub record: u8,
     /// [`Action::Slow`].
     pub slow: u8,
     /// [`Action::Crash`].
@@ -75,6 +87,12 @@ pub struct Budget {
     pub cut: u8,
     /// [`Action::Split`].
     pub split: u8,
+    /// [`Action::Oneway`].
+    pub oneway: u8,
+    /// [`Action::Deaf`].
+    pub deaf: u8,
+    /// [`Action::Dead`].
+    pub dead: u8,
     /// [`Action::LanDown`].
     pub lan: u8,
     /// [`Action::Hide`].
@@ -91,6 +109,8 @@ pub struct Budget {
     pub close: u8,
     /// [`Action::Leave`].
     pub leave: u8,
+    /// [`Action::Reload`].
+    pub reload: u8,
 }
 
 impl Budget {
@@ -105,16 +125,21 @@ impl Budget {
             Action::Lose => (&mut self.lose, true),
             Action::Late => (&mut self.late, true),
             Action::Twice => (&mut self.twice, true),
+            Action::Record => (&mut self.record, true),
             Action::Slow => (&mut self.slow, true),
             Action::Crash(_) => (&mut self.crash, true),
             Action::Pause(_) => (&mut self.pause, true),
             Action::Cut(..) => (&mut self.cut, true),
             Action::Split(..) => (&mut self.split, true),
+            Action::Oneway => (&mut self.oneway, true),
+            Action::Deaf(_) => (&mut self.deaf, true),
+            Action::Dead(_) => (&mut self.dead, true),
             Action::LanDown(_) => (&mut self.lan, true),
             Action::Hide(_) => (&mut self.hide, true),
             Action::Show(_) => (&mut self.show, false),
             Action::Stop(_) => (&mut self.stop, true),
             Action::Leave(_) => (&mut self.leave, true),
+            Action::Reload(_) => (&mut self.reload, true),
             Action::Restart(_) => (&mut self.restart, false),
             Action::Mend => (&mut self.mend, false),
             Action::Start(_) => (&mut self.start, false),
@@ -130,12 +155,16 @@ impl Budget {
             "lose" => &mut self.lose,
             "late" => &mut self.late,
             "twice" => &mut self.twice,
+            "record" => &mut self.record,
             "slow" => &mut self.slow,
             "crash" => &mut self.crash,
             "restart" => &mut self.restart,
             "pause" => &mut self.pause,
             "cut" => &mut self.cut,
             "split" => &mut self.split,
+            "oneway" => &mut self.oneway,
+            "deaf" => &mut self.deaf,
+            "dead" => &mut self.dead,
             "lan" => &mut self.lan,
             "hide" => &mut self.hide,
             "show" => &mut self.show,
@@ -144,6 +173,7 @@ impl Budget {
             "start" => &mut self.start,
             "close" => &mut self.close,
             "leave" => &mut self.leave,
+            "reload" => &mut self.reload,
             _ => return None,
         })
     }

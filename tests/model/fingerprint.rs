@@ -5,7 +5,7 @@
 //! counterexample. What is put in other words, so that a farm at rest comes back to the state it was in one pulse before:
 //!
 //! - *times* are counted from now. One further back than [`Scale::memory`] is just long ago: no rule of the core looks back further than
-//!   twice the detection time, and no promise further than the farm may need to recover. The model's clock begins at [`START`], so that a time is told from a length of time.
+//!   twice the detection time, or than a node believes that it is deaf, and no promise further than the farm may need to recover. The model's clock begins at [`START`], so that a time is told from a length of time.
 //! - *epochs* are counted from the lowest one in the world: the core compares them and makes the next one, nothing else.
 //! - *versions of plans* are counted from the farm's newest one.
 //! - *sequence numbers* stand for the moment at which their heartbeat was sent ([`Seqs`]): the core compares those of one sender, and what
@@ -19,7 +19,7 @@ use std::fmt::Debug;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
-use farm_core::wire::heartbeat::ModuleReport;
+use farm_core::wire::heartbeat::{Ack, ModuleReport};
 
 /// Where the model's clock begins: above every length of time in the core's fields.
 pub const START: Duration = Duration::from_secs(1_000_000);
@@ -98,6 +98,12 @@ impl Seqs {
     pub fn push(&mut self, now: Duration, seq: u64, memory: Duration) {
         self.0.retain(|(_, at)| *at + memory >= now);
         self.0.push((seq, now));
+    }
+
+    /// When the one was sent that `ack` names; `None` if that is long ago.
+    pub fn sent_at(&self, ack: Ack) -> Option<Duration> {
+        let sent = self.0.iter().rev().find(|(seq, _)| Ack::of(*seq) == ack);
+        sent.map(|(_, at)| *at)
     }
 
     /// The last one used.

@@ -16,10 +16,13 @@ impl World {
             Token::Time(self.calm_since),
             Token::Same(last as u64),
             Token::Same(self.lan_down.map_or(0, |lan| 1 + lan as u64)),
+            Token::Same(self.deaf.bits()),
+            Token::Same(self.dead.bits()),
             Token::Same(self.breach.as_ref().map_or(0, |b| 1 + b.promise as u64)),
         ];
         let cut = self.cut.iter().map(|to| Token::Same(to.bits()));
         let hidden = self.hidden.iter().map(|at| at.map_or(Token::Same(0), Token::Time));
+        let told = self.told.iter().map(|at| at.map_or(Token::Same(0), Token::Time));
         let spoken = self.spoken.iter().map(|at| Token::Time(*at));
         let nodes = self.nodes.iter().flat_map(|n| {
             n.tokens()
@@ -38,6 +41,7 @@ impl World {
             }
             Input::Module => vec![Token::Same(1)],
             Input::Timeout => vec![Token::Same(2)],
+            Input::Told => vec![Token::Same(3)],
         });
         let queue = self.queue.iter().flat_map(|item| {
             let mut tokens = vec![Token::Time(item.due), Token::Same(item.late.into())];
@@ -48,12 +52,19 @@ impl World {
                 }
                 Work::Plan(of) => tokens.push(Token::Same(100 + of.index() as u64)),
                 Work::Ready(of) => tokens.push(Token::Same(200 + of.index() as u64)),
+                Work::Back(of) => tokens.push(Token::Same(300 + of.index() as u64)),
+                Work::Told(to) => tokens.push(Token::Same(400 + to.index() as u64)),
+                Work::Recording(to, datagram) => {
+                    tokens.push(Token::Same(500 + to.index() as u64));
+                    tokens.extend(self.datagram_tokens(datagram));
+                }
             }
             tokens
         });
         own.into_iter()
             .chain(cut)
             .chain(hidden)
+            .chain(told)
             .chain(spoken)
             .chain(pairs)
             .chain(nodes)

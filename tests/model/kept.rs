@@ -138,6 +138,24 @@ fn two_nodes_lose_each_other() {
 }
 
 #[test]
+fn heartbeats_do_not_come_in_at_one_node() {
+    all_hold(
+        // With three, and without an end: walked by the rules on what is told, and on what comes in.
+        &["nodes=2 dead=1 mend=1", "nodes=2 deaf=1 mend=1"],
+        &["nodes=3 dead=1 mend=1", "nodes=3 deaf=1 mend=1"],
+    );
+}
+
+#[test]
+fn farmd_is_restarted_in_place() {
+    all_hold(
+        // With two, and without another fault: walked by the rule on who is back at once.
+        &[],
+        &["nodes=3 reload=1 flows=1", "nodes=2 faults=2 reload=1 lose=1"],
+    );
+}
+
+#[test]
 fn several_lans_are_one_network() {
     all_hold(
         &[

@@ -11,6 +11,7 @@
 
 mod broken;
 mod checker;
+mod ears;
 mod faults;
 mod fingerprint;
 mod identity;
@@ -18,5 +19,6 @@ mod kept;
 mod node;
 mod plane;
 mod promises;
+mod reload;
 mod rules;
 mod world;

@@ -5,6 +5,7 @@
 //! renews no lease before the data plane has confirmed that. When it is to end it hands over, says goodbye, and is gone. A [`Broken`]
 //! node leaves one of these out, or lies. Called by [`crate::world`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use farm_core::farm::{Event, Farm, LocalModule};
 use farm_core::handover;
 use farm_core::id::{Epoch, Incarnation, ModuleName, NodeId, NodeSet};
 use farm_core::wire::auth::ClusterKey;
-use farm_core::wire::heartbeat::Heartbeat;
+use farm_core::wire::heartbeat::{Hearsay, Heartbeat};
 
 use crate::broken::{self, Broken};
 use crate::fingerprint::{self, Seqs, Token, report_tokens};
@@ -50,6 +51,8 @@ pub struct Fixed {
     pub other_cluster: Option<NodeId>,
     /// The first two nodes do not talk with each other when the checker begins.
     pub apart: bool,
+    /// How far back a node remembers what it was told by commands.
+    pub remembers: Duration,
 }
 
 impl Fixed {
@@ -63,10 +66,14 @@ impl Fixed {
         self.cluster.detection_time()
     }
 
-    /// How far back anything is remembered: by the core twice the detection time, by the promises the time to recover and
-    /// [`Self::silence`].
-    pub fn memory(&self) -> Duration {
+    /// How far back the promises look: the time to recover and [`Self::silence`].
+    pub fn lately(&self) -> Duration {
         self.silence().max(self.recovery) + self.pulse()
+    }
+
+    /// How far back anything is remembered: the same, or by the core what it was told; of all else twice the detection time.
+    pub fn memory(&self) -> Duration {
+        self.lately().max(self.remembers + self.pulse())
     }
 
     /// How long after its last word a node may be taken for alive: the detection time, as long again at one that was not run meanwhile, which
@@ -133,6 +140,8 @@ pub enum Input {
     Applied(u64, Box<Bits>),
     /// The module is in another state.
     Module,
+    /// A command says that others hear this node.
+    Told,
     /// Time has passed.
     Timeout,
 }
@@ -179,6 +188,14 @@ pub struct Node {
     pub stopping: bool,
     /// Says goodbye and ends when it has.
     pub ending: bool,
+    /// Says goodbye and is replaced when it has.
+    pub reloading: bool,
+    /// Its farmd is being replaced: there is none, and its connections go on.
+    pub away: bool,
+    /// Nothing at all comes in.
+    pub dead: bool,
+    /// When it looks next whether anything does.
+    pub look_at: Option<Duration>,
     /// Its farm, for the fingerprint.
     pub tokens: Vec<Token>,
     /// When it was started, woken, or stepped out last.
@@ -189,6 +206,8 @@ pub struct Node {
     published: u64,
     /// Until when it says that it is joining, and is not.
     feigns_until: Option<Duration>,
+    /// What others have said of themselves, if it lets none of that age.
+    rows: BTreeMap<NodeId, Hearsay>,
 }
 
 impl Node {
@@ -217,12 +236,17 @@ impl Node {
             seqs: Seqs::default(),
             stopping: false,
             ending: false,
+            reloading: false,
+            away: false,
+            dead: false,
+            look_at: None,
             tokens: Vec::new(),
             upset_at: None,
             last_turn: Duration::ZERO,
             fenced_until: None,
             published: 0,
             feigns_until: None,
+            rows: BTreeMap::new(),
         }
     }
 
@@ -239,6 +263,7 @@ impl Node {
             upset_at: Some(now),
             last_turn: now,
             feigns_until: feigned.map(|time| now + time),
+            dead: self.dead,
             ..Self::new(self.id, self.seen[0].len(), self.seen.len())
         };
         self.local.state = ModuleState::Wait;
@@ -265,6 +290,7 @@ impl Node {
     pub fn crash(&mut self) {
         *self = Self {
             incarnation: self.incarnation,
+            dead: self.dead,
             ..Self::new(self.id, self.seen[0].len(), self.seen.len())
         };
     }
@@ -326,7 +352,8 @@ impl Node {
 
     /// When it takes a turn by itself.
     pub fn wakes_at(&self) -> Option<Duration> {
-        self.farm.as_ref().filter(|_| !self.paused).map(Farm::poll_timeout)
+        let at = self.farm.as_ref().filter(|_| !self.paused)?.poll_timeout();
+        Some(self.look_at.map_or(at, |look| look.min(at)))
     }
 
     /// Epoch of the map it works with, if it runs.
@@ -367,8 +394,12 @@ impl Node {
             self.inbox.push(Input::Module);
         }
         let lease = fixed.detection() - fixed.pulse();
-        let gap = now - self.last_turn;
-        self.last_turn = now;
+        let before = std::mem::replace(&mut self.last_turn, now);
+        let gap = now - before;
+        let hides = broken == Some(Broken::HidesShortStop) && gap < lease;
+        if let Some(farm) = self.farm.as_mut().filter(|_| hides) {
+            broken::hide_stop(farm, before, now, fixed);
+        }
         if gap >= lease && broken != Some(Broken::ForgetsPause) {
             if broken != Some(Broken::TakesOldHeartbeats) {
                 self.inbox.retain(|input| !matches!(input, Input::Datagram(_)));
@@ -383,6 +414,7 @@ impl Node {
         for input in std::mem::take(&mut self.inbox) {
             self.take(now, input, fixed);
         }
+        self.look_for_frames(now, fixed);
         if let Some(farm) = &mut self.farm {
             if farm.poll_timeout() <= now {
                 farm.handle_timeout(now);
@@ -405,10 +437,10 @@ impl Node {
         let Some(farm) = &mut self.farm else { return };
         match input {
             Input::Datagram(datagram) => {
-                let misread = fixed.breaks(self.id);
-                let newest = self.seqs.newest();
+                let (id, seqs) = (self.id, &self.seqs);
+                let misread = fixed.breaks(id);
                 let misread =
-                    misread.and_then(|broken| broken::misread(broken, now, &datagram.payload, farm, newest, fixed));
+                    misread.and_then(|broken| broken::misread(broken, now, id, &datagram.payload, farm, seqs, fixed));
                 let payload = misread.as_ref().unwrap_or(&datagram.payload);
                 if farm.handle_datagram(now, datagram.lan, payload).is_ok() {
                     self.seen[datagram.lan][datagram.from.index()] = (datagram.incarnation, datagram.seq);
@@ -422,6 +454,8 @@ impl Node {
                 farm.handle_applied(now, version, [((fixed.module.clone(), 0), held)].into());
             }
             Input::Module => farm.set_module(now, fixed.module.clone(), self.local.clone()),
+            Input::Told if fixed.breaks(self.id) == Some(Broken::IgnoresCommand) => {}
+            Input::Told => farm.handle_told_deaf(now),
             Input::Timeout => {}
         }
     }
@@ -445,8 +479,10 @@ impl Node {
         }
     }
 
-    fn transmit(&mut self, now: Duration, fixed: &Fixed, outcome: &mut Outcome) {
+    /// Takes from the core what it has to say and to send.
+    pub fn transmit(&mut self, now: Duration, fixed: &Fixed, outcome: &mut Outcome) {
         let feigns_joining = self.feigns_until.is_some_and(|until| now < until);
+        let rows = &mut self.rows;
         let Some(farm) = &mut self.farm else { return };
         let mut proposed = false;
         while let Some(event) = farm.poll_event() {
@@ -467,7 +503,7 @@ impl Node {
             };
             let forged = fixed
                 .breaks(self.id)
-                .is_some_and(|broken| broken::forge(broken, now, feigns_joining, &mut heartbeat, farm, fixed));
+                .is_some_and(|broken| broken::forge(broken, now, feigns_joining, &mut heartbeat, farm, rows, fixed));
             let payload = if forged {
                 heartbeat.emit(&fixed.key)
             } else {
@@ -507,6 +543,9 @@ impl Node {
             Token::Same(self.incarnation),
             Token::Same(u64::from(self.paused) | u64::from(self.stopping) << 1 | u64::from(self.local.ready) << 2),
             Token::Same(self.ending.into()),
+            Token::Same(u64::from(self.reloading) | u64::from(self.away) << 1 | u64::from(self.dead) << 2),
+            Token::Same(self.rows.len() as u64),
+            Token::Time(self.look_at.unwrap_or_default()),
             Token::Time(self.last_turn),
             Token::Time(self.upset_at.unwrap_or_default()),
             Token::Time(self.feigns_until.unwrap_or_default()),

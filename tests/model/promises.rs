@@ -27,7 +27,7 @@ pub enum Promise {
     Continuity,
     /// A node that was not run, or that some cannot hear, has stopped accepting before they take over.
     SelfFencing,
-    /// Nobody is taken for alive who has been silent for long.
+    /// Nobody is taken for alive who has been silent for long, nor for one that others hear.
     Completeness,
     /// Some time after the last fault nobody is taken for gone, while somebody talks with all, who talks with all others but one.
     Accuracy,
@@ -108,7 +108,7 @@ impl World {
         let both = one.plane.accepts(now).and(&other.plane.accepts(now));
         let names = format!("s{a} and s{b}");
         if !both.is_empty() {
-            let out = |x: &Node| x.paused || x.upset_at.is_some_and(|at| now < at + fixed.memory());
+            let out = |x: &Node| x.paused || x.upset_at.is_some_and(|at| now < at + fixed.lately());
             let unheard = self.cut.iter().any(|to| !to.is_empty());
             let promise = if out(one) || out(other) || unheard {
                 Promise::SelfFencing
@@ -118,7 +118,9 @@ impl World {
             let how = format!("{names} both accept {} buckets", both.len());
             return Some(Breach { promise, how });
         }
-        let upset = |x: &Node| x.paused || x.farm.is_none() || x.upset_at.is_some_and(|at| now < at + fixed.recovery);
+        // Who is replaced has its connections all the time.
+        let gone = |x: &Node| x.farm.is_none() && !x.away;
+        let upset = |x: &Node| x.paused || gone(x) || x.upset_at.is_some_and(|at| now < at + fixed.recovery);
         if upset(one) || upset(other) {
             return None;
         }
@@ -167,19 +169,20 @@ impl World {
                 how,
             })
         };
-        let serving: Vec<&Node> = self.nodes.iter().map(|n| &**n).filter(|n| n.serves()).collect();
+        // Where nothing comes in nobody is served.
+        let serving = |n: &&Node| n.serves() && !n.dead;
+        let serving: Vec<&Node> = self.nodes.iter().map(|n| &**n).filter(serving).collect();
         if serving.is_empty() {
             return None;
         }
         if fixed.partition == PartitionPolicy::Majority {
             let first = serving.iter().any(|n| n.id.index() == 0);
             let whole = 2 * serving.len() + usize::from(first) > self.nodes.len();
-            let cut = self.cut.iter().any(|to| !to.is_empty());
-            if cut || !whole {
+            if self.has_broken_way() || !whole {
                 return self.check_one_part_serves();
             }
         }
-        let divided = self.nodes.iter().any(|n| n.farm.is_none()) || self.cut.iter().any(|to| !to.is_empty());
+        let divided = self.nodes.iter().any(|n| n.farm.is_none()) || self.has_broken_way();
         if fixed.partition == PartitionPolicy::Witness && divided {
             return self.check_parts_with_witness(fixed);
         }
@@ -193,7 +196,7 @@ impl World {
                 farm_core::id::BUCKETS - covered.len()
             ));
         }
-        if self.cut.iter().any(|to| !to.is_empty()) {
+        if self.has_broken_way() {
             return None;
         }
         // One configuration serves; who has another one is kept out.
@@ -242,6 +245,20 @@ impl World {
                     how: format!("s{i} takes s{} for alive after {silence:?} of silence", peer.index()),
                 });
             }
+            let membership = farm.membership();
+            let known = NodeSet::from_bits(membership.view().bits() | membership.excluded().bits());
+            let silent = |peer: &NodeId| {
+                let said = peer.index() * n;
+                peer.index() != i && (0..n).all(|to| self.now >= self.spoken[said + to] + fixed.silence())
+            };
+            // Who has stepped out need not look any more.
+            let mut known = known.iter().filter(|_| membership.fenced().is_none());
+            if let Some(peer) = known.find(silent) {
+                return Some(Breach {
+                    promise: Promise::Completeness,
+                    how: format!("s{i} knows of s{}, which nobody has heard for long", peer.index()),
+                });
+            }
         }
         None
     }
@@ -274,7 +291,7 @@ impl World {
 
     /// What either says comes to the other, and is meant for it.
     fn talk(&self, a: &Node, b: &Node, fixed: &Fixed) -> bool {
-        let cut = |from: &Node, to: &Node| self.cut[from.id.index()].contains(to.id);
+        let cut = |from: &Node, to: &Node| self.is_cut(from.id, to.id);
         let lan = self.lan_down.is_none() || a.seen.len() > 1;
         let one_cluster = fixed.cluster_digest_of(a.id) == fixed.cluster_digest_of(b.id);
         a.id == b.id || (lan && one_cluster && !cut(a, b) && !cut(b, a))
@@ -301,7 +318,7 @@ impl World {
     /// part that lacks none by all its nodes. Not judged while a way is cut in one direction only: parts are not what that makes.
     fn check_parts_with_witness(&self, fixed: &Fixed) -> Option<Breach> {
         let n = self.nodes.len();
-        let cut = |from: usize, to: usize| self.cut[from].contains(self.nodes[to].id);
+        let cut = |from: usize, to: usize| self.is_cut(self.nodes[from].id, self.nodes[to].id);
         if (0..n).any(|a| (0..n).any(|b| cut(a, b) != cut(b, a))) {
             return None;
         }

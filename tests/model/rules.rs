@@ -28,9 +28,18 @@
 //! | a map moves no more than the shares ask for | `MovesTooMuch` | few moves |
 //! | what came in while a node was not run is old | `TakesOldHeartbeats` | completeness |
 //! | it takes two to evict a node, where somebody talks with all | `EvictsAlone` | accuracy |
+//! | a number that is not above the last one is refused | `TakesRecordings` | completeness |
+//! | a row ages from when the first node heard it, and ends | `KeepsRowsYoung` | completeness |
+//! | a circle that only hears another one steps out | `HidesThoseThatDoNotHearIt` | self-fencing |
+//! | who was not run for a while speaks before it judges by silence | `HidesShortStop` | self-fencing |
+//! | who is told that it is deaf steps out | `IgnoresCommand` | exclusion |
+//! | who is back at once holds what it held | `ForgetsWhoReturns` | continuity |
+//! | where nothing comes in a node steps out | `NeverLooks` | coverage, exclusion |
 //!
 //! By another configuration a bucket's number stands for other connections ([`crate::plane`]): so two that share the buckets by their numbers
 //! accept the same.
+
+use farm_core::id::{NodeId, NodeSet};
 
 use crate::broken::Broken;
 use crate::checker::{Asked, Farms, asked};
@@ -50,13 +59,19 @@ fn caught_in_large(spec: &str, rule: Broken, culprit: usize, promise: Promise) {
     if matches!(asked(), Asked::One(_)) {
         return;
     }
+    caught_together(spec, rule, &[culprit], promise);
+}
+
+/// The same of several nodes that break the rule, with `FARM_MODEL` looked at before.
+fn caught_together(spec: &str, rule: Broken, culprits: &[usize], promise: Promise) {
     let mut farms = Farms::parse(spec).expect("the test's own words");
-    farms.broken = Some((rule, culprit));
+    let nodes: NodeSet = culprits.iter().filter_map(|n| NodeId::new(*n)).collect();
+    farms.broken = Some((rule, nodes));
     let verdict = farms.check();
     assert_eq!(
         verdict.promise,
         Some(promise),
-        "{rule:?} of s{culprit}\n{}",
+        "{rule:?} of {culprits:?}\n{}",
         verdict.trace
     );
 }
@@ -288,4 +303,72 @@ fn connections_that_are_left_are_told() {
 #[test]
 fn a_map_moves_what_it_must() {
     caught("nodes=3 crash=1", Broken::MovesTooMuch, 0, Promise::FewMoves);
+}
+
+#[test]
+fn a_recording_is_no_news() {
+    // The node is gone, and somebody sends on what it has said.
+    caught(
+        "nodes=2 faults=2 record=1 crash=1",
+        Broken::TakesRecordings,
+        0,
+        Promise::Completeness,
+    );
+}
+
+#[test]
+fn what_goes_round_does_not_become_younger() {
+    // The space is walked without a broken node by the test of who never promises. Here the first or the second node is gone, and the third one
+    // goes on telling the other of it.
+    caught_in_large("nodes=3 crash=1", Broken::KeepsRowsYoung, 2, Promise::Completeness);
+}
+
+#[test]
+fn a_circle_that_only_hears_another_one_steps_out() {
+    if matches!(asked(), Asked::One(_)) {
+        return;
+    }
+    // Two that talk with each other, and are not heard by the two others. That they go on costs the others moves first.
+    let spec = "nodes=4 oneway=1";
+    Farms::parse(spec).expect("the test's own words").holds();
+    caught_together(spec, Broken::HidesThoseThatDoNotHearIt, &[0, 1], Promise::FewMoves);
+}
+
+#[test]
+fn who_was_not_run_for_a_while_speaks_before_it_judges() {
+    // The space is walked without a broken node in `kept`. The other one does not know that it is not heard here, and takes this one for dead a
+    // little later than this one would take it.
+    caught_in_large(
+        "nodes=2 faults=2 cut=1 pause=1",
+        Broken::HidesShortStop,
+        0,
+        Promise::SelfFencing,
+    );
+}
+
+#[test]
+fn who_is_told_that_it_is_deaf_steps_out() {
+    caught("nodes=3 deaf=1", Broken::IgnoresCommand, 0, Promise::Exclusion);
+}
+
+#[test]
+fn who_is_back_at_once_holds_what_it_held() {
+    caught(
+        "nodes=2 reload=1 flows=1",
+        Broken::ForgetsWhoReturns,
+        0,
+        Promise::Continuity,
+    );
+}
+
+#[test]
+fn of_two_the_one_at_which_nothing_comes_in_leaves_it_to_the_other() {
+    // That one has stepped out because it is not heard.
+    caught("nodes=2 dead=1", Broken::NeverLooks, 0, Promise::Coverage);
+}
+
+#[test]
+fn of_three_the_one_at_which_nothing_comes_in_is_out_before_the_others_take_over() {
+    // Otherwise it would answer clients beside them as soon as something comes in again.
+    caught("nodes=3 dead=1", Broken::NeverLooks, 0, Promise::Exclusion);
 }

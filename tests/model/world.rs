@@ -29,6 +29,12 @@ pub enum Work {
     Plan(NodeId),
     /// A node's module is ready.
     Ready(NodeId),
+    /// The next farmd of a node that has left to return runs.
+    Back(NodeId),
+    /// A command to a deaf node.
+    Told(NodeId),
+    /// A heartbeat to a node that somebody has recorded; again a pulse later.
+    Recording(NodeId, Arc<Datagram>),
 }
 
 /// When it is due, and what.
@@ -53,6 +59,12 @@ pub struct World {
     pub queue: Vec<Item>,
     /// Per node, to whom nothing gets from it.
     pub cut: Vec<NodeSet>,
+    /// Nodes at which no heartbeats come in, but commands.
+    pub deaf: NodeSet,
+    /// Nodes at which nothing comes in.
+    pub dead: NodeSet,
+    /// When a deaf node was last told so: row by row, by each node to each.
+    pub told: Vec<Option<Duration>>,
     /// The lan on which nothing gets through.
     pub lan_down: Option<usize>,
     /// Per node, since when the witness has not been answering it.
@@ -108,6 +120,9 @@ impl World {
                 .collect(),
             queue: Vec::new(),
             cut: vec![NodeSet::EMPTY; nodes],
+            deaf: NodeSet::EMPTY,
+            dead: NodeSet::EMPTY,
+            told: vec![None; nodes * nodes],
             lan_down: None,
             hidden: vec![None; nodes],
             parted: vec![None; nodes * nodes],
@@ -147,7 +162,8 @@ impl World {
         &self.nodes[id.index()]
     }
 
-    fn node_mut(&mut self, id: NodeId) -> &mut Node {
+    /// A node, to be changed.
+    pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
         Arc::make_mut(&mut self.nodes[id.index()])
     }
 
@@ -173,6 +189,7 @@ impl World {
                 ..
             }) => {
                 offer(Action::Lose);
+                offer(Action::Record);
                 if !late {
                     offer(Action::Late);
                     offer(Action::Twice);
@@ -204,6 +221,12 @@ impl World {
             if node.local.ready && !node.stopping {
                 offer(Action::Stop(last));
                 offer(Action::Leave(last));
+                offer(Action::Reload(last));
+            }
+            offer(Action::Deaf(last));
+            offer(Action::Dead(last));
+            if last.index() < self.nodes.len() / 2 {
+                offer(Action::Oneway);
             }
             for to in self
                 .nodes
@@ -230,7 +253,7 @@ impl World {
         }
         for node in &self.nodes {
             match &node.farm {
-                None if node.incarnation > 0 => offer(Action::Restart(node.id)),
+                None if node.incarnation > 0 && !node.away => offer(Action::Restart(node.id)),
                 Some(_) if node.paused => offer(Action::Wake(node.id)),
                 Some(_) if !node.local.ready && !node.stopping => offer(Action::Start(node.id)),
                 _ => {}
@@ -239,7 +262,7 @@ impl World {
                 offer(Action::Show(node.id));
             }
         }
-        if self.lan_down.is_some() || self.cut.iter().any(|to| !to.is_empty()) {
+        if self.lan_down.is_some() || self.has_broken_way() {
             offer(Action::Mend);
         }
     }
@@ -273,6 +296,13 @@ impl World {
                 self.queue.insert(0, copy);
                 self.next(fixed);
             }
+            Action::Record => {
+                let first = self.queue.first().map(|item| (item.due, item.work.clone()));
+                if let Some((due, Work::Datagram(to, datagram))) = first {
+                    self.push(due + fixed.pulse(), Work::Recording(to, datagram));
+                }
+                self.next(fixed);
+            }
             Action::Slow => self.keep_back(fixed.pulse()),
             Action::Crash(id) => {
                 self.node_mut(id).crash();
@@ -295,11 +325,21 @@ impl World {
                 self.cut[a.index()].insert(b);
                 self.cut[b.index()].insert(a);
             }
+            Action::Oneway => {
+                let half = self.nodes.len() / 2;
+                let others: NodeSet = self.nodes[half..].iter().map(|n| n.id).collect();
+                for to in &mut self.cut[..half] {
+                    *to = NodeSet::from_bits(to.bits() | others.bits());
+                }
+            }
+            Action::Deaf(id) => self.deaf.insert(id),
+            Action::Dead(id) => self.close_ear(id),
             Action::LanDown(lan) => self.lan_down = Some(lan),
             Action::Hide(id) => self.witness(id, false, fixed),
             Action::Show(id) => self.witness(id, true, fixed),
             Action::Mend => {
                 self.cut.fill(NodeSet::EMPTY);
+                self.open_ears();
                 self.lan_down = None;
             }
             Action::Stop(id) => {
@@ -309,6 +349,10 @@ impl World {
             Action::Leave(id) => {
                 let now = self.now;
                 self.node_mut(id).end(now, fixed);
+                self.input(id, Input::Module, fixed);
+            }
+            Action::Reload(id) => {
+                self.node_mut(id).reload();
                 self.input(id, Input::Module, fixed);
             }
             Action::Start(id) => {
@@ -347,6 +391,16 @@ impl World {
             Some(Item {
                 work: Work::Ready(of), ..
             }) => format!("module of s{} is ready", of.index()),
+            Some(Item {
+                work: Work::Back(of), ..
+            }) => format!("s{} is back", of.index()),
+            Some(Item {
+                work: Work::Told(to), ..
+            }) => format!("command to s{}, which is deaf", to.index()),
+            Some(Item {
+                work: Work::Recording(to, d),
+                ..
+            }) => format!("recorded heartbeat {} of s{} to s{}", d.seq, d.from.index(), to.index()),
             None => "turn".to_owned(),
         }
     }
@@ -383,6 +437,17 @@ impl World {
                 self.node_mut(id).ready();
                 self.input(id, Input::Module, fixed);
             }
+            Work::Back(id) => {
+                let (now, answers) = (self.now, self.hidden[id.index()].is_none());
+                self.calm_since = now;
+                self.node_mut(id).come_back(now, answers, fixed);
+                self.input(id, Input::Timeout, fixed);
+            }
+            Work::Told(id) => self.input(id, Input::Told, fixed),
+            Work::Recording(to, datagram) => {
+                self.push(self.now + fixed.pulse(), Work::Recording(to, Arc::clone(&datagram)));
+                self.input(to, Input::Datagram(datagram), fixed);
+            }
         }
     }
 
@@ -405,16 +470,18 @@ impl World {
         let outcome = self.node_mut(id).handle(now, input, fixed);
         self.last = Some((id, by_clock));
         self.follow(id, outcome, fixed);
+        self.tell_the_deaf(id);
     }
 
-    fn follow(&mut self, id: NodeId, outcome: Outcome, fixed: &Fixed) {
+    /// Does what came of a node's turn.
+    pub fn follow(&mut self, id: NodeId, outcome: Outcome, fixed: &Fixed) {
         let at = self.now + LATENCY;
         for _ in 0..outcome.published {
             self.push(at, Work::Plan(id));
         }
         self.events.extend(outcome.events.into_iter().map(|event| (id, event)));
         for (to, datagram) in outcome.sent {
-            let cut = self.cut[id.index()];
+            let cut = self.unreached_by(id);
             if self.lan_down == Some(datagram.lan) {
                 continue;
             }
@@ -431,7 +498,9 @@ impl World {
             let held = self.node(id).plane.held();
             self.input(id, Input::Applied(version, Box::new(held)), fixed);
         }
-        if outcome.handed_over {
+        if outcome.handed_over && self.node(id).reloading {
+            self.replace(id, fixed);
+        } else if outcome.handed_over {
             self.node_mut(id).stop();
             self.input(id, Input::Module, fixed);
             if self.node(id).ending {
@@ -444,15 +513,16 @@ impl World {
     }
 
     /// Nothing of a node that has ended is under way but what it has sent.
-    fn forget(&mut self, id: NodeId) {
+    pub fn forget(&mut self, id: NodeId) {
         self.queue.retain(|item| match &item.work {
-            Work::Datagram(..) => true,
-            Work::Plan(of) | Work::Ready(of) => *of != id,
+            Work::Datagram(..) | Work::Told(_) | Work::Recording(..) => true,
+            Work::Plan(of) | Work::Ready(of) | Work::Back(of) => *of != id,
         });
         self.last = None;
     }
 
-    fn push(&mut self, due: Duration, work: Work) {
+    /// Puts something under way.
+    pub fn push(&mut self, due: Duration, work: Work) {
         // A data plane takes its plans one after the other.
         let before = self.queue.iter().rev().find(|item| match (&item.work, &work) {
             (Work::Plan(a), Work::Plan(b)) => a == b,
