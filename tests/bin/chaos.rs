@@ -49,7 +49,7 @@ pub struct ChaosArgs {
     /// failover: heartbeat profiles, default (50 ms x 5) and fast (20 ms x 5) [default: both; short: default]
     #[arg(long, value_delimiter = ',', value_parser = ["default", "fast"])]
     profiles: Vec<String>,
-    /// connect: crashes under a stream of new connections [default: 30; short: 3]
+    /// connect: crashes under a stream of new connections with each profile [default: 30; short: 3]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     crashes: Option<u32>,
     /// planned: rounds of every planned change [default: 20; short: 2]

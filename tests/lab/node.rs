@@ -277,6 +277,11 @@ impl Node {
 
     /// Starts farmd; its output goes to `farmd.log`. Does not wait until it answers: see [`Self::wait_farmd`].
     pub fn start_farmd(&self) -> Result<()> {
+        self.start_farmd_under(&[])
+    }
+
+    /// As [`Self::start_farmd`], by the words of `wrapper`: a program that becomes the one named behind it, as setpriv(1) and prlimit(1) do.
+    pub fn start_farmd_under(&self, wrapper: &[&str]) -> Result<()> {
         let mut processes = self.processes();
         if let Some(daemon) = processes.daemon.as_mut()
             && daemon.outer.try_wait()?.is_none()
@@ -284,7 +289,15 @@ impl Node {
             bail!("farmd of {} runs already", self.name);
         }
         let log = self.log_file()?;
-        let mut command = self.inside(&processes, &self.bin.join("farmd"))?;
+        let farmd = self.bin.join("farmd");
+        let mut command = match wrapper {
+            [] => self.inside(&processes, &farmd)?,
+            [program, words @ ..] => {
+                let mut command = self.inside(&processes, Path::new(program))?;
+                command.args(words).arg(&farmd);
+                command
+            }
+        };
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -2,6 +2,9 @@
 //!
 //! Owns the shapes only; `farm-lab chaos` and `farm-lab bench` print them, write them as JSON and turn them into Markdown and pictures.
 
+use std::collections::BTreeSet;
+use std::fmt;
+
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +20,9 @@ pub struct Outcome {
     pub seed: u64,
     /// How long it took, in seconds.
     pub seconds: f64,
+    /// Data planes of the farms that were measured; none where there was no farm.
+    #[serde(default)]
+    pub planes: Vec<Plane>,
     /// Tables, in order.
     pub tables: Vec<Table>,
     /// Values to draw a histogram of.
@@ -42,6 +48,24 @@ impl Outcome {
         }
     }
 
+    /// Notes a data plane that served, once.
+    pub fn served_by(&mut self, plane: Plane) {
+        if !self.planes.contains(&plane) {
+            self.planes.push(plane);
+        }
+    }
+
+    /// How it was measured: `34 s, data plane bpf`.
+    pub fn circumstances(&self) -> String {
+        let planes: BTreeSet<String> = self.planes.iter().map(ToString::to_string).collect();
+        let planes: Vec<String> = planes.into_iter().collect();
+        if planes.is_empty() {
+            format!("{:.0} s", self.seconds)
+        } else {
+            format!("{:.0} s, data plane {}", self.seconds, planes.join(" and "))
+        }
+    }
+
     /// Notes `what` as missed if the 99th percentile of `values` (or the largest, below 100 values) is above `goal`.
     pub fn judge_p99(&mut self, what: &str, values: &[f64], goal: f64) {
         let p99 = quantile(values, 0.99);
@@ -50,6 +74,29 @@ impl Outcome {
         } else if p99 > goal {
             self.missed
                 .push(format!("{what}: p99 {} ms, goal {goal:.0} ms", cell_ms(p99)));
+        }
+    }
+}
+
+/// A data plane that served while something was measured.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Plane {
+    /// What was asked for: by the variable `FARM_PLANE`, or `auto`.
+    pub asked: String,
+    /// What `farm status` says is in use.
+    pub used: String,
+    /// And why.
+    pub why: String,
+}
+
+impl fmt::Display for Plane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { asked, used, why } = self;
+        match asked.as_str() {
+            same if same == used => f.write_str(used),
+            // Whether XDP is ahead of the kernel's decision only the reason says.
+            "xdp" => write!(f, "{used} (asked for: xdp; {why})"),
+            _ => write!(f, "{used} (asked for: {asked})"),
         }
     }
 }
@@ -171,6 +218,33 @@ mod tests {
         );
         assert!(quantile(&[], 0.5).is_nan());
         assert_eq!(quantile(&[7.0], 0.99), 7.0);
+    }
+
+    #[test]
+    fn each_data_plane_is_named_once_with_what_was_asked_for() {
+        let plane = |asked: &str, why: &str| Plane {
+            asked: asked.to_owned(),
+            used: "bpf".to_owned(),
+            why: why.to_owned(),
+        };
+        let mut outcome = Outcome::new("x", 1);
+        assert_eq!(outcome.circumstances(), "0 s");
+        for why in ["a", "b", "a"] {
+            outcome.served_by(plane("bpf", why));
+        }
+        assert_eq!(outcome.planes.len(), 2);
+        assert_eq!(outcome.circumstances(), "0 s, data plane bpf");
+        outcome.served_by(plane("auto", "a"));
+        assert_eq!(outcome.circumstances(), "0 s, data plane bpf and bpf (asked for: auto)");
+        assert_eq!(plane("xdp", "XDP").to_string(), "bpf (asked for: xdp; XDP)");
+    }
+
+    #[test]
+    fn a_result_of_before_data_planes_were_named_can_be_read() {
+        let mut old = serde_json::to_value(Outcome::new("x", 1)).unwrap();
+        assert!(old.as_object_mut().unwrap().remove("planes").is_some());
+        let read: Outcome = serde_json::from_value(old).unwrap();
+        assert_eq!(read, Outcome::new("x", 1));
     }
 
     #[test]

@@ -20,13 +20,12 @@ use farm_sys::interface;
 use farm_sys::packet_socket::{BpfInsn, PacketRing, VNET_HEADER};
 use farm_sys::poll::wait_readable;
 
-use crate::{CLIENT_PORT, Lab, ROUTER_PORT};
+use crate::{CLIENT_PORT, Lab, ROUTER_PORT, client_port};
 
 /// Slots of 2 KiB per port: a burst of a few thousand frames while the watcher waits for the processor.
 const SLOTS: u32 = 4096;
 
-/// One TCP connection attempt: the client's and the VIP's end, and the client's first sequence number, which tells
-/// two connections of the same ports apart.
+/// One TCP connection attempt: the client's and the VIP's end, and the client's first sequence number, which tells two connections of the same ports apart.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Attempt {
     /// Client address and port.
@@ -54,8 +53,8 @@ pub struct ArpSeen {
 /// What was on the wire.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
-    /// Connection requests for a VIP as they came from the clients: how often each was sent.
-    pub syns: BTreeMap<Attempt, usize>,
+    /// Connection requests for a VIP as they came from the clients: when each was sent.
+    pub syns: BTreeMap<Attempt, Vec<Instant>>,
     /// SYN-ACKs of the VIPs: which ports sent one, and when.
     pub syn_acks: BTreeMap<Attempt, Times>,
     /// Resets sent for a VIP: port, from, to.
@@ -81,7 +80,7 @@ impl Evidence {
     /// How often this client's end asked for a connection: more than once if its kernel had no answer for a second.
     pub fn requests_of(&self, client: SocketAddr) -> usize {
         let own = self.syns.iter().filter(|(attempt, _)| attempt.client == client);
-        own.map(|(_, times)| *times).max().unwrap_or(0)
+        own.map(|(_, times)| times.len()).max().unwrap_or(0)
     }
 
     /// Echo requests that were answered more than once.
@@ -147,6 +146,8 @@ impl Watcher {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("lab-watcher".into()).spawn(move || {
             switch.run(|| {
+                // Clients that were added to the lab.
+                ports.extend((1..).map(client_port).take_while(|port| interface::index(port).is_ok()));
                 let opened = open_rings(&ports, &vmacs);
                 let _ = ready.send(opened.as_ref().map(|_| ()).map_err(|error| format!("{error:#}")));
                 watch(&ports, opened?, &Judge { vips, vmacs }, &stopped)
@@ -290,14 +291,17 @@ impl Judge {
             }
             // What an entry node sends on is the same request once more.
             (Some(TransportSlice::Tcp(tcp)), _)
-                if self.vips.contains(&to) && matches!(port, CLIENT_PORT | ROUTER_PORT) && tcp.syn() && !tcp.ack() =>
+                if self.vips.contains(&to)
+                    && (matches!(port, CLIENT_PORT | ROUTER_PORT) || port.starts_with('c'))
+                    && tcp.syn()
+                    && !tcp.ack() =>
             {
                 let attempt = Attempt {
                     client: SocketAddr::new(from, tcp.source_port()),
                     vip: SocketAddr::new(to, tcp.destination_port()),
                     sequence: tcp.sequence_number(),
                 };
-                *evidence.syns.entry(attempt).or_default() += 1;
+                evidence.syns.entry(attempt).or_default().push(at);
             }
             _ => {}
         }
@@ -345,12 +349,7 @@ impl Judge {
 }
 
 fn count(counts: &mut BTreeMap<String, usize>, port: &str) {
-    match counts.get_mut(port) {
-        Some(number) => *number += 1,
-        None => {
-            counts.insert(port.to_owned(), 1);
-        }
-    }
+    *counts.entry(port.to_owned()).or_default() += 1;
 }
 
 /// Classic BPF: ARP; IPv4 with ICMP, or with a first fragment of TCP that has SYN or RST; the same of IPv6 without extension headers; any frame from a
@@ -567,7 +566,7 @@ mod tests {
             .write(&mut frame, &[])
             .unwrap();
         let mut evidence = Evidence::default();
-        for port in [CLIENT_PORT, "p1", CLIENT_PORT] {
+        for port in [CLIENT_PORT, "p1", "c1"] {
             see(port, &frame, &mut evidence);
         }
         let client = |port| SocketAddr::new(CLIENT.into(), port);

@@ -59,9 +59,9 @@ fn connections_of_others_outlast_stops_restarts_and_a_crash() {
     kept(continuity::run(SEED, 300, 2, &mut quiet));
 }
 
-/// Of nodes that only fail to hear two answers are counted and not judged: the others of the matrix, which stand still or are not heard, give none.
+/// Nor do those that only fail to hear, be it heartbeats or anything.
 #[test]
-fn nodes_that_stand_still_or_are_not_heard_never_answer_beside_another() {
+fn nodes_that_stand_still_or_are_cut_off_one_way_never_answer_beside_another() {
     let outcome = kept(freeze::run(SEED, 1, &mut quiet));
     let table = &outcome.tables[0];
     for what in ["probes", "requests answered"] {

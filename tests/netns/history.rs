@@ -70,15 +70,19 @@ fn a_dead_node_is_named_with_observers_reason_duration_and_moves_and_it_outlasts
     assert_eq!((out[0].node.as_str(), owned_by(&out[0])), (victim.name(), owned));
     assert!(stood.is_some_and(|ms| ms >= 200), "{stood:?}");
 
-    let (causes, moved, unserved) = await_entry(survivor, before, "the new map", |what| match what {
+    let (causes, moved, unserved, follows) = await_entry(survivor, before, "the new map", |what| match what {
         Happening::MapChanged {
             causes,
             moved,
             unserved_ms,
+            follows,
             ..
-        } => Some((causes.clone(), moved.clone(), *unserved_ms)),
+        } => Some((causes.clone(), moved.clone(), *unserved_ms, follows.clone())),
         _ => None,
     });
+    let views = history(survivor).into_iter().filter(|entry| entry.seq > before);
+    let views = views.filter(|entry| matches!(&entry.what, Happening::ViewChanged { out, .. } if !out.is_empty()));
+    assert_eq!(follows, views.map(|entry| entry.seq).collect::<Vec<_>>());
     let [
         MapCause::NodeOut {
             node,
@@ -290,6 +294,25 @@ fn a_node_that_did_not_run_tells_for_how_long_and_that_it_is_back() {
         _ => None,
     });
     assert!(for_ms >= 200, "{for_ms}");
+    let (proposer, causes, counts, after) = await_entry(frozen, before, "the others' map", |what| match what {
+        Happening::MapLearned {
+            proposer,
+            causes,
+            counts,
+            after_ms,
+            ..
+        } => Some((proposer.clone(), causes.clone(), counts.clone(), *after_ms)),
+        _ => None,
+    });
+    assert_eq!(
+        proposer.as_deref(),
+        Some(lab.nodes[0].name()),
+        "the lowest of those that serve"
+    );
+    assert_eq!(causes, [MapCause::Returned]);
+    let others: Vec<&str> = lab.others(2).iter().map(|node| node.name()).collect();
+    assert_eq!(counts.keys().map(String::as_str).collect::<Vec<_>>(), others);
+    assert!(after.is_some(), "it has closed everything");
     let (causes, counts) = await_entry(frozen, before, "its next map", |what| match what {
         Happening::MapChanged { causes, counts, .. } => Some((causes.clone(), counts.clone())),
         _ => None,

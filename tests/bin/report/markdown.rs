@@ -44,7 +44,7 @@ fn section(outcome: &Outcome, kind: Kind) -> String {
         Kind::Chaos => format!("seed {}, ", outcome.seed),
         Kind::Bench => String::new(),
     };
-    text.push_str(&format!("({seed}{:.0} s)\n", outcome.seconds));
+    text.push_str(&format!("({seed}{})\n", outcome.circumstances()));
     text
 }
 
@@ -84,6 +84,8 @@ const CELL: usize = 4;
 
 #[cfg(test)]
 mod tests {
+    use farm_lab::outcome::Plane;
+
     use super::*;
 
     #[test]
@@ -99,6 +101,22 @@ mod tests {
                 .contains("chaos:y")
         );
         assert!(replace(text, "bench", "x", "").is_err());
+    }
+
+    #[test]
+    fn a_section_ends_with_its_seed_its_time_and_its_data_plane() {
+        let mut outcome = Outcome::new("x", 3);
+        outcome.seconds = 34.0;
+        assert_eq!(section(&outcome, Kind::Chaos), "(seed 3, 34 s)\n");
+        outcome.served_by(Plane {
+            asked: "auto".to_owned(),
+            used: "raw".to_owned(),
+            why: String::new(),
+        });
+        assert_eq!(
+            section(&outcome, Kind::Chaos),
+            "(seed 3, 34 s, data plane raw (asked for: auto))\n"
+        );
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub fn print(outcome: &Outcome) {
     for note in &outcome.notes {
         println!("     {note}");
     }
-    println!("     ({:.0} s)", outcome.seconds);
+    println!("     ({})", outcome.circumstances());
 }
 
 /// The end of a run: every promise and goal in one look.

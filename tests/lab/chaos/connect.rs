@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{MODES, Outcome, PROFILES, Progress, Rig, RigConfig, Series, Table, cell_ms, ms, quantile};
+use super::{MODES, Outcome, PROFILES, Profile, Progress, Rig, RigConfig, Series, Table, cell_ms, ms, quantile};
 use crate::pinger::Pinger;
 use crate::random::Random;
 use crate::requester::Requester;
@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(4);
 /// Over the detection time, in milliseconds.
 const GRACE: f64 = 100.0;
 
-/// Crashes a node of three under new connections `crashes` times, at the default pulse.
+/// Crashes a node of three under new connections `crashes` times with each profile.
 ///
 /// # Errors
 /// The farm does not start or does not come back, or `say` ends the run.
@@ -30,6 +30,7 @@ pub fn run(seed: u64, crashes: usize, say: Progress<'_>) -> Result<Outcome> {
     let mut table = Table::new(
         "connect() of clients of a dead node, begun between the crash and the end of the detection time, in ms",
         &[
+            "profile",
             "mode",
             "crashes",
             "connections",
@@ -40,17 +41,67 @@ pub fn run(seed: u64, crashes: usize, say: Progress<'_>) -> Result<Outcome> {
             "goal p99",
         ],
     );
-    let profile = PROFILES[0];
-    let goal = ms(profile.detection()) + GRACE;
+    let mut random = Random::new(seed);
+    for profile in PROFILES {
+        say(&format!("profile {}", profile.name))?;
+        let goal = ms(profile.detection()) + GRACE;
+        let seen = crash(profile, crashes, &mut random, &mut outcome, say)?;
+        for ((mode, _), Seen { values, failed }) in MODES.iter().zip(seen) {
+            let what = format!("connect, {}, {mode}", profile.name);
+            table.row([
+                profile.name.to_owned(),
+                (*mode).to_owned(),
+                crashes.to_string(),
+                (values.len() + failed).to_string(),
+                failed.to_string(),
+                cell_ms(quantile(&values, 0.5)),
+                cell_ms(quantile(&values, 0.99)),
+                cell_ms(quantile(&values, 1.0)),
+                cell_ms(goal),
+            ]);
+            say(&table.rows.last().map(|row| row.join("  ")).unwrap_or_default())?;
+            outcome.judge_p99(&what, &values, goal);
+            if failed > 0 {
+                outcome
+                    .missed
+                    .push(format!("{what}: {failed} connections not made within {LIMIT:?}"));
+            }
+            outcome.series.push(Series {
+                group: "connect".into(),
+                name: format!("{}, {mode}", profile.name),
+                values,
+                goal: Some(goal),
+            });
+        }
+    }
+    outcome.tables.push(table);
+    Ok(outcome)
+}
+
+/// Connections that a dead node would have had.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Milliseconds until each was made.
+    values: Vec<f64>,
+    /// Those that were not made.
+    failed: usize,
+}
+
+/// Crashes nodes of a farm of its own; what each of [`MODES`] saw.
+fn crash(
+    profile: Profile,
+    crashes: usize,
+    random: &mut Random,
+    outcome: &mut Outcome,
+    say: Progress<'_>,
+) -> Result<[Seen; 2]> {
     let rig = Rig::serve(&RigConfig {
         filter: "on_addr",
         addrs: 8,
         ..RigConfig::new(3, profile)
     })?;
     let pinger = Pinger::start(&rig.clients(), &Rig::udp(), 1, 500)?;
-    let mut random = Random::new(seed);
-    let mut times: [Vec<f64>; 2] = Default::default();
-    let mut failed = [0; 2];
+    let mut seen: [Seen; 2] = Default::default();
     for _ in 0..crashes {
         let owners = pinger.learn(Duration::from_secs(10))?;
         let victim = *random.pick(&owners).context("no flow is probed")?;
@@ -78,8 +129,8 @@ pub fn run(seed: u64, crashes: usize, say: Progress<'_>) -> Result<Outcome> {
                     && begun <= profile.detection()
                 {
                     match request.connected {
-                        Some(time) => times[mode].push(ms(time)),
-                        None => failed[mode] += 1,
+                        Some(time) => seen[mode].values.push(ms(time)),
+                        None => seen[mode].failed += 1,
                     }
                 }
             }
@@ -87,31 +138,6 @@ pub fn run(seed: u64, crashes: usize, say: Progress<'_>) -> Result<Outcome> {
         rig.bring_back(&[node])?;
         say("")?;
     }
-    for (((mode, _), values), failed) in MODES.iter().zip(times).zip(failed) {
-        table.row([
-            (*mode).to_owned(),
-            crashes.to_string(),
-            (values.len() + failed).to_string(),
-            failed.to_string(),
-            cell_ms(quantile(&values, 0.5)),
-            cell_ms(quantile(&values, 0.99)),
-            cell_ms(quantile(&values, 1.0)),
-            cell_ms(goal),
-        ]);
-        say(&table.rows.last().map(|row| row.join("  ")).unwrap_or_default())?;
-        outcome.judge_p99(&format!("connect, {mode}"), &values, goal);
-        if failed > 0 {
-            outcome.missed.push(format!(
-                "connect, {mode}: {failed} connections not made within {LIMIT:?}"
-            ));
-        }
-        outcome.series.push(Series {
-            group: "connect".into(),
-            name: (*mode).to_owned(),
-            values,
-            goal: Some(goal),
-        });
-    }
-    outcome.tables.push(table);
-    Ok(outcome)
+    rig.note_plane(outcome);
+    Ok(seen)
 }

@@ -4,16 +4,18 @@
 //! at a time. A change that ends the application or its address on a node ends that node's own connections; every other end is a broken
 //! promise, and so is a wrong byte anywhere. That acts were under way at the same time is measured, not taken from the plan.
 
+mod act;
+
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::{MODULE, Outcome, PROFILES, Progress, Rig, RigConfig, Series, Table, cell_ms, ms, quantile};
+use self::act::{Act, BREATH, Deed};
+use super::{Outcome, PROFILES, Progress, Rig, RigConfig, Series, Table, cell_ms, ms, quantile};
 use crate::crowd::{Crowd, CrowdConfig, Kind, Life};
 use crate::http::Failure;
 use crate::pinger::NodeNumber;
-use crate::process::wait_until;
 use crate::random::Random;
 
 /// Clients that hold connections, each with two addresses.
@@ -24,145 +26,6 @@ const EXCHANGES: f64 = 1000.0;
 
 /// How long a node stays dead after every client of its connections that sends has sent.
 const AFTERMATH: Duration = Duration::from_secs(2);
-
-/// From doing something to undoing it. A second act begins within it, so that it begins while the first is under way.
-const BREATH: Duration = Duration::from_millis(500);
-
-/// Something done to one node.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Act {
-    StopStart,
-    Restart,
-    KillDaemon,
-    Reload,
-    Drain,
-    Weight,
-    Crash,
-}
-
-impl Act {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::StopStart => "module stopped and started",
-            Self::Restart => "farmd stopped in order and started",
-            Self::KillDaemon => "farmd killed (-9) and started",
-            Self::Reload => "farmd restarted in place",
-            Self::Drain => "drained and undrained",
-            Self::Weight => "weight 3, then as before",
-            Self::Crash => "power cut",
-        }
-    }
-
-    /// True if it ends the connections of the node it is done to.
-    const fn ends_own(self) -> bool {
-        match self {
-            Self::StopStart | Self::Restart | Self::KillDaemon | Self::Crash => true,
-            Self::Reload | Self::Drain | Self::Weight => false,
-        }
-    }
-
-    /// What `farm` must know for it.
-    const fn verb(self) -> &'static str {
-        match self {
-            Self::StopStart | Self::Restart | Self::KillDaemon | Self::Crash => "start",
-            Self::Reload => "reload",
-            Self::Drain => "drain",
-            Self::Weight => "weight",
-        }
-    }
-
-    fn perform(self, rig: &Rig, number: NodeNumber, aftermath: Duration) -> Result<Deed> {
-        let node = rig.node(number)?;
-        let (mut begun, mut back) = (Instant::now(), Instant::now());
-        match self {
-            Self::StopStart => {
-                node.farm_ok(&["stop", MODULE])?;
-                std::thread::sleep(BREATH);
-                back = Instant::now();
-                node.farm_ok(&["start", MODULE])?;
-            }
-            Self::Restart => {
-                node.stop_farmd()?;
-                std::thread::sleep(BREATH);
-                back = Instant::now();
-                rig.start_again(node)?;
-            }
-            Self::KillDaemon => {
-                node.signal_farmd("KILL")?;
-                node.wait_farmd_end(Duration::from_secs(10))?;
-                std::thread::sleep(BREATH);
-                back = Instant::now();
-                rig.start_again(node)?;
-            }
-            // Two nodes never do it at the same time: the second is refused until the first is back, and begins only then.
-            Self::Reload => {
-                begun = wait_until(Duration::from_secs(20), "the reload", || {
-                    let now = Instant::now();
-                    node.farm_ok(&["reload"]).ok().map(|_| now)
-                })?;
-            }
-            Self::Drain => {
-                node.farm_ok(&["drain", node.name(), "-m", MODULE, "--no-wait"])?;
-                std::thread::sleep(BREATH);
-                node.farm_ok(&["undrain", node.name(), "-m", MODULE])?;
-            }
-            Self::Weight => {
-                node.farm_ok(&["weight", node.name(), "3", "-m", MODULE])?;
-                std::thread::sleep(BREATH);
-                node.farm_ok(&["weight", node.name(), "default", "-m", MODULE])?;
-            }
-            Self::Crash => {
-                begun = node.crash()?;
-                std::thread::sleep(aftermath);
-                back = Instant::now();
-                rig.bring_back(&[node])?;
-            }
-        }
-        Ok(Deed {
-            act: self,
-            node: number,
-            begun,
-            back,
-            done: Instant::now(),
-        })
-    }
-}
-
-/// What was done to whom, from when to when.
-#[derive(Clone, Copy, Debug)]
-struct Deed {
-    act: Act,
-    node: NodeNumber,
-    begun: Instant,
-    /// When the server began to be started again, if the act ended it: what is opened later is of the new one, which nothing may end.
-    back: Instant,
-    done: Instant,
-}
-
-impl Deed {
-    /// True if `life` may have ended because of it.
-    fn may_end(&self, life: &Life) -> bool {
-        self.act.ends_own() && self.node == life.node && life.opened <= self.back && life.ended >= self.begun
-    }
-
-    /// True if `life` was on the node when it began.
-    fn met(&self, life: &Life) -> bool {
-        self.node == life.node && life.opened < self.begun && life.ended > self.begun
-    }
-
-    /// How `life` ended before anything else was done to the node, be it long after this was done; `None` if it went on until then.
-    fn end_of<'a>(&self, life: &'a Life, deeds: &[Self]) -> Option<&'a Failure> {
-        let later = |deed: &&Self| deed.node == self.node && deed.begun > self.begun;
-        let next = deeds.iter().filter(later).map(|deed| deed.begun).min();
-        life.broken.as_ref().filter(|_| next.is_none_or(|at| life.ended <= at))
-    }
-
-    /// How long both were under way; `None` if one was done before the other began.
-    fn beside(&self, other: &Self) -> Option<Duration> {
-        let (begun, done) = (self.begun.max(other.begun), self.done.min(other.done));
-        done.checked_duration_since(begun).filter(|time| !time.is_zero())
-    }
-}
 
 /// Holds `connections` connections through every act on each of the first `on` nodes of a farm of three, and through a power cut.
 ///
@@ -222,6 +85,7 @@ pub fn run(seed: u64, connections: usize, on: usize, say: Progress<'_>) -> Resul
     }
     acts_table(&mut outcome, &lives, &deeds);
     resets(&mut outcome, &lives, &deeds);
+    rig.note_plane(&mut outcome);
     let left_out: Vec<&str> = [Act::Reload, Act::Drain, Act::Weight]
         .into_iter()
         .filter(|act| !gentle.contains(act))
@@ -506,6 +370,8 @@ fn need_files(connections: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]

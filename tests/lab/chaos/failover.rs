@@ -79,6 +79,7 @@ pub fn run(options: &Options, say: Progress<'_>) -> Result<Outcome> {
                 }
                 say("")?;
             }
+            rig.note_plane(&mut outcome);
             for ((mode, _), gaps) in MODES.iter().zip(seen) {
                 add(&mut outcome, &mut table, *nodes, *profile, mode, &gaps);
                 say(&table.rows.last().map(|row| row.join("  ")).unwrap_or_default())?;

@@ -25,6 +25,7 @@ pub use crate::outcome::{Outcome, Progress, Series, Table, cell_ms, quantile};
 
 use crate::config::{Group, LabConfig, Mode, VIP, VIP2, Vip};
 use crate::module::{ModuleText, write_file};
+use crate::outcome::Plane;
 use crate::pinger::NodeNumber;
 use crate::process::wait_until;
 use crate::responder::{TCP_PORT, UDP_PORT};
@@ -260,6 +261,20 @@ impl Rig {
     /// They do not within half a minute.
     pub fn wait_all(&self) -> Result<()> {
         self.wait_serving(&self.lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(30))
+    }
+
+    /// Notes which data plane serves, as each node says; one that is dead says nothing.
+    pub fn note_plane(&self, outcome: &mut Outcome) {
+        for status in self.lab.nodes.iter().filter_map(|node| node.status().ok()) {
+            let own = status.modules.into_iter().find(|module| module.name == MODULE);
+            if let Some(module) = own.filter(|module| !module.dataplane.is_empty()) {
+                outcome.served_by(Plane {
+                    asked: self.lab.config().plane.to_owned(),
+                    used: module.dataplane,
+                    why: module.dataplane_why,
+                });
+            }
+        }
     }
 
     /// True if `farm` knows the verb: the rig may be older or newer than what it drives.

@@ -167,6 +167,7 @@ pub fn run(seed: u64, of_three: usize, of_five: usize, held: usize, say: Progres
             say("")?;
         }
         pinger.stop()?;
+        rig.note_plane(&mut outcome);
         table.row([
             nodes.to_string(),
             shapes.len().to_string(),
@@ -374,6 +375,7 @@ fn hold_through_splits(outcome: &mut Outcome, held: usize, say: Progress<'_>) ->
         ]);
         say(&table.rows.last().map(|row| row.join("  ")).unwrap_or_default())?;
     }
+    rig.note_plane(outcome);
     outcome.tables.push(table);
     outcome.notes.push(format!(
         "Both sides serve (`serve`). The address of the first part is {VIP2}, `vmac_invisible`; the second part uses both."

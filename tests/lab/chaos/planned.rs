@@ -108,6 +108,7 @@ pub fn run(seed: u64, rounds: usize, say: Progress<'_>) -> Result<Outcome> {
             say("")?;
         }
     }
+    rig.note_plane(&mut outcome);
     for (change, seen) in known.iter().zip(&seen) {
         for ((mode, _), seen) in MODES.iter().zip(seen) {
             table.row([

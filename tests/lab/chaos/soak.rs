@@ -43,6 +43,7 @@ pub fn run(seed: u64, time: Duration, sizes: &[usize], say: Progress<'_>) -> Res
             ..RigConfig::new(nodes, PROFILES[0])
         })?;
         let soaked = soak(&rig, time, say)?;
+        rig.note_plane(&mut outcome);
         table.row([
             nodes.to_string(),
             time.as_secs().to_string(),

@@ -68,6 +68,7 @@ pub fn run(sizes: &[usize], say: Progress<'_>) -> Result<Outcome> {
         pause(WINDOW, say)?;
         let after = sent(&rig)?;
         let seconds = begun.elapsed().as_secs_f64() * nodes as f64;
+        rig.note_plane(&mut outcome);
         let (datagrams, each) = (
             (after.0 - before.0) / seconds,
             (after.1 - before.1) / (after.0 - before.0),

@@ -61,6 +61,7 @@ pub fn run(seed: u64, kills: usize, say: Progress<'_>) -> Result<Outcome> {
             say("")?;
         }
     }
+    rig.note_plane(&mut outcome);
     let mut table = Table::new(
         "From a power cut to an answer by the other of two servers, in ms, interleaved; ratio of the medians",
         &["what", "kills", "p50", "p99", "max", "ratio"],

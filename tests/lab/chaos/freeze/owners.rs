@@ -29,23 +29,24 @@ pub(super) struct Round {
 }
 
 impl Round {
-    /// True if this node had answered in time what its heir then answered too.
+    /// From when on others may have what its node had.
     ///
-    /// A SYN-ACK in time was sent before the lease ended, and a node is given up a detection time after its last heartbeat. The heir cannot know what the node
-    /// did after that one, and replays it. What a port sends again is its kernel's repetition: the first one counts.
-    fn explains(&self, ports: &Times, profile: Profile) -> bool {
-        let (detection, pulse) = (profile.detection(), Duration::from_millis(profile.pulse_ms));
-        let Some(own) = ports.get(&self.port).and_then(|times| times.first()) else {
-            return false;
-        };
-        let mut heirs = ports.iter().filter(|(port, _)| **port != self.port);
-        let (Some((_, heir)), None) = (heirs.next(), heirs.next()) else {
-            return false;
-        };
-        // The last heartbeat is up to a pulse old when the node stops, and on a busy machine two.
-        let taken_over = self.before + detection - pulse * 2;
-        let in_time = *own + detection >= self.before && *own <= self.begun + detection;
-        in_time && heir.first().is_some_and(|heir| (taken_over..=self.over).contains(heir))
+    /// They give a node up a detection time after its last heartbeat, which is up to a pulse old when the node stops, and on a busy machine two.
+    fn taken_over(&self, profile: Profile) -> Instant {
+        self.before + profile.detection() - pulse(profile) * 2
+    }
+
+    /// True if the node at `port` had answered in time, at `own`, what its heir answered at `heir`.
+    ///
+    /// A SYN-ACK in time was sent before the lease ended. The heir cannot know what the node did after its last heartbeat, and replays it.
+    fn replays(&self, port: &str, own: Instant, heir: Instant, profile: Profile) -> bool {
+        let in_time = own + profile.detection() >= self.before && own <= self.begun + profile.detection();
+        self.port == port && in_time && (self.taken_over(profile)..=self.over).contains(&heir)
+    }
+
+    /// True if buckets may have changed hands because of it at some time from `from` to `to`.
+    fn moves(&self, from: Instant, to: Instant, profile: Profile) -> bool {
+        self.taken_over(profile) <= to && self.over >= from
     }
 
     /// True if nothing that this port sent at `at` reached anybody.
@@ -59,26 +60,43 @@ impl Round {
     }
 }
 
-/// What SYN-ACKs of two nodes for one request mean.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+fn pulse(profile: Profile) -> Duration {
+    Duration::from_millis(profile.pulse_ms)
+}
+
+/// What SYN-ACKs of several nodes for one request mean, the better explained the smaller.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Class {
     Behind,
     Replayed,
+    AskedAgain,
     Unexplained,
 }
 
-fn classify(ports: &Times, rounds: &[Round], profile: Profile) -> Class {
+/// Judges a request that was sent at `asked` and answered at `ports`: each node's answer by the one before it, and by every round.
+fn classify(asked: &[Instant], ports: &Times, rounds: &[Round], profile: Profile) -> Class {
     let hidden = |port: &str, at: Instant| rounds.iter().any(|round| round.hides(port, at));
-    let seen = ports
+    // What a port sends again is its kernel's repetition: the first one counts.
+    let mut answers: Vec<(Instant, &str)> = ports
         .iter()
-        .filter(|(port, times)| !times.iter().all(|at| hidden(port, *at)));
-    if seen.count() < 2 {
-        Class::Behind
-    } else if rounds.iter().any(|round| round.explains(ports, profile)) {
-        Class::Replayed
-    } else {
-        Class::Unexplained
-    }
+        .filter(|(port, times)| !times.iter().all(|at| hidden(port, *at)))
+        .filter_map(|(port, times)| Some((*times.first()?, port.as_str())))
+        .collect();
+    answers.sort_unstable();
+    let steps = answers.windows(2).map(|pair| {
+        let ((own, port), (heir, _)) = (pair[0], pair[1]);
+        // A client that has had an answer does not ask again. One that it gets while it asks is on its way for less than a pulse.
+        let lost = || asked.iter().any(|at| *at >= own + pulse(profile) && *at <= heir);
+        let moved = || rounds.iter().any(|round| round.moves(own, heir, profile));
+        if rounds.iter().any(|round| round.replays(port, own, heir, profile)) {
+            Class::Replayed
+        } else if lost() && moved() {
+            Class::AskedAgain
+        } else {
+            Class::Unexplained
+        }
+    });
+    steps.max().unwrap_or(Class::Behind)
 }
 
 /// Requests that had SYN-ACKs of two nodes.
@@ -88,9 +106,11 @@ pub(super) struct TwoOwners {
     pub behind: usize,
     /// One node answered in time, and its heir after it.
     pub replayed: usize,
-    /// Neither, by the moments that are certain.
+    /// The client asked again after the first answer, which it had not got, and another node had the bucket by then.
+    pub asked_again: usize,
+    /// None of these, by the moments that are certain.
     pub unexplained: usize,
-    /// The first of these.
+    /// All moments of the first of these.
     pub example: String,
 }
 
@@ -99,12 +119,15 @@ impl TwoOwners {
     pub(super) fn of(evidence: &Evidence, rounds: &[Round], profile: Profile) -> Self {
         let mut two = Self::default();
         for (attempt, ports) in evidence.two_owners() {
-            match classify(ports, rounds, profile) {
+            let asked = evidence.syns.get(attempt).map(Vec::as_slice).unwrap_or_default();
+            match classify(asked, ports, rounds, profile) {
                 Class::Behind => two.behind += 1,
                 Class::Replayed => two.replayed += 1,
+                Class::AskedAgain => two.asked_again += 1,
                 Class::Unexplained => {
                     if two.unexplained == 0 {
-                        two.example = format!("{} by {}", attempt.client, describe(ports, rounds));
+                        let all = describe(asked, ports, rounds, profile);
+                        two.example = format!("{} to {}: {all}", attempt.client, attempt.vip);
                     }
                     two.unexplained += 1;
                 }
@@ -114,23 +137,36 @@ impl TwoOwners {
     }
 }
 
-/// Who answered when, counted from the beginning of the last round that had begun then.
-fn describe(ports: &Times, rounds: &[Round]) -> String {
-    let firsts = || ports.iter().filter_map(|(port, times)| Some((port, *times.first()?)));
-    let last = firsts().map(|(_, at)| at).max();
-    let Some(round) = rounds
-        .iter()
-        .rfind(|round| last.is_some_and(|last| round.before <= last))
-    else {
-        return "two before any node was stopped".to_owned();
+/// When a request was sent and who answered it when, and the rounds around it, all counted from the first of its moments.
+fn describe(asked: &[Instant], ports: &Times, rounds: &[Round], profile: Profile) -> String {
+    let all = || asked.iter().chain(ports.values().flatten()).copied();
+    let (Some(zero), Some(last)) = (all().min(), all().max()) else {
+        return String::new();
     };
-    let said: Vec<String> = firsts()
-        .map(|(port, at)| {
-            let since = ms(at.saturating_duration_since(round.begun)) - ms(round.begun.saturating_duration_since(at));
-            format!("{port} at {since:.0} ms")
-        })
-        .collect();
-    format!("{} of the stop of {}", said.join(" and "), round.port)
+    let after = |at: Instant| {
+        let since = ms(at.saturating_duration_since(zero)) - ms(zero.saturating_duration_since(at));
+        format!("{since:.1}")
+    };
+    let list = |times: &[Instant]| times.iter().map(|at| after(*at)).collect::<Vec<_>>().join(", ");
+    let mut said = vec![format!("asked at {} ms", list(asked))];
+    said.extend(
+        ports
+            .iter()
+            .map(|(port, times)| format!("{port} answered at {} ms", list(times))),
+    );
+    let near = rounds
+        .iter()
+        .filter(|round| round.before <= last && round.over + profile.detection() >= zero);
+    said.extend(near.map(|round| {
+        format!(
+            "{} was stopped from {} to {} ms, and all served before {} ms",
+            round.port,
+            after(round.begun),
+            after(round.ending),
+            after(round.over)
+        )
+    }));
+    said.join("; ")
 }
 
 /// How the requests of the clients ended.
@@ -148,27 +184,37 @@ pub(super) struct Fates<'a> {
     pub wrong: Vec<&'a Asked>,
 }
 
+/// How much earlier than it was the watcher may have a moment: it reads two clocks, one after the other.
+const SLACK: Duration = Duration::from_millis(20);
+
 impl<'a> Fates<'a> {
     /// Sorts `all`.
     pub(super) fn of(all: &'a [Asked], evidence: &Evidence, rounds: &[Round]) -> Self {
-        let mut takers: BTreeMap<SocketAddr, BTreeSet<&str>> = BTreeMap::new();
+        let mut takers: BTreeMap<SocketAddr, Vec<(Instant, &str)>> = BTreeMap::new();
         for (attempt, ports) in &evidence.syn_acks {
-            let own = takers.entry(attempt.client).or_default();
-            own.extend(ports.keys().map(String::as_str));
+            let firsts = ports
+                .iter()
+                .filter_map(|(port, times)| Some((*times.first()?, port.as_str())));
+            takers.entry(attempt.client).or_default().extend(firsts);
         }
         let mut fates = Self::default();
         for asked in all {
-            let ports = asked.local.and_then(|local| takers.get(&local));
-            let stopped = |ports: &BTreeSet<&str>| {
-                let mut own = rounds.iter().filter(|round| ports.contains(round.port.as_str()));
-                own.any(|round| round.meets(asked))
-            };
-            match (&asked.outcome, ports) {
-                (Ok(_), _) => fates.answered += 1,
-                (Err(Failure::BadAnswer(_)), _) => fates.wrong.push(asked),
-                (Err(Failure::ConnectTimeout | Failure::Io(_)), None) => fates.nobody.push(asked),
-                (Err(_), Some(ports)) if stopped(ports) => fates.there += 1,
-                (Err(_), _) => fates.elsewhere.push(asked),
+            let answers = asked.local.and_then(|local| takers.get(&local));
+            // A client uses a port again: what was answered before or after is another connection's.
+            let ports: BTreeSet<&str> = answers
+                .into_iter()
+                .flatten()
+                .filter(|(at, _)| *at + SLACK >= asked.begun && *at <= asked.ended)
+                .map(|(_, port)| *port)
+                .collect();
+            let mut own = rounds.iter().filter(|round| ports.contains(round.port.as_str()));
+            let stopped = own.any(|round| round.meets(asked));
+            match &asked.outcome {
+                Ok(_) => fates.answered += 1,
+                Err(Failure::BadAnswer(_)) => fates.wrong.push(asked),
+                Err(Failure::ConnectTimeout | Failure::Io(_)) if ports.is_empty() => fates.nobody.push(asked),
+                Err(_) if stopped => fates.there += 1,
+                Err(_) => fates.elsewhere.push(asked),
             }
         }
         fates
@@ -214,8 +260,13 @@ mod tests {
     }
 
     fn class(cut_off: bool, sent: &[(&str, u64)]) -> Class {
+        asked_class(cut_off, &[], sent)
+    }
+
+    fn asked_class(cut_off: bool, asked: &[u64], sent: &[(&str, u64)]) -> Class {
         let zero = Instant::now();
-        classify(&times(zero, sent), &round(zero, cut_off), PROFILE)
+        let asked: Vec<Instant> = asked.iter().map(|at| after(zero, *at)).collect();
+        classify(&asked, &times(zero, sent), &round(zero, cut_off), PROFILE)
     }
 
     #[test]
@@ -253,8 +304,101 @@ mod tests {
             Class::Unexplained,
             "both are well"
         );
+        assert_eq!(
+            class(false, &[("p1", 1240), ("p2", 1200)]),
+            Class::Unexplained,
+            "the heir was first"
+        );
         let three = [("p1", 1100), ("p2", 1300), ("p3", 1300)];
         assert_eq!(class(false, &three), Class::Unexplained, "two heirs");
+    }
+
+    #[test]
+    fn a_client_that_asks_again_has_not_had_the_first_answer() {
+        let sent = [("p1", 600), ("p2", 1601)];
+        assert_eq!(asked_class(false, &[599, 1600], &sent), Class::AskedAgain);
+        let repeated = [("p1", 600), ("p1", 1602), ("p2", 1601)];
+        assert_eq!(asked_class(false, &[599, 1600], &repeated), Class::AskedAgain);
+        for (asked, why) in [
+            (&[599][..], "it asked once"),
+            (&[599, 1700][..], "it asked again after both"),
+            (&[599, 620][..], "the first answer was still on its way"),
+        ] {
+            assert_eq!(asked_class(false, asked, &sent), Class::Unexplained, "{why}");
+        }
+        let both = [("p1", 600), ("p2", 1601), ("p3", 1602)];
+        assert_eq!(
+            asked_class(false, &[599, 1600], &both),
+            Class::Unexplained,
+            "two answered the second one"
+        );
+        // Before the first and after the last bucket has moved.
+        assert_eq!(
+            asked_class(false, &[9, 1009], &[("p1", 10), ("p2", 1010)]),
+            Class::Unexplained
+        );
+        assert_eq!(
+            asked_class(false, &[2999, 4000], &[("p1", 3000), ("p2", 4001)]),
+            Class::Unexplained
+        );
+    }
+
+    #[test]
+    fn every_round_counts_for_each_of_several_answers() {
+        let zero = Instant::now();
+        let [first] = round(zero, true);
+        let second = Round {
+            port: "p2".to_owned(),
+            before: after(zero, 3990),
+            begun: after(zero, 4000),
+            ending: after(zero, 5000),
+            over: after(zero, 5600),
+            cut_off: true,
+        };
+        let rounds = [first, second];
+        let class = |asked: &[u64], sent: &[(&str, u64)]| {
+            let asked: Vec<Instant> = asked.iter().map(|at| after(zero, *at)).collect();
+            classify(&asked, &times(zero, sent), &rounds, PROFILE)
+        };
+        let behind_the_first = [("p1", 1300), ("p2", 3950), ("p3", 4300)];
+        assert_eq!(class(&[], &behind_the_first), Class::Replayed);
+        let twice = [("p1", 980), ("p2", 1300), ("p3", 4300)];
+        assert_eq!(class(&[979], &twice), Class::Unexplained);
+        assert_eq!(class(&[979, 4299], &twice), Class::AskedAgain);
+        // Each was in time and behind its own cut.
+        assert_eq!(class(&[], &[("p1", 1100), ("p2", 4100)]), Class::Behind);
+    }
+
+    #[test]
+    fn requests_are_counted_and_the_first_that_nothing_explains_is_told_whole() {
+        let zero = Instant::now();
+        let attempt = |port| Attempt {
+            client: SocketAddr::from(([198, 18, 0, 100], port)),
+            vip: SocketAddr::from(([198, 18, 0, 20], 80)),
+            sequence: 7,
+        };
+        let mut evidence = Evidence::default();
+        let mut add = |attempt, asked: u64, sent: &[(&str, u64)]| {
+            evidence.syns.insert(attempt, vec![after(zero, asked)]);
+            evidence.syn_acks.insert(attempt, times(zero, sent));
+        };
+        add(attempt(1), 1010, &[("p2", 1011), ("p2", 2011)]);
+        add(attempt(2), 1100, &[("p1", 1101), ("p3", 1300)]);
+        let count = |evidence: &Evidence| {
+            let two = TwoOwners::of(evidence, &round(zero, false), PROFILE);
+            (
+                [two.behind, two.replayed, two.asked_again, two.unexplained],
+                two.example,
+            )
+        };
+        assert_eq!(count(&evidence), ([0, 1, 0, 0], String::new()));
+        let stolen = attempt(3);
+        evidence.syns.insert(stolen, vec![after(zero, 1500)]);
+        let answers = times(zero, &[("p2", 1501), ("p2", 2501), ("p3", 1502)]);
+        evidence.syn_acks.insert(stolen, answers);
+        let told = "198.18.0.100:3 to 198.18.0.20:80: asked at 0.0 ms; p2 answered at 1.0, 1001.0 ms; p3 answered at 2.0 ms; \
+                    p1 was stopped from -500.0 to 500.0 ms, and all served before 1100.0 ms";
+        assert_eq!(count(&evidence), ([0, 1, 0, 1], told.to_owned()));
     }
 
     #[test]
@@ -300,13 +444,16 @@ mod tests {
             ask(3, 1050, Err(Failure::ConnectTimeout)),
             ask(3, 1050, Err(Failure::Refused)),
             ask(1, 1050, Err(wrong)),
+            // From a port that was used before, and that is used again.
+            ask(2, 1150, Err(Failure::ConnectTimeout)),
+            ask(2, 950, Err(Failure::ConnectTimeout)),
         ];
         let rounds = round(zero, false);
         let fates = Fates::of(&all, &evidence, &rounds);
-        assert_eq!((fates.answered, fates.there, fates.failed()), (1, 1, 5));
+        assert_eq!((fates.answered, fates.there, fates.failed()), (1, 1, 7));
         assert_eq!(
             (fates.elsewhere.len(), fates.nobody.len(), fates.wrong.len()),
-            (3, 1, 1)
+            (3, 3, 1)
         );
     }
 }

@@ -1,0 +1,81 @@
+//! Nodes to which nothing comes in: a dead receiver, a port of the switch that lets nothing out. Their own heartbeats go on.
+
+use std::time::Duration;
+
+use farm_lab::client::Batch;
+use farm_lab::{Lab, LabConfig, MODULE, Node, VIP, wait_until};
+
+use crate::common::counter;
+
+/// The reason that such a node gives.
+const WHY: &str = "nothing at all comes in";
+
+fn two() -> Lab {
+    let lab = Lab::serve(LabConfig {
+        nodes: 2,
+        ..LabConfig::default()
+    });
+    lab.expect("the farm comes up")
+}
+
+/// The node has nothing open and says why.
+fn is_out(node: &Node) -> Option<()> {
+    let status = node.status().ok()?;
+    let shares = status.modules.iter().flat_map(|m| &m.nodes);
+    let mut shares = shares.filter(|n| n.node == node.name()).flat_map(|n| &n.shares);
+    (shares.all(|share| share.buckets == 0) && format!("{status:?}").contains(WHY)).then_some(())
+}
+
+/// The other one is not heard by it, which would put it out if the cut-off one did not say that it serves nobody.
+#[test]
+fn of_two_nodes_the_one_that_still_receives_serves_all() {
+    let lab = two();
+    let (cut_off, others) = (&lab.nodes[0], lab.others(0));
+    cut_off.cut(false).expect("nothing comes in");
+    lab.wait_ready(MODULE, &others, Duration::from_secs(5))
+        .expect("the other one has all");
+    wait_until(Duration::from_secs(1), "the cut-off node to be out", || is_out(cut_off)).expect("it says so");
+    let asked = lab.client.batch(Batch::new((VIP, 80), 100));
+    let asked = asked.expect("requests are sent");
+    assert_eq!((asked.answered(), asked.lost()), (100, 0), "{:?}", asked.failures());
+    assert_eq!(
+        asked.per_node().keys().collect::<Vec<_>>(),
+        [lab.nodes[1].name()],
+        "only the other one answers"
+    );
+    cut_off.heal().expect("it comes in again");
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(5))
+        .expect("both serve");
+}
+
+#[test]
+fn a_silent_switch_puts_all_out_and_brings_all_back() {
+    let lab = two();
+    for node in &lab.nodes {
+        node.cut(false).expect("nothing comes in");
+    }
+    for node in &lab.nodes {
+        wait_until(Duration::from_secs(5), "all to be out", || is_out(node)).expect("it says so");
+    }
+    for node in &lab.nodes {
+        node.heal().expect("it comes in again");
+    }
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(5))
+        .expect("both serve");
+}
+
+/// Nobody says a word when the other node dies; the clients that are known are asked, and their answers show that things come in.
+#[test]
+fn who_survives_in_a_quiet_network_serves_at_once() {
+    let lab = two();
+    let source = lab.client.addrs()[0];
+    let limit = Duration::from_secs(2);
+    lab.client.ask(source, (VIP, 80), limit).expect("a client is known");
+    std::thread::sleep(Duration::from_millis(500));
+    lab.nodes[1].crash().expect("power goes");
+    lab.wait_ready(MODULE, &lab.others(1), Duration::from_secs(5))
+        .expect("the other one has all");
+    let log = lab.nodes[0].log_text();
+    assert!(!log.contains(WHY), "{log}");
+    assert!(counter(&lab.nodes[0], "dataplane_arp_asked") > 0, "no client was asked");
+}
