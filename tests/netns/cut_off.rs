@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use farm_lab::client::Batch;
+use farm_lab::probe::{ProbeConfig, Prober};
 use farm_lab::{Lab, LabConfig, MODULE, Node, VIP, wait_until};
 
 use crate::common::counter;
@@ -10,7 +11,16 @@ use crate::common::counter;
 /// The reason that such a node gives.
 const WHY: &str = "nothing at all comes in";
 
-fn two() -> Lab {
+/// A farm of two, and clients that ask all the time.
+fn busy() -> (Lab, Prober) {
+    let lab = quiet();
+    let prober = Prober::start(&lab.client, ProbeConfig::new((VIP, 80))).expect("probing");
+    // Longer than it takes to see that there is something to miss.
+    std::thread::sleep(Duration::from_millis(2500));
+    (lab, prober)
+}
+
+fn quiet() -> Lab {
     let lab = Lab::serve(LabConfig {
         nodes: 2,
         ..LabConfig::default()
@@ -29,7 +39,7 @@ fn is_out(node: &Node) -> Option<()> {
 /// The other one is not heard by it, which would put it out if the cut-off one did not say that it serves nobody.
 #[test]
 fn of_two_nodes_the_one_that_still_receives_serves_all() {
-    let lab = two();
+    let (lab, prober) = busy();
     let (cut_off, others) = (&lab.nodes[0], lab.others(0));
     cut_off.cut(false).expect("nothing comes in");
     lab.wait_ready(MODULE, &others, Duration::from_secs(5))
@@ -46,11 +56,12 @@ fn of_two_nodes_the_one_that_still_receives_serves_all() {
     cut_off.heal().expect("it comes in again");
     lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(5))
         .expect("both serve");
+    prober.stop().expect("the prober ends");
 }
 
 #[test]
 fn a_silent_switch_puts_all_out_and_brings_all_back() {
-    let lab = two();
+    let (lab, prober) = busy();
     for node in &lab.nodes {
         node.cut(false).expect("nothing comes in");
     }
@@ -62,20 +73,30 @@ fn a_silent_switch_puts_all_out_and_brings_all_back() {
     }
     lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(5))
         .expect("both serve");
+    prober.stop().expect("the prober ends");
 }
 
-/// Nobody says a word when the other node dies; the clients that are known are asked, and their answers show that things come in.
+/// The clients fall silent in the moment in which the other node dies; those that are known are asked, and their answers show that things come in.
 #[test]
-fn who_survives_in_a_quiet_network_serves_at_once() {
-    let lab = two();
-    let source = lab.client.addrs()[0];
-    let limit = Duration::from_secs(2);
-    lab.client.ask(source, (VIP, 80), limit).expect("a client is known");
-    std::thread::sleep(Duration::from_millis(500));
+fn who_survives_while_clients_pause_serves_at_once() {
+    let (lab, prober) = busy();
+    prober.stop().expect("the prober ends");
     lab.nodes[1].crash().expect("power goes");
     lab.wait_ready(MODULE, &lab.others(1), Duration::from_secs(5))
         .expect("the other one has all");
     let log = lab.nodes[0].log_text();
     assert!(!log.contains(WHY), "{log}");
     assert!(counter(&lab.nodes[0], "dataplane_arp_asked") > 0, "no client was asked");
+}
+
+#[test]
+fn where_nobody_but_the_nodes_speaks_silence_means_nothing() {
+    let lab = quiet();
+    std::thread::sleep(Duration::from_millis(2500));
+    lab.nodes[1].crash().expect("power goes");
+    lab.wait_ready(MODULE, &lab.others(1), Duration::from_secs(5))
+        .expect("the other one has all");
+    let log = lab.nodes[0].log_text();
+    assert!(!log.contains(WHY), "{log}");
+    assert_eq!(counter(&lab.nodes[0], "dataplane_arp_asked"), 0);
 }

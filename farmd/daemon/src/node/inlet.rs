@@ -3,7 +3,8 @@
 //! A node that hears nobody is alone, or what is sent to it does not come in: a dead receiver of its network card, a port of the switch that lets nothing out.
 //! Then no client's frame comes in either, so that it serves nobody, while its own heartbeats may go out and keep the others from taking over; and when things
 //! come in again it would answer clients beside them until it hears them. So the frames that its service interfaces receive are counted as soon as two pulses
-//! are silent, and clients are asked whether they are there. As long as nothing comes in [`farm_core::farm::Farm::handle_nothing_in`] is told.
+//! are silent, and clients are asked whether they are there. As long as nothing comes in [`farm_core::farm::Farm::handle_nothing_in`] is told. Where others than the
+//! nodes said next to nothing before, their silence means nothing.
 
 use std::time::Duration;
 
@@ -14,16 +15,37 @@ use super::Node;
 
 /// Pulses without a heartbeat of anybody after which the frames are counted.
 const SILENT_PULSES: u32 = 2;
+/// How often frames are counted while all is well, and how many there must have been in that time, heartbeats apart, for their absence to mean something: so many
+/// make seven in the three pulses of the default profile that it is looked for.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+const LIVELY: u64 = 50;
 /// How many times in a row clients are asked, a pulse apart; after that once in as many pulses as fit a second.
 const ASKED_AT_ONCE: u32 = 5;
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What the service interfaces had received, and this node of heartbeats, at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Counted {
+    frames: u64,
+    heartbeats: u64,
+    at: Duration,
+    /// Others than the nodes said something in the time before.
+    lively: bool,
+}
+
+impl Counted {
+    /// True if since then so many frames came that were no heartbeats.
+    fn is_lively_by(self, frames: u64, heartbeats: u64) -> bool {
+        let others = frames.saturating_sub(self.frames);
+        others.saturating_sub(heartbeats - self.heartbeats) >= LIVELY
+    }
+}
+
 /// What comes in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Inlet {
     /// Heartbeats, or there is nobody that could send some.
-    #[default]
-    Company,
+    Company(Option<Counted>),
     /// Nothing since the interfaces had received so many frames.
     Nothing {
         /// So many.
@@ -36,15 +58,21 @@ pub(super) enum Inlet {
         ask_at: Duration,
         asked: u32,
     },
-    /// Something, though no heartbeat, since the others fell silent.
+    /// Something, though no heartbeat, since the others fell silent; or nothing can be concluded.
     Something,
+}
+
+impl Default for Inlet {
+    fn default() -> Self {
+        Self::Company(None)
+    }
 }
 
 impl Node {
     /// When [`Self::watch_inlet`] has something to do.
     pub(super) fn inlet_timeout(&self) -> Option<Duration> {
         match self.inlet {
-            Inlet::Company => self.silent_at(),
+            Inlet::Company(_) => self.silent_at(),
             Inlet::Nothing { look_at, .. } => Some(look_at),
             Inlet::Something => None,
         }
@@ -53,24 +81,28 @@ impl Node {
     /// Looks whether anything comes in, if it is time; before the farm draws conclusions from the silence.
     pub(super) fn watch_inlet(&mut self, now: Duration) {
         if self.silent_at().is_none_or(|at| now < at) {
-            self.inlet = Inlet::Company;
+            self.keep_count(now);
             return;
         }
         let look_at = now + self.cluster.heartbeat_interval;
         match self.inlet {
-            Inlet::Company => match self.frames_in() {
-                Some(frames) => {
-                    self.inlet = Inlet::Nothing {
+            Inlet::Company(before) => {
+                let frames = self.frames_in();
+                let was_lively = |frames| before.is_some_and(|b| b.lively || b.is_lively_by(frames, self.received));
+                self.inlet = match frames {
+                    Some(frames) if was_lively(frames) => Inlet::Nothing {
                         frames,
                         since: now,
                         look_at,
                         ask_at: now,
                         asked: 0,
-                    };
+                    },
+                    _ => Inlet::Something,
+                };
+                if self.inlet != Inlet::Something {
                     self.miss_everything(now);
                 }
-                None => self.inlet = Inlet::Something,
-            },
+            }
             Inlet::Nothing { frames, since, .. } if self.frames_in() != Some(frames) => {
                 if self.farm.membership().fenced().is_some() {
                     info!("something comes in again, after {} ms", (now - since).as_millis());
@@ -86,6 +118,25 @@ impl Node {
             }
             Inlet::Nothing { .. } | Inlet::Something => {}
         }
+    }
+
+    /// Nobody is missed: counts what comes in, if it is time.
+    fn keep_count(&mut self, now: Duration) {
+        let before = match self.inlet {
+            Inlet::Company(before) => before,
+            Inlet::Nothing { .. } | Inlet::Something => None,
+        };
+        let heartbeats = self.received;
+        if before.is_some_and(|before| now < before.at + COUNT_INTERVAL) {
+            return;
+        }
+        let counted = self.frames_in().map(|frames| Counted {
+            frames,
+            heartbeats,
+            at: now,
+            lively: before.is_some_and(|before| before.is_lively_by(frames, heartbeats)),
+        });
+        self.inlet = Inlet::Company(counted);
     }
 
     /// Nothing has come in: asks clients, if it is time, and tells the farm.
