@@ -304,7 +304,7 @@ fn by_state(
             _ => Decision::local(Verdict::Hold, Reason::Opening),
         },
         // A member hands on only what is this node's by its map, so this node's plan is behind. What comes from outside is the loser's until then.
-        (BucketState::Draining | BucketState::Foreign, _) if starts && is_handed_on(vip, packet) => {
+        (BucketState::Draining | BucketState::Foreign, _) if starts && !group.shut && is_handed_on(vip, packet) => {
             Decision::local(Verdict::Hold, Reason::Opening)
         }
         (BucketState::Draining, _) => Decision::drop(Reason::DrainingOther),

@@ -70,6 +70,17 @@ fn what_starts_something_is_kept_or_sent_on_while_its_bucket_is_on_the_move() {
     expect("open", Own, false, 0, &syn, Accept, &[]);
 }
 
+/// Who hands on has not heard that this node has stepped out: another node answers, and this one must not do so later.
+#[test]
+fn what_is_handed_on_to_a_node_that_is_shut_is_not_kept() {
+    let mut syn = directed_way().tcp(4000, 80, Flags::Syn);
+    syn[6..12].copy_from_slice(&mac(1).0);
+    let mut plan = directed(BucketState::Foreign, Some(0));
+    assert_eq!(judge(&plan, &syn).verdict, Verdict::Hold);
+    plan.groups[0].shut = true;
+    assert_eq!(judge(&plan, &syn).verdict, Verdict::Drop);
+}
+
 /// Every node sees the frame; the loser alone sends it on, to the winner's own address.
 #[test]
 fn with_a_virtual_mac_only_the_loser_sends_on() {

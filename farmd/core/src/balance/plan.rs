@@ -38,6 +38,9 @@ pub struct GroupPlan {
     /// Buckets that this node has closed and their new owner has not yet opened: what comes for them is kept while `owners` still names this node,
     /// and sent on to the owner from then on.
     pub leaving: BucketSet,
+    /// This node has closed everything and takes part in no hand-over. Who hands something on to it has not heard of that; what it kept of it, it would answer when
+    /// it is back, beside the node that has answered meanwhile.
+    pub shut: bool,
     /// Peers that have connections in buckets they do not own.
     pub holders: BTreeMap<usize, NodeSet>,
 }
@@ -50,6 +53,7 @@ impl GroupPlan {
             states: Box::new([BucketState::Foreign; BUCKETS]),
             owners: BucketMap::default(),
             leaving: BucketSet::default(),
+            shut: false,
             holders: BTreeMap::new(),
         }
     }

@@ -414,6 +414,7 @@ impl Handover {
         }
         plan.holders.clone_from(&self.holders);
         if self.closed == Closed::Shut {
+            plan.shut = true;
             return plan;
         }
         plan.leaving.clone_from(&self.leaving);

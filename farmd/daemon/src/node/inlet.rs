@@ -52,6 +52,8 @@ pub(super) enum Inlet {
         frames: u64,
         /// When that was.
         since: Duration,
+        /// They were counted again, and were no more.
+        confirmed: bool,
         /// When they are counted again.
         look_at: Duration,
         /// When clients are asked again, and how often they were.
@@ -93,6 +95,7 @@ impl Node {
                     Some(frames) if was_lively(frames) => Inlet::Nothing {
                         frames,
                         since: now,
+                        confirmed: false,
                         look_at,
                         ask_at: now,
                         asked: 0,
@@ -103,16 +106,28 @@ impl Node {
                     self.miss_everything(now);
                 }
             }
-            Inlet::Nothing { frames, since, .. } if self.frames_in() != Some(frames) => {
+            Inlet::Nothing {
+                frames,
+                since,
+                confirmed,
+                ..
+            } if self.frames_in() != Some(frames) => {
                 if self.farm.membership().fenced().is_some() {
                     info!("something comes in again, after {} ms", (now - since).as_millis());
                 }
                 self.inlet = Inlet::Something;
-                self.farm.handle_something_in(now);
+                // Else it comes in again, and the others may be heard next.
+                if !confirmed {
+                    self.farm.handle_something_in(now);
+                }
             }
             Inlet::Nothing { look_at: due, .. } if now >= due => {
-                if let Inlet::Nothing { look_at: next, .. } = &mut self.inlet {
-                    *next = look_at;
+                if let Inlet::Nothing {
+                    look_at: at, confirmed, ..
+                } = &mut self.inlet
+                {
+                    *at = look_at;
+                    *confirmed = true;
                 }
                 self.miss_everything(now);
             }
