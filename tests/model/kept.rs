@@ -124,17 +124,18 @@ fn a_node_is_not_run_for_a_while() {
 fn one_direction_of_a_link_is_cut() {
     all_hold(
         &["nodes=2 cut=1 mend=1", "nodes=3 cut=1 mend=1", "nodes=4 cut=1 mend=1"],
-        &[
-            "nodes=2 faults=2 cut=1 mend=1 lose=1",
-            "nodes=2 faults=2 cut=2 mend=2",
-        ],
+        &["nodes=2 faults=2 cut=1 mend=1 lose=1", "nodes=2 faults=2 cut=2 mend=2"],
     );
 }
 
 #[test]
 fn two_nodes_lose_each_other() {
     all_hold(
-        &["nodes=2 split=1 mend=1", "nodes=3 split=1 mend=1", "nodes=4 split=1 mend=1"],
+        &[
+            "nodes=2 split=1 mend=1",
+            "nodes=3 split=1 mend=1",
+            "nodes=4 split=1 mend=1",
+        ],
         &["nodes=4 faults=2 split=2"],
     );
 }

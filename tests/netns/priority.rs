@@ -59,10 +59,10 @@ fn without_permission_for_real_time_priority_farmd_says_so_once_with_what_to_do_
 
 #[test]
 fn a_heartbeat_that_goes_late_is_counted_and_logged_once_a_minute_with_the_cause() {
-    // With such a pulse there is time between one that goes late and a node that did not run.
+    // With such a pulse there is time between one that goes late and a node that did not run, also on a machine that is busy.
     let lab = configured(
         LabConfig {
-            lans: "pulse=\"200ms\"".to_owned(),
+            lans: "pulse=\"1s\"".to_owned(),
             ..farm_of(2)
         },
         |_, module| module,
@@ -72,7 +72,7 @@ fn a_heartbeat_that_goes_late_is_counted_and_logged_once_a_minute_with_the_cause
     for round in 1..=2 {
         let before = counter(node, "heartbeats_late");
         node.signal_farmd("STOP").expect("a signal");
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(Duration::from_millis(2500));
         node.signal_farmd("CONT").expect("a signal");
         wait_until(LIMIT, "the late heartbeat to be counted", || {
             (counter(node, "heartbeats_late") > before).then_some(())
@@ -83,7 +83,7 @@ fn a_heartbeat_that_goes_late_is_counted_and_logged_once_a_minute_with_the_cause
             .unwrap_or_else(|e| panic!("{e}: {}", node.log_tail(20)));
     }
     let most = counter(node, "heartbeats_late_most_us");
-    assert!((200_000..800_000).contains(&most), "{most} microseconds");
+    assert!(most > 1_000_000, "{most} microseconds");
     assert!(counter(node, "turn_longest_us") > 0);
     // No module is started, which its exit code says.
     let told = node.farm(&["status", "-v"]).expect("a status for people").stdout;

@@ -312,7 +312,7 @@ impl Executor {
                 body: Vec::new(),
             };
             if let Err(error) = remote::client::relay(&peers, node, request).await {
-                debug!(%error, "a node that hears nobody could not be told so");
+                debug!(%error, "a node that does not hear this one could not be told so");
             }
         });
     }

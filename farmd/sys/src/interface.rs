@@ -126,11 +126,12 @@ pub fn dropped_on_send(name: &str) -> io::Result<u64> {
     dropped_in(&std::fs::read_to_string("/proc/thread-self/net/dev")?, name)
 }
 
-/// How many frames the interfaces with these numbers have received, all together; one that is not there has none.
+/// How many frames the interfaces with these numbers have received, all together; one that is not there has none. Unlike netlink, which
+/// [`crate::nic::received`] asks, the list that this reads waits for no change of another interface.
 ///
 /// # Errors
 /// Those of reading the kernel's list, and `InvalidData` if it is not as expected.
-pub fn received(indices: &[u32]) -> io::Result<u64> {
+pub fn frames_received(indices: &[u32]) -> io::Result<u64> {
     let list = std::fs::read_to_string("/proc/thread-self/net/dev")?;
     let names = indices.iter().filter_map(|index| name(*index));
     names.map(|name| received_in(&list, &name)).sum()
@@ -270,10 +271,10 @@ eth0.7: 1200      20    1    2    3     4          5         6     7000      70 
         let lo = all.iter().find(|interface| interface.name == "lo").unwrap();
         assert_eq!(name(lo.index).as_deref(), Some("lo"));
         assert_eq!(name(u32::MAX), None);
-        let before = received(&[lo.index]).unwrap();
+        let before = frames_received(&[lo.index]).unwrap();
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.send_to(b"one", socket.local_addr().unwrap()).unwrap();
-        assert!(received(&[lo.index]).unwrap() > before);
+        assert!(frames_received(&[lo.index]).unwrap() > before);
         assert_eq!(lo.index, index("lo").unwrap());
         assert_eq!(lo.mtu, mtu("lo").unwrap());
         assert_eq!(lo.mac, None);

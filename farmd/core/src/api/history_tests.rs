@@ -182,6 +182,7 @@ fn each_reason_to_be_out_tells_who_says_so_and_an_idle_node_owns_nothing() {
         (DepartureCause::Silent, "s3 out (silent for 251 ms, seen by s1 s2)"),
         (DepartureCause::Deaf, "s3 out (does not hear s1 s2)"),
         (DepartureCause::LeftOut, "s3 out (no link both ways with s1 s2)"),
+        (DepartureCause::CutOff, "s3 out (nothing at all comes in there)"),
         (DepartureCause::Left, "s3 out (left in order)"),
     ] {
         assert_eq!(view_of(cause).as_deref(), Some(expected));

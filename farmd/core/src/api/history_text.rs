@@ -264,6 +264,8 @@ fn departure(out: &Departure) -> String {
         (DepartureCause::Silent, None) => format!("{node} not heard{by}"),
         (DepartureCause::Left, _) => format!("{node} left in order"),
         (DepartureCause::OtherCluster, _) => format!("{node} has another cluster.xml"),
+        (DepartureCause::CutOff, _) => format!("{node} is cut off: nothing at all comes in there"),
+        (DepartureCause::Deaf, _) if observers.is_empty() => format!("{node} is heard, and hears nobody"),
         (DepartureCause::Deaf, _) => format!("{node} is heard, and does not hear {}", list(observers)),
         (DepartureCause::LeftOut, _) => format!("{node} is left out: no link both ways with {}", list(observers)),
         (DepartureCause::Unknown, _) => format!("{node} is out"),
@@ -380,6 +382,7 @@ fn cause_word(cause: DepartureCause) -> &'static str {
         DepartureCause::Left => "left in order",
         DepartureCause::OtherCluster => "other cluster.xml",
         DepartureCause::Deaf => "deaf",
+        DepartureCause::CutOff => "nothing at all comes in there",
         DepartureCause::LeftOut => "others do not hear it",
         DepartureCause::Unknown => "unknown cause",
     }

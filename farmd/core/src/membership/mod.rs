@@ -232,6 +232,8 @@ impl Membership {
     /// remembers of whom it heard is void.
     pub fn handle_pause(&mut self, now: Duration) {
         self.take(now, Cue::Paused);
+        // Nobody could be heard meanwhile.
+        self.company_at = self.company_at.map(|_| now);
         self.update(now);
     }
 
@@ -257,7 +259,8 @@ impl Membership {
         }
     }
 
-    /// Since when no heartbeat of any node has come in, if some node was heard and has not said goodbye: it may be gone, or nothing comes in here.
+    /// Since when no heartbeat of any node has come in, or this node was not run, if some node was heard and has not said goodbye: it may be gone, or nothing
+    /// comes in here.
     pub fn silent_since(&self) -> Option<Duration> {
         let missed = self.peers.values().any(Peer::was_there);
         self.company_at.filter(|_| missed)
@@ -516,7 +519,7 @@ impl Membership {
                 self.events.push_back(Event::Joined);
             }
             (Step::StepOut, cue) => {
-                self.set_view(now, NodeSet::EMPTY);
+                self.set_view(now, NodeSet::EMPTY, cue.cause());
                 self.fenced = cue.why_out();
                 self.was_cut_off = cue.is_cut_off();
                 self.events.push_back(Event::Fenced(self.fenced.clone()));
@@ -525,12 +528,12 @@ impl Membership {
                 self.fenced = cue.why_out();
                 self.was_cut_off |= cue.is_cut_off();
             }
-            (Step::GoOn, Cue::Agreed(view)) => self.set_view(now, view),
+            (Step::GoOn, Cue::Agreed(view)) => self.set_view(now, view, None),
             (Step::Return, Cue::Agreed(view)) => {
-                self.set_view(now, view);
+                self.set_view(now, view, None);
                 self.fenced = None;
-                // Who is heard may have been cut off too, and come back in the same moment.
-                if std::mem::take(&mut self.was_cut_off) && !self.joining && !self.heard(now).is_empty() {
+                // Who was cut off too may come back in the same moment, and who hears this node serves until it is told that this one is back.
+                if std::mem::take(&mut self.was_cut_off) && !self.joining {
                     self.wait(now);
                 }
                 self.events.push_back(Event::Fenced(None));
@@ -546,12 +549,20 @@ impl Membership {
         self.open_at = now + self.timing.interval * OPEN_PULSES;
     }
 
-    fn set_view(&mut self, now: Duration, view: NodeSet) {
+    /// `own` is what is wrong with this node, if it steps out.
+    fn set_view(&mut self, now: Duration, view: NodeSet, own: Option<Cause>) {
         if view == self.view {
             return;
         }
         let gone = |n: &NodeId| !view.contains(*n) && (*n == self.this || !view.is_empty());
-        let out = self.view.iter().filter(gone).map(|n| self.testimony(now, n)).collect();
+        let testimony = |n: NodeId| {
+            let word = self.testimony(now, n);
+            match own.filter(|_| n == self.this) {
+                Some(cause) => Testimony { cause, ..word },
+                None => word,
+            }
+        };
+        let out = self.view.iter().filter(gone).map(testimony).collect();
         self.events.push_back(Event::ViewChanged {
             old: self.view,
             new: view,

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use crate::id::NodeSet;
-use crate::membership::PeerState;
+use crate::membership::{Cause, PeerState};
 
 /// What was told of a peer last.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,6 +148,17 @@ impl Cue {
             )),
             Self::LeftOut(0) => Some("it cannot agree with the nodes that go on".to_owned()),
             Self::LeftOut(unheard) => Some(format!("{unheard} of the nodes it hears do not hear it")),
+            Self::Paused | Self::TimeUp | Self::Agreed(_) => None,
+        }
+    }
+
+    /// What is wrong with this node, in the words of [`Cause`]; `None` if nothing is.
+    pub const fn cause(self) -> Option<Cause> {
+        match self {
+            Self::Deaf => Some(Cause::Deaf),
+            Self::CutOff => Some(Cause::CutOff),
+            Self::OtherFile(_) => Some(Cause::OtherCluster),
+            Self::LeftOut(_) => Some(Cause::LeftOut),
             Self::Paused | Self::TimeUp | Self::Agreed(_) => None,
         }
     }

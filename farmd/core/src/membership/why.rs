@@ -20,8 +20,10 @@ pub enum Cause {
     Left,
     /// Its `cluster.xml` is another one.
     OtherCluster,
-    /// It is heard, and does not hear this node.
+    /// It is heard, and does not hear this node; of this node: others hear it, and it hears nobody.
     Deaf,
+    /// It hears nobody, and nothing at all comes in there; said of this node only.
+    CutOff,
     /// This node talks with it both ways; others do not.
     LeftOut,
 }

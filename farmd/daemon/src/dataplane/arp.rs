@@ -25,7 +25,7 @@ use super::{Count, Counters, Interface, Lease};
 /// Packets taken before the rings have their turn again.
 const BUDGET: usize = 64;
 /// How many requesters are asked at a time whether they are there.
-const ASKED: usize = 4;
+const ASKED: usize = 32;
 /// Time between a periodic broadcast, which draws every client to one node, and the replies that send those known back to theirs.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -44,6 +44,8 @@ pub struct Responder {
     counters: Arc<Counters>,
     periodic: BTreeMap<IpAddr, Periodic>,
     conflict_logged: Option<Instant>,
+    /// How many have had their turn to be asked whether they are there.
+    asked: usize,
 }
 
 impl Responder {
@@ -54,6 +56,7 @@ impl Responder {
             counters,
             periodic: BTreeMap::new(),
             conflict_logged: None,
+            asked: 0,
         }
     }
 
@@ -74,7 +77,11 @@ impl Responder {
     /// Asks some of the requesters for their own addresses, others at each call: their answers show that something comes in here. Only hosts with IPv4
     /// addresses are asked.
     pub fn ask_around(&mut self, plan: &Plan, interfaces: &mut [Interface]) {
-        for requester in self.requesters.next(ASKED) {
+        let known: Vec<Requester> = self.requesters.iter().filter(|r| r.addr.is_ipv4()).collect();
+        let lot = known.iter().cycle().skip(self.asked).take(ASKED.min(known.len()));
+        let lot: Vec<Requester> = lot.copied().collect();
+        self.asked = (self.asked + lot.len()) % known.len().max(1);
+        for requester in lot {
             let (IpAddr::V4(addr), Some(vip)) = (requester.addr, plan.vip(requester.vip)) else {
                 continue;
             };

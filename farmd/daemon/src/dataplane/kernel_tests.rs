@@ -203,7 +203,9 @@ fn may_be_left(plan: &Plan, packet: &Packet, decision: &Decision) -> bool {
         L4::Malformed | L4::Other => false,
     };
     let waits = decision.verdict == Verdict::Hold || decision.reason == Reason::HandedOver;
-    waits || (starts && handed_on && vip.mode != L2Mode::Directed)
+    // The program does not know who is shut.
+    let shut = plan.groups.iter().any(|group| group.shut);
+    waits || (starts && handed_on && (shut || vip.mode != L2Mode::Directed))
 }
 
 fn rules(affinity: Affinity) -> Vec<RulePlan> {
@@ -266,6 +268,7 @@ fn the_kernel_decides_as_the_core_does() {
                         }
                         let mut one = group(state, owner);
                         one.leaving = (0..BUCKETS).filter(|i| leaving && i % 2 == 0).collect();
+                        one.shut = state == BucketState::Foreign && affinity == Affinity::ClientNet;
                         if held {
                             let sets: [&[usize]; 4] = [&[1, 2], &[0, 2, 9], &[1], &[0]];
                             let holders = (0..BUCKETS).map(|i| (i, sets[i % 4].iter().map(|n| id(*n)).collect()));

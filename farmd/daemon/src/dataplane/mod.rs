@@ -448,15 +448,26 @@ impl Counters {
         let _ = self.kernel.set(kernel);
     }
 
-    /// All of them, by name.
-    pub fn read(&self) -> BTreeMap<String, u64> {
+    /// Frames that were judged, whatever became of them.
+    pub fn frames(&self) -> u64 {
+        let in_kernel = self.in_kernel();
+        let judged = self.reasons.iter().map(|here| here.load(Ordering::Relaxed));
+        judged.zip(in_kernel).map(|(here, kernel)| here + kernel).sum()
+    }
+
+    fn in_kernel(&self) -> [u64; bpf::COUNTS] {
         let in_kernel = self.kernel.get().and_then(|kernel| {
             kernel
                 .read()
                 .inspect_err(|error| tracing::debug!(%error, "the counters in the kernel"))
                 .ok()
         });
-        let in_kernel = in_kernel.unwrap_or([0; bpf::COUNTS]);
+        in_kernel.unwrap_or([0; bpf::COUNTS])
+    }
+
+    /// All of them, by name.
+    pub fn read(&self) -> BTreeMap<String, u64> {
+        let in_kernel = self.in_kernel();
         let reasons = Reason::ALL.iter().zip(&in_kernel).map(|(r, kernel)| {
             let here = self.reasons[*r as usize].load(Ordering::Relaxed);
             (format!("frames_{}", r.name()), here + kernel)

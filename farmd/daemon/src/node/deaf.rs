@@ -13,12 +13,16 @@ use crate::effect::Effect;
 
 /// How often a deaf node is told. It believes it for three times as long.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
+/// How many times it is told at first, a pulse apart: it can take over a pulse after the first time, and what TCP loses comes again after a second only.
+const TOLD_AT_ONCE: u32 = 5;
 
 /// Nodes that do not hear this one.
 #[derive(Debug, Default)]
 pub(super) struct Deaf {
     nodes: NodeSet,
     tell_at: Duration,
+    /// How often these were told.
+    told: u32,
 }
 
 impl Node {
@@ -39,12 +43,21 @@ impl Node {
                     "it is not told any more that it does not hear this node"
                 );
             }
-            self.deaf = Deaf { nodes, tell_at: now };
+            self.deaf = Deaf {
+                nodes,
+                tell_at: now,
+                told: 0,
+            };
         }
         if nodes.is_empty() || now < self.deaf.tell_at {
             return;
         }
-        self.deaf.tell_at = now + TELL_INTERVAL;
+        self.deaf.told = self.deaf.told.saturating_add(1);
+        self.deaf.tell_at = now
+            + match self.deaf.told < TOLD_AT_ONCE {
+                true => self.cluster.heartbeat_interval,
+                false => TELL_INTERVAL,
+            };
         for node in nodes.iter() {
             self.queue(Effect::TellDeaf(node));
         }

@@ -136,6 +136,7 @@ const fn cause_of(cause: Cause) -> DepartureCause {
         Cause::Left => DepartureCause::Left,
         Cause::OtherCluster => DepartureCause::OtherCluster,
         Cause::Deaf => DepartureCause::Deaf,
+        Cause::CutOff => DepartureCause::CutOff,
         Cause::LeftOut => DepartureCause::LeftOut,
     }
 }

@@ -70,16 +70,21 @@ impl Node {
 
     /// Sends what is due, and lets the data plane accept for as long as nobody takes over.
     pub(super) fn speak(&mut self) {
-        self.transmit();
+        let to_all = self.transmit();
         if self.fenced_until.is_none() {
             // As of the last look at the clock that would have noticed a pause.
             let now = self.last_turn;
             let left = self.farm.lease_until(now).saturating_sub(now);
             self.lease.renew(self.start + now + left);
         }
+        // Only now: to find out why takes its time.
+        if to_all {
+            self.note_pace();
+        }
     }
 
-    fn transmit(&mut self) {
+    /// True if a heartbeat to everybody was among what has gone.
+    fn transmit(&mut self) -> bool {
         self.sent_rate.note(self.now(), self.sent_bytes);
         let mut to_all = false;
         while let Some(transmit) = self.farm.poll_transmit() {
@@ -90,9 +95,7 @@ impl Node {
             self.sent_bytes += sent.datagrams * transmit.payload.len() as u64;
             self.send_failed += sent.failed;
         }
-        if to_all {
-            self.note_pace();
-        }
+        to_all
     }
 
     /// A heartbeat has gone; says so if that was late, with what is known of why.

@@ -97,9 +97,11 @@ fn a_node_to_which_nothing_comes_in_steps_out_when_it_would_be_alone_and_comes_b
     m.handle_timeout(ms(800));
     assert_eq!(
         (m.phase(), m.view(), m.waits()),
-        (Phase::Member, set(&[0]), false),
+        (Phase::Member, set(&[0]), true),
         "nobody was"
     );
+    m.handle_timeout(ms(900));
+    assert!(!m.waits());
     for peer in [1, 2] {
         back.hear(ms(750), 0, &heartbeat(&config, peer, 7, 1000)).unwrap();
     }
@@ -107,6 +109,14 @@ fn a_node_to_which_nothing_comes_in_steps_out_when_it_would_be_alone_and_comes_b
         (back.phase(), back.view(), back.waits()),
         (Phase::Member, set(&[0, 1, 2]), false)
     );
+}
+
+#[test]
+fn a_node_that_was_not_run_has_missed_nothing() {
+    let config = config(1);
+    let mut m = left_alone(&config, 400);
+    m.handle_pause(ms(900));
+    assert_eq!((m.phase(), m.silent_since()), (Phase::Joining, Some(ms(900))));
 }
 
 #[test]
