@@ -301,7 +301,6 @@ impl Farm {
 
     /// Lets time pass.
     pub fn handle_timeout(&mut self, now: Duration) {
-        self.membership.handle_timeout(now);
         self.turn(now);
     }
 

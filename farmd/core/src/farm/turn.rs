@@ -14,6 +14,8 @@ use super::{Event, Farm, Module};
 impl Farm {
     pub(super) fn turn(&mut self, now: Duration) {
         self.turns += 1;
+        // Whom this node hears depends on the time: the view must be of the same moment.
+        self.membership.handle_timeout(now);
         while let Some(event) = self.membership.poll_event() {
             if matches!(
                 event,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::action::Action;
+use super::node::Input;
 use super::sim::{Sim, id, ms, us};
 use crate::balance::assign::BucketMap;
 use crate::farm::Event;
@@ -516,4 +517,20 @@ fn who_is_missing_is_sought_by_a_heartbeat_that_is_news_to_the_others_too() {
         }
     }
     assert_eq!(sought, 5);
+}
+
+/// It was not run for a while, and heard nobody before: what it does first must not go by a view of before the stop.
+#[test]
+fn what_the_data_plane_says_after_a_stop_is_seen_together_with_who_is_heard() {
+    let mut sim = Sim::started(3, 1);
+    for phase in 0..50 {
+        sim.act(Action::Burst(1, false, ms(190)));
+        sim.run(ms(90)).unwrap();
+        sim.act(Action::Pause(1, ms(165), false));
+        let plane = &sim.nodes[1].plane;
+        let said = Input::Applied(plane.version, plane.told.clone());
+        sim.input(1, said).unwrap();
+        sim.run(ms(1000 + phase)).unwrap();
+        sim.check_covered().unwrap();
+    }
 }
