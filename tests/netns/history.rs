@@ -259,7 +259,16 @@ fn a_merge_tells_what_each_side_yields() {
         let peer = peers.iter().find(|peer| peer.name == alone.name());
         peer.and_then(|peer| peer.heard_ms).is_some_and(|ms| ms < 200)
     };
-    let told = meet_again(&lab, "out", || lab.nodes[..2].iter().all(hears_it));
+    let stepped_out = |told: &[Happening]| {
+        let closed = |what: &Happening| matches!(what, Happening::Closed { buckets: 4096, why, .. } if why.starts_with("stepped out"));
+        told.iter().any(closed)
+    };
+    // Unless the command that says that it is heard comes in before the first heartbeat does: then it steps out too.
+    let merged = (0..5).find_map(|_| {
+        let told = meet_again(&lab, "out", || lab.nodes[..2].iter().all(hears_it));
+        (!stepped_out(&told)).then_some(told)
+    });
+    let told = merged.expect("heartbeats come first in one of five meetings");
     let yields = told.iter().find_map(|what| {
         let Happening::MapChanged { causes, counts, .. } = what else {
             return None;
@@ -274,10 +283,7 @@ fn a_merge_tells_what_each_side_yields() {
 
     // Where it hears before it is heard it steps out.
     let told = meet_again(&lab, "in", || own_row(alone, MODULE).why.contains("stepped out"));
-    let closed = told
-        .iter()
-        .any(|what| matches!(what, Happening::Closed { buckets: 4096, why, .. } if why.starts_with("stepped out")));
-    assert!(closed, "{told:#?}");
+    assert!(stepped_out(&told), "{told:#?}");
 }
 
 #[test]
