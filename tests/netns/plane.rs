@@ -8,7 +8,7 @@ use std::time::Duration;
 use farm_core::api::ModuleState;
 use farm_lab::client::Batch;
 use farm_lab::process::spawn_kept;
-use farm_lab::{Lab, LabConfig, MODULE, Node, VIP, wait_until};
+use farm_lab::{Lab, LabConfig, MODULE, Mode, Node, VIP, wait_until};
 
 use crate::common::{
     configured, farm_of, log_of, mentions, own_row, patient_clients, shell, shell_ok, start, wait_state,
@@ -117,6 +117,55 @@ fn a_module_that_leaves_the_choice_to_farmd_is_served_in_user_space_where_the_pr
     start(&lab, MODULE);
     wait_told(&lab.nodes[0], "raw (the program cannot be attached to eth0 (clsact)");
     answers(&lab);
+}
+
+/// Packets of requests for the VIP that the stack has got: where they came in, through the TAP, and with a mark that is left.
+fn came_up(node: &Node) -> [u64; 3] {
+    let shown = shell_ok(node, "nft list table inet watch");
+    let counts = shown.split("packets ").skip(1).map(|rest| {
+        let word = rest.split_whitespace().next().expect("a number");
+        word.parse().expect("a number")
+    });
+    counts.collect::<Vec<u64>>().try_into().expect("three counters")
+}
+
+#[test]
+fn what_is_accepted_goes_up_where_it_came_in_unless_reverse_path_filtering_is_strict() {
+    for (attach, mode) in [("tcx", Mode::Directed), ("clsact", Mode::Invisible)] {
+        let lab = Lab::serve(LabConfig {
+            plane: "bpf",
+            attach,
+            vips: LabConfig::with_mode(mode).vips,
+            ..farm_of(1)
+        });
+        let lab = lab.expect("the farm comes up");
+        let node = &lab.nodes[0];
+        let rules = format!(
+            "table inet watch {{ chain c {{ type filter hook input priority 0;
+                ip daddr {VIP} iifname eth0 counter
+                ip daddr {VIP} iifname farm0 counter
+                ip daddr {VIP} meta mark != 0 counter
+            }}; }}"
+        );
+        shell_ok(node, &format!("nft '{rules}'"));
+        for (rp_filter, through_tap) in [("0", false), ("1", true), ("2", false)] {
+            shell_ok(
+                node,
+                &format!("echo {rp_filter} > /proc/sys/net/ipv4/conf/eth0/rp_filter"),
+            );
+            // farmd looks once a second, and new connections in buckets that have just opened are its own to judge.
+            wait_until(LONG, "all to go one way", || {
+                let before = came_up(node);
+                answers(&lab);
+                let after = came_up(node);
+                let [where_in, tap, marked] = [0, 1, 2].map(|i| after[i] - before[i]);
+                assert_eq!(marked, 0, "{attach}");
+                assert!(where_in + tap >= 40, "{attach}: {where_in} and {tap}");
+                (if through_tap { where_in } else { tap } == 0).then_some(())
+            })
+            .unwrap_or_else(|e| panic!("{attach}, rp_filter {rp_filter}: {e}: {:?}", came_up(node)));
+        }
+    }
 }
 
 /// Whether the driver of the node's interface has a program.

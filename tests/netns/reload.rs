@@ -12,6 +12,7 @@ use farm_lab::hold::{HoldConfig, Holder};
 use farm_lab::process::spawn_kept;
 use farm_lab::space::Space;
 use farm_lab::{Lab, LabConfig, MODULE, Mode, Node, VIP, wait_until};
+use farm_sys::bpf::ACCEPTED_MARK;
 
 use crate::common::{counter, farm_of, install, mentions, own_row, patient_clients, program, shell_ok, start};
 
@@ -189,7 +190,7 @@ fn sent_again(space: &Space) -> u64 {
     count.parse().expect("a number")
 }
 
-/// Frames for the VIP that came by the place of the program, at tc ingress, and were not taken there.
+/// Frames for the VIP that came by the place of the program, at tc ingress, and were neither taken nor marked there.
 fn let_by(node: &Node) -> u64 {
     let shown = shell_ok(node, "nft list table netdev watch");
     let words: Vec<&str> = shown.split_whitespace().collect();
@@ -218,7 +219,7 @@ fn no_frame_is_lost(nodes: usize, mode: Mode, attach: &'static str) {
     shell_ok(
         node,
         &format!(
-            "nft 'table netdev watch {{ chain c {{ type filter hook ingress device eth0 priority -510; ip daddr {VIP} tcp dport 80 counter; }}; }}'"
+            "nft 'table netdev watch {{ chain c {{ type filter hook ingress device eth0 priority -510; ip daddr {VIP} tcp dport 80 meta mark != {ACCEPTED_MARK} counter; }}; }}'"
         ),
     );
     let again = || sent_again(lab.client.space()) + lab.nodes.iter().map(|node| sent_again(node.space())).sum::<u64>();

@@ -2,12 +2,14 @@
 /*
  * The program at tc ingress of a service interface: carries out the whole decision.
  *
- * Ahead of the nf_tables rule that keeps the host's own stack from the VIPs' frames: what is accepted is redirected to the
- * TAP's receive side and never meets it; without this program it drops everything, as it does for the raw data plane. What needs
+ * Ahead of the nf_tables rule that keeps the host's own stack from the VIPs' frames: what is accepted goes on with a mark that the
+ * rule lets by, or is redirected to the TAP's receive side and never meets it; without this program the rule drops everything, as it does
+ * for the raw data plane. What needs
  * a wait (it starts something in a bucket that changes hands) is put to farmd, which reads the TAP and judges it by the same plan. It keeps
  * nothing but counters, and what first fragments carried. While somebody listens, its twin farm_traced stands in its place, which tells
  * what became of each frame.
  */
+#include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
 
 #include "decision.h"
@@ -33,12 +35,20 @@ INLINE int punt(struct story *story, const struct control *control)
 
 INLINE int accept(struct __sk_buff *skb, struct story *story, const struct control *control, __u32 why)
 {
-    if (skb_store_bytes(skb, 0, control->tap_mac, ETH_ALEN, 0))
+    __u8 passes_up = control->passes_up;
+
+    if (passes_up) {
+        /* Its address is not that of the interface, or need not be. */
+        if (skb->pkt_type != PACKET_HOST && skb_change_type(skb, PACKET_HOST))
+            return drop(story, TAP_FAILED);
+        skb->mark = ACCEPTED_MARK;
+    } else if (skb_store_bytes(skb, 0, control->tap_mac, ETH_ALEN, 0)) {
         return drop(story, TAP_FAILED);
+    }
     count(why);
     end_story(story, ACCEPTED, why);
     add(BYTES_ACCEPTED, skb->len);
-    return redirect(control->tap, BPF_F_INGRESS);
+    return passes_up ? TC_ACT_OK : redirect(control->tap, BPF_F_INGRESS);
 }
 
 /* Rewrites both Ethernet addresses. */
@@ -270,7 +280,7 @@ INLINE int ingress(struct __sk_buff *skb, struct story *story, const struct cont
     if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
         return drop(story, PLAN_CHANGED);
     /* At the end: this processor may have stood still since the frame came. */
-    if (verdict == TC_ACT_REDIRECT && ktime_get_ns() >= READ_ONCE(control->lease_until))
+    if ((verdict == TC_ACT_OK || verdict == TC_ACT_REDIRECT) && ktime_get_ns() >= READ_ONCE(control->lease_until))
         return drop(story, LEASE_ENDED);
     return verdict;
 }

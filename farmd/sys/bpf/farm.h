@@ -71,12 +71,17 @@ struct control {
     __u64 lease_until; /* CLOCK_MONOTONIC, ns: past it nothing is accepted */
     __u32 seed0;
     __u32 seed1;
-    __u32 tap;     /* interface through which the stack gets what is accepted, and farmd what it judges itself */
+    __u32 tap;     /* interface through which farmd gets what it judges itself, and the stack what is accepted unless that passes up */
     __u32 tracked; /* connections may end in containers, of which only farmd knows */
-    __u8 tap_mac[8];
+    __u8 tap_mac[6];
+    __u8 passes_up; /* what is accepted goes on where it came in, not through the TAP */
+    __u8 unused;
     __u64 snap;   /* bytes of each frame for whoever listens; 0: nobody does */
     __u64 untold; /* frames that there was no room to tell of */
 };
+
+/* Stands in the mark of what is accepted where it came in; the nf_tables rule there lets it by and takes it off. */
+#define ACCEPTED_MARK 0x4641524d
 
 #define MAX_SNAP 2048
 

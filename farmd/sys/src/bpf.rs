@@ -25,8 +25,8 @@ use aya::{Ebpf, EbpfLoader};
 
 pub use attach::{Attachment, Predecessor, remove_left_filters};
 pub use layout::{
-    BUCKETS, COUNTS, Control, Count, Datagram, FirstFragment, HOLDER_SETS, Holders, MAX_GROUPS, MAX_PAGES, MAX_VIPS,
-    NEAR, Page, Peers, SLOTS, Vip, bucket, rule,
+    ACCEPTED_MARK, BUCKETS, COUNTS, Control, Count, Datagram, FirstFragment, HOLDER_SETS, Holders, MAX_GROUPS,
+    MAX_PAGES, MAX_VIPS, NEAR, Page, Peers, SLOTS, Vip, bucket, rule,
 };
 
 #[cfg(farm_bpf)]

@@ -2,14 +2,16 @@
 //!
 //! Owns tables of family `netdev` by name. Where the VIP's frames carry the host's own MAC, Linux would accept them on any
 //! interface; here they are dropped on the service interface, after packet sockets have seen them and before the stack.
-//! Frames that the data plane writes to its TAP device come in elsewhere and do not meet the drop. Speaks netlink itself: no
-//! `nft` program is needed. The raw data plane calls it; it never touches tables that others made.
+//! Frames that the data plane writes to its TAP device come in elsewhere and do not meet the drop, and what the kernel's program has
+//! accepted where it came in carries a mark that is let by. Speaks netlink itself: no `nft` program is needed. The raw data plane calls
+//! it; it never touches tables that others made.
 
 use std::io;
 use std::net::IpAddr;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
+use crate::bpf::ACCEPTED_MARK;
 use crate::netlink_message::{
     Batch, Channel, Dump, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, array, attribute,
     attributes,
@@ -44,6 +46,7 @@ const NEW_CHAIN: u16 = 3;
 const GET_CHAIN: u16 = 4;
 const NEW_RULE: u16 = 6;
 const GET_RULE: u16 = 7;
+const DEL_RULE: u16 = 8;
 
 // linux/netfilter/nf_tables.h: attributes
 const TABLE_NAME: u16 = 1;
@@ -64,6 +67,7 @@ const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
 const META_TARGET: u16 = 1;
 const META_KEY: u16 = 2;
+const META_SOURCE: u16 = 3;
 const PAYLOAD_TARGET: u16 = 1;
 const PAYLOAD_BASE: u16 = 2;
 const PAYLOAD_OFFSET: u16 = 3;
@@ -83,16 +87,18 @@ const COUNTER_PACKETS: u16 = 2;
 const REGISTER: u32 = 1;
 const VERDICT_REGISTER: u32 = 0;
 const KEY_PROTOCOL: u32 = 1;
+const KEY_MARK: u32 = 3;
 const NETWORK_HEADER: u32 = 1;
 const EQUAL: u32 = 0;
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
 const HOOK_INGRESS: u32 = 0;
 
-/// Makes, or makes anew, the table `table`: on interface `device` it drops IPv4 and IPv6 packets to one of `vips`, counted.
+/// Makes, or makes anew, the table `table`: on interface `device` it drops IPv4 and IPv6 packets to one of `vips`, counted, but for those
+/// with the mark [`ACCEPTED_MARK`], which is taken off.
 ///
 /// With `drop_arp` it also drops ARP requests and replies whose target address, and neighbour solicitations whose target, is one
-/// of `vips`, so that the kernel neither answers for a VIP nor learns from questions about it. One transaction: there is no
+/// of `vips`, so that the kernel neither answers for a VIP nor learns from questions about it. One transaction, and a chain that stands is kept: there is no
 /// moment without the rules of before or of after, and an error changes nothing.
 ///
 /// # Errors
@@ -101,33 +107,19 @@ const HOOK_INGRESS: u32 = 0;
 pub fn install(table: &str, device: &str, vips: &[IpAddr], drop_arp: bool) -> io::Result<()> {
     check_table_name(table)?;
     crate::interface::index(device)?;
+    let hooked = is_hooked(table, device)?;
     let mut transaction = Transaction::begin()?;
-    // Creating it first makes the deletion succeed on the first run too.
-    transaction.change(NEW_TABLE, NLM_F_CREATE, |body| {
-        body.attribute_text(TABLE_NAME, table);
-    });
-    transaction.change(DEL_TABLE, 0, |body| {
-        body.attribute_text(TABLE_NAME, table);
-    });
-    transaction.change(NEW_TABLE, NLM_F_CREATE, |body| {
-        body.attribute_text(TABLE_NAME, table);
-    });
-    transaction.change(NEW_CHAIN, NLM_F_CREATE, |body| {
-        body.attribute_text(CHAIN_TABLE, table)
-            .attribute_text(CHAIN_NAME, CHAIN);
-        body.nested(CHAIN_HOOK, |hook| {
-            hook.attribute_be32(HOOK_NUMBER, HOOK_INGRESS)
-                .attribute_be32(HOOK_PRIORITY, PRIORITY as u32);
-            hook.attribute_text(HOOK_DEVICE, device);
-        });
-        body.attribute_be32(CHAIN_POLICY, ACCEPT)
-            .attribute_text(CHAIN_TYPE, "filter");
-    });
-    for rule in vips.iter().flat_map(|&vip| rules_for(vip, drop_arp)) {
-        transaction.change(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |body| {
+    if hooked {
+        // A chain in the place of the old one would for a moment stand beside it, and drop what the old one has let by and taken the mark off.
+        transaction.change(DEL_RULE, 0, |body| {
             body.attribute_text(RULE_TABLE, table).attribute_text(RULE_CHAIN, CHAIN);
-            body.nested(RULE_EXPRESSIONS, |list| rule.emit(list));
         });
+    } else {
+        transaction.make_anew(table, device);
+    }
+    transaction.add_rule(table, let_accepted_by);
+    for rule in vips.iter().flat_map(|&vip| rules_for(vip, drop_arp)) {
+        transaction.add_rule(table, |list| rule.emit(list));
     }
     transaction
         .commit()
@@ -167,22 +159,28 @@ pub fn tables(prefix: &str) -> io::Result<Vec<String>> {
 /// The chain leaves with its device; everything else only goes if another program removes it, as a reload of the firewall does.
 pub fn is_installed(table: &str, device: &str, vips: &[IpAddr], drop_arp: bool) -> io::Result<bool> {
     check_table_name(table)?;
-    let context = |error: io::Error| sockopt::context(&error, format_args!("nf_tables table {table}"));
-    let chains = dump(GET_CHAIN, |_| {}).map_err(context)?;
+    if !is_hooked(table, device)? {
+        return Ok(false);
+    }
+    let drops = vips.iter().flat_map(|&vip| rules_for(vip, drop_arp)).count();
+    // And the one that lets by.
+    let rules = rules_of(table).map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
+    Ok(rules.len() == 1 + drops)
+}
+
+/// Whether the chain of `table` stands at `device`.
+fn is_hooked(table: &str, device: &str) -> io::Result<bool> {
+    let chains =
+        dump(GET_CHAIN, |_| {}).map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
     let named = |entry: &[u8], kind, name| attribute(entry, kind).and_then(text) == Some(name);
-    let hooked = chains.iter().any(|chain| {
+    Ok(chains.iter().any(|chain| {
         let hook = attribute(chain, CHAIN_HOOK).unwrap_or_default();
         // Depending on the kernel the only device is told by itself or as a list of one.
         let listed = attribute(hook, HOOK_DEVICES).unwrap_or_default();
         named(chain, CHAIN_TABLE, table)
             && named(chain, CHAIN_NAME, CHAIN)
             && (named(hook, HOOK_DEVICE, device) || attributes(listed).any(|(_, name)| text(name) == Some(device)))
-    });
-    if !hooked {
-        return Ok(false);
-    }
-    let expected = vips.iter().flat_map(|&vip| rules_for(vip, drop_arp)).count();
-    Ok(rules_of(table).map_err(context)?.len() == expected)
+    }))
 }
 
 /// Frames that the rules of `table` have dropped since [`install`]; 0 if there is no such table.
@@ -281,15 +279,40 @@ impl Rule {
             data.attribute(COUNTER_BYTES, &[0; 8])
                 .attribute(COUNTER_PACKETS, &[0; 8]);
         });
-        expression(list, "immediate", |data| {
-            data.attribute_be32(IMMEDIATE_TARGET, VERDICT_REGISTER);
-            data.nested(IMMEDIATE_DATA, |data| {
-                data.nested(DATA_VERDICT, |verdict| {
-                    verdict.attribute_be32(VERDICT_CODE, DROP);
-                });
+        verdict(list, DROP);
+    }
+}
+
+/// `meta mark ACCEPTED_MARK meta mark set 0 accept`: later chains and the stack see the frame as it came.
+fn let_accepted_by(list: &mut Batch) {
+    expression(list, "meta", |data| {
+        data.attribute_be32(META_TARGET, REGISTER)
+            .attribute_be32(META_KEY, KEY_MARK);
+    });
+    compare(list, &ACCEPTED_MARK.to_ne_bytes());
+    expression(list, "immediate", |data| {
+        data.attribute_be32(IMMEDIATE_TARGET, REGISTER);
+        data.nested(IMMEDIATE_DATA, |data| {
+            data.attribute(DATA_VALUE, &[0; 4]);
+        });
+    });
+    expression(list, "meta", |data| {
+        data.attribute_be32(META_KEY, KEY_MARK)
+            .attribute_be32(META_SOURCE, REGISTER);
+    });
+    verdict(list, ACCEPT);
+}
+
+/// Ends the rule.
+fn verdict(list: &mut Batch, code: u32) {
+    expression(list, "immediate", |data| {
+        data.attribute_be32(IMMEDIATE_TARGET, VERDICT_REGISTER);
+        data.nested(IMMEDIATE_DATA, |data| {
+            data.nested(DATA_VERDICT, |verdict| {
+                verdict.attribute_be32(VERDICT_CODE, code);
             });
         });
-    }
+    });
 }
 
 fn compare(list: &mut Batch, value: &[u8]) {
@@ -343,6 +366,34 @@ impl Transaction {
                 fill(body);
             },
         );
+    }
+
+    /// The table `table` with its chain at `device`, and nothing of what it was before.
+    fn make_anew(&mut self, table: &str, device: &str) {
+        // Creating it first makes the deletion succeed on the first run too.
+        for (message, flags) in [(NEW_TABLE, NLM_F_CREATE), (DEL_TABLE, 0), (NEW_TABLE, NLM_F_CREATE)] {
+            self.change(message, flags, |body| {
+                body.attribute_text(TABLE_NAME, table);
+            });
+        }
+        self.change(NEW_CHAIN, NLM_F_CREATE, |body| {
+            body.attribute_text(CHAIN_TABLE, table)
+                .attribute_text(CHAIN_NAME, CHAIN);
+            body.nested(CHAIN_HOOK, |hook| {
+                hook.attribute_be32(HOOK_NUMBER, HOOK_INGRESS)
+                    .attribute_be32(HOOK_PRIORITY, PRIORITY as u32);
+                hook.attribute_text(HOOK_DEVICE, device);
+            });
+            body.attribute_be32(CHAIN_POLICY, ACCEPT)
+                .attribute_text(CHAIN_TYPE, "filter");
+        });
+    }
+
+    fn add_rule(&mut self, table: &str, emit: impl FnOnce(&mut Batch)) {
+        self.change(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |body| {
+            body.attribute_text(RULE_TABLE, table).attribute_text(RULE_CHAIN, CHAIN);
+            body.nested(RULE_EXPRESSIONS, emit);
+        });
     }
 
     fn commit(mut self) -> io::Result<()> {

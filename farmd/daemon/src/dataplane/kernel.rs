@@ -1,7 +1,7 @@
 //! The decision in the kernel: puts each plan into the tables of the program at tc ingress.
 //!
-//! Owns the program and knows what lies in its tables. What it accepts reaches the stack through the TAP and what it leaves to the daemon comes
-//! out of the TAP, so that nothing else differs from the raw data plane: the nf_tables rule, the addresses and the responder are the same, and a
+//! Owns the program and knows what lies in its tables. What it accepts goes up the stack where it came in, or through the TAP where
+//! reverse path filtering is strict ([`Kernel::choose_way`]), and what it leaves to the daemon comes out of the TAP; nothing else differs from the raw data plane: the nf_tables rule, the addresses and the responder are the same, and a
 //! service interface or a virtual address that the program cannot take is simply captured instead. The data plane's thread calls it; it never
 //! judges a frame.
 
@@ -22,7 +22,8 @@ use farm_sys::bpf::trace::Events;
 use farm_sys::bpf::{
     Attachment, BpfError, Control, Filter, KernelLease, NEAR, Predecessor, SLOTS, monotonic_nanos, slot_of,
 };
-use tracing::{info, warn};
+use farm_sys::sysctl;
+use tracing::{debug, info, warn};
 
 use tables::{Directories, Layout, NoRoom};
 
@@ -34,7 +35,7 @@ pub struct Kernel {
     /// Number of the plan that was written last.
     epoch: u64,
     /// Service interfaces that have the program.
-    attached: BTreeSet<u32>,
+    attached: BTreeMap<u32, String>,
     /// Places of the virtual addresses in the tables.
     numbers: BTreeMap<(u32, IpAddr), u32>,
     /// The program of the farmd before, which judges what this one lets by.
@@ -75,7 +76,7 @@ impl Kernel {
                 tracked: true,
                 ..Control::default()
             },
-            attached: BTreeSet::new(),
+            attached: BTreeMap::new(),
             numbers: BTreeMap::new(),
             before: None,
             covered: BTreeSet::new(),
@@ -179,7 +180,8 @@ impl Kernel {
             .inspect_err(|_| self.end_before(index))?;
         let attachment = self.filter.attachment();
         info!(interface = name, %attachment, "frames are judged in the kernel (eBPF at tc ingress)");
-        self.attached.insert(index);
+        self.attached.insert(index, name.to_owned());
+        self.choose_way();
         if let Some(before) = &mut self.before
             && let Err(error) = self.filter.take_over_xdp(before, index)
         {
@@ -208,7 +210,7 @@ impl Kernel {
 
     /// True if an interface has the program, or had it when that was last looked at.
     pub fn is_attached(&self, index: u32) -> bool {
-        self.attached.contains(&index)
+        self.attached.contains_key(&index)
     }
 
     /// True if an interface that has the program still has it.
@@ -234,10 +236,32 @@ impl Kernel {
         self.filter.detach_xdp(index);
         self.filter.detach(index);
         self.attached.remove(&index);
+        self.choose_way();
         let left: Vec<(u32, IpAddr)> = self.numbers.keys().filter(|(i, _)| *i == index).copied().collect();
         for (interface, addr) in left {
             self.forget(interface, addr);
         }
+    }
+
+    /// Whether what is accepted goes up the stack where it came in. Through the TAP where the reverse path filter of a service interface is strict: there
+    /// it would drop clients whose route leads elsewhere, and that of the TAP is loose.
+    pub fn choose_way(&mut self) {
+        let passes_up = !self.attached.values().any(|name| is_strict(name));
+        if self.control.passes_up == passes_up {
+            return;
+        }
+        let way = if passes_up {
+            "where they came in"
+        } else {
+            "through the TAP (rp_filter is strict)"
+        };
+        debug!(way, "accepted frames go up the stack");
+        self.set_passes_up(passes_up);
+    }
+
+    fn set_passes_up(&mut self, passes_up: bool) {
+        self.control.passes_up = passes_up;
+        self.filter.set_control(&self.control);
     }
 
     /// Has the program tell of each frame, with `snap` bytes of it, or with `None` no longer; true if that is a change.
@@ -347,7 +371,7 @@ impl Kernel {
     /// What the configuration decides of the tables; worked out anew only if that has changed.
     fn layout(&mut self, plan: &Plan) -> Arc<Layout> {
         let wanted = |vip: &VipPlan| {
-            vip.choice != PlaneChoice::Raw && self.attached.contains(&vip.interface) && self.control.tap != 0
+            vip.choice != PlaneChoice::Raw && self.attached.contains_key(&vip.interface) && self.control.tap != 0
         };
         if !self.layout.fits(plan, &wanted) {
             let layout = Layout::new(plan, &wanted, &self.numbers);
@@ -449,6 +473,16 @@ impl Kernel {
     pub fn filter(&mut self) -> &mut Filter {
         &mut self.filter
     }
+}
+
+/// True if the kernel drops what comes in there from a client to whom it would answer on another interface (RFC 3704, section 2.2). IPv6 has no such parameter.
+fn is_strict(interface: &str) -> bool {
+    let value = |scope: &str| {
+        let value = sysctl::read(&sysctl::interface("ipv4", scope, "rp_filter"));
+        value.ok().and_then(|value| value.parse::<u32>().ok()).unwrap_or(0)
+    };
+    // The kernel goes by the higher one.
+    value("all").max(value(interface)) == 1
 }
 
 #[cfg(test)]

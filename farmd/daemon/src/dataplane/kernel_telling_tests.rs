@@ -90,7 +90,7 @@ impl Bench {
             SHOT if went_on => Outcome::SentOn,
             SHOT => Outcome::Dropped,
             REDIRECT if counted.contains(&(Count::Punted as usize)) => Outcome::LeftToFarmd,
-            REDIRECT if counted.contains(&(Count::BytesAccepted as usize)) => Outcome::Accepted,
+            OK | REDIRECT if counted.contains(&(Count::BytesAccepted as usize)) => Outcome::Accepted,
             REDIRECT => Outcome::SentOn,
             other => panic!("{other}: {}", context()),
         };

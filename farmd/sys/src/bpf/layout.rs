@@ -19,6 +19,9 @@ pub const NEAR: usize = 4;
 /// Sets of nodes that may have connections in the buckets of a group, and the empty one.
 pub const HOLDER_SETS: usize = 256;
 
+/// Stands in the mark of a frame that the program has accepted where it came in; [`crate::nft::install`]'s first rule lets it by and takes it off.
+pub const ACCEPTED_MARK: u32 = 0x4641_524d;
+
 pub(super) const CONTROL_LEN: usize = 56;
 pub(super) const EPOCH_AT: usize = 0;
 pub(super) const LEASE_AT: usize = 8;
@@ -52,7 +55,7 @@ pub enum Count {
     PlanChanged,
     /// Bytes of frames that were accepted.
     BytesAccepted,
-    /// Accepted, but the kernel could not address it to the TAP.
+    /// Accepted, but the kernel could not address it to the TAP, or to this host.
     TapFailed,
 }
 
@@ -117,6 +120,8 @@ pub struct Control {
     pub tap_mac: [u8; 6],
     /// Connections may end in containers.
     pub tracked: bool,
+    /// What is accepted goes on where it came in, and not through the TAP.
+    pub passes_up: bool,
 }
 
 impl Control {
@@ -130,7 +135,7 @@ impl Control {
         [
             (16, pair(self.seed.0, self.seed.1)),
             (24, pair(self.tap, self.tracked.into())),
-            (32, u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])),
+            (32, u64::from_ne_bytes([a, b, c, d, e, f, self.passes_up.into(), 0])),
         ]
     }
 }

@@ -134,6 +134,9 @@ impl Worker {
     /// Looks whether the program is still where it was put, and puts it where it should be and is not.
     pub(super) fn watch_program(&mut self) {
         let served: Vec<(u32, String)> = self.interfaces.iter().map(|i| (i.index, i.name.clone())).collect();
+        if let Some(kernel) = &mut self.judge.kernel {
+            kernel.choose_way();
+        }
         let mut changed = false;
         for (index, name) in served {
             changed |= self.watch_program_on(index, &name);
