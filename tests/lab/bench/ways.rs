@@ -30,11 +30,17 @@ const BULK: f64 = 0.95;
 /// Goal against HAProxy.
 const PROXIED: f64 = 2.3;
 
-/// The farm's data planes: name, word of [`LabConfig::plane`], and whether the goals are for it.
-const PLANES: [(&str, &str, bool); 3] = [
-    ("bpf at tc", "bpf", true),
-    ("bpf with XDP", "xdp", false),
-    ("raw", "raw", false),
+/// By port: the client has one address, and all servers share its load on the same processors.
+const BY_PORT: &str = "on_port";
+/// By address, as a farm deals by default: one server has the client and does all its work, as on the straight way, and the others drop it.
+const BY_ADDRESS: &str = "on_addr";
+
+/// The farms: name, word of [`LabConfig::plane`], by what they deal, and whether the goals are for them.
+const FARMS: [(&str, &str, &str, bool); 4] = [
+    ("bpf at tc", "bpf", BY_PORT, true),
+    ("bpf at tc, by address", "bpf", BY_ADDRESS, true),
+    ("bpf with XDP", "xdp", BY_PORT, false),
+    ("raw", "raw", BY_PORT, false),
 ];
 
 /// The farm's modes and the addresses that have them.
@@ -89,9 +95,9 @@ pub fn run(effort: Effort, say: Progress<'_>) -> Result<Outcome> {
         bulk: effort.pick(Duration::from_millis(1500), Duration::from_millis(500)),
     };
     let mut farms = Vec::new();
-    for (name, plane, judged) in PLANES {
+    for (name, plane, filter, judged) in FARMS {
         say(&format!("building the farm, {name}"))?;
-        match Farm::start(plane) {
+        match Farm::start(plane, filter) {
             Ok(farm) => farms.push((name, judged, farm)),
             Err(error) if plane == "xdp" => outcome.notes.push(left_out(name, &error)),
             Err(error) => return Err(error),
@@ -153,9 +159,8 @@ fn left_out(what: &str, error: &anyhow::Error) -> String {
 }
 
 impl Farm {
-    fn start(plane: &'static str) -> Result<Self> {
-        // By port: wrk has one address, and all nodes are to share its load.
-        let rule = |port: u16| ("tcp", port.to_string(), "on_port");
+    fn start(plane: &'static str, filter: &'static str) -> Result<Self> {
+        let rule = |port: u16| ("tcp", port.to_string(), filter);
         let lab = Lab::serve(LabConfig {
             vips: MODES.map(|(_, addr, mode)| Vip::new(addr, mode)).to_vec(),
             groups: vec![Group {
