@@ -22,7 +22,7 @@ const FEW: usize = 8;
 /// Heartbeats per pulse to peers to or from which some have gone missing.
 const NUDGES: u32 = 4;
 /// Heartbeats that may go out before their time one after the other, with news or as answers.
-const HURRIES: u32 = 8;
+const HURRIES: u32 = 16;
 
 /// Where the sequence numbers of an incarnation begin: so that those of two incarnations are not taken for each other (Fibonacci hashing,
 /// Knuth, The Art of Computer Programming, volume 3, section 6.4).
