@@ -71,6 +71,9 @@ pub fn run(seed: u64, connections: usize, on: usize, say: Progress<'_>) -> Resul
     let (mut lives, mut deeds, mut overlapped) = (Vec::new(), Vec::new(), 0);
     for (phase, steps) in phases.into_iter().filter(|(_, steps)| !steps.is_empty()) {
         say(phase)?;
+        if !deeds.is_empty() {
+            rig.forget_clients()?;
+        }
         // A new crowd each, spread over all nodes: clients that were sent away once gather where they were sent.
         let (held, done) = go_through(&rig, connections, &steps, say)?;
         judge(&mut outcome, &mut kinds, phase, &held, &done);

@@ -27,7 +27,7 @@ use crate::config::{Group, LabConfig, Mode, VIP, VIP2, Vip};
 use crate::module::{ModuleText, write_file};
 use crate::outcome::Plane;
 use crate::pinger::NodeNumber;
-use crate::process::wait_until;
+use crate::process::{run_limited, wait_until};
 use crate::responder::{TCP_PORT, UDP_PORT};
 use crate::{Client, Lab, Node, add_client, lab_program};
 
@@ -261,6 +261,23 @@ impl Rig {
     /// They do not within half a minute.
     pub fn wait_all(&self) -> Result<()> {
         self.wait_serving(&self.lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(30))
+    }
+
+    /// Ends what connections the servers have left, and remember in TIME_WAIT, while no client has any. So many come one after the other from few addresses that
+    /// a new client may have the same address and port, with another server; if that dies, the old server's TCP acknowledges its segments instead of resetting them.
+    ///
+    /// # Errors
+    /// ss(8) does not run.
+    pub fn forget_clients(&self) -> Result<()> {
+        for node in &self.lab.nodes {
+            for state in ["connected", "time-wait"] {
+                let mut command = node.space().command("ss");
+                command.args(["-K", "-t", "-n", "state", state, "sport", "=", ":80"]);
+                let ended = run_limited(command, Duration::from_secs(20))?;
+                anyhow::ensure!(ended.ok(), "ss -K on {}: {ended:?}", node.name());
+            }
+        }
+        Ok(())
     }
 
     /// Notes which data plane serves, as each node says; one that is dead says nothing.
