@@ -20,6 +20,7 @@ mod lans;
 mod life;
 mod look;
 mod modules;
+mod orphans;
 mod plane;
 mod policy;
 mod priority;

@@ -65,6 +65,7 @@ fn second_is_refused(lab: &Lab) {
     .unwrap_or_else(|e| panic!("{e}: {:?}\n{}", own_row(bad, MODULE), log_of(bad, MODULE)));
     wait_state(bad, MODULE, ModuleState::Stop, LONG);
     wait_told(bad, REFUSAL);
+    mentions(&log_of(bad, MODULE), &[REFUSAL]);
     // Nothing of the virtual address is left, so nothing is served in user space either.
     assert!(!shell(bad, "ip link show farm0").ok());
     lab.wait_ready(MODULE, &[good], LONG)

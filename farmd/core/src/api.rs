@@ -10,6 +10,7 @@
 //! | `GET /v1/why?protocol=&client=&port=&vip=&vip_port=` | – | [`why::Why`]: rule, bucket, owner and verdict for a client; `port`, the client's, may be absent, `protocol` too (`tcp`) |
 //! | `GET /v1/map?module=&group=` | – | [`map::Maps`]: whose each bucket is |
 //! | `GET /v1/flows?n=&client=&owner=&module=` | – | [`flows::Flows`]: connections that this host has; at most `n` are named, of `client`, in buckets of the node `owner` |
+//! | `GET /v1/has` | [`flows::SomeFlows`] | [`flows::SomeFlows`]: those of these connections that this host has |
 //! | `GET /v1/metrics` | – | `{name: count}` of every counter |
 //! | `GET /v1/plan` | – | the data plane's present plan, for support |
 //! | `POST /v1/modules/{am}/{verb}` | [`CommandRequest`] | lines of [`Reply`], the last one `done` or `failed`; verbs: `start stop restart stopstart forcestop config deconfig` |

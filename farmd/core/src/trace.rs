@@ -61,7 +61,7 @@ pub enum Cause {
     LeaseEnded,
     /// Plans changed too fast under it.
     PlanChanged,
-    /// The TAP did not take it.
+    /// It was accepted, and could not be given to the stack.
     TapFailed,
     /// The Ethernet address of the one to send it on to is not known.
     ForwardUnknown,

@@ -139,6 +139,7 @@ pub(crate) enum Route<'a> {
     Flows {
         words: &'a str,
     },
+    Has,
     Metrics,
     Plan,
     Shutdown,
@@ -180,6 +181,7 @@ fn route(path: &str) -> Option<Route<'_>> {
         "why" => Route::Why { words },
         "map" => Route::Map { words },
         "flows" => Route::Flows { words },
+        "has" => Route::Has,
         "metrics" => Route::Metrics,
         "plan" => Route::Plan,
         "shutdown" => Route::Shutdown,
@@ -235,6 +237,7 @@ pub(crate) fn admit<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, Ref
         | Route::Why { .. }
         | Route::Map { .. }
         | Route::Flows { .. }
+        | Route::Has
         | Route::Metrics
         | Route::Plan => (Method::GET, "GET"),
     };
@@ -266,6 +269,7 @@ pub(crate) async fn perform(
         Route::Why { words } => return looking::why(events, question::why(words)?).await,
         Route::Map { words } => return looking::map(events, &question::map(words)?).await,
         Route::Flows { words } => return looking::flows(events, question::flows(words)?).await,
+        Route::Has => return looking::has(parse(body)?).await,
         Route::Metrics => return told(events, Query::Metrics).await,
         Route::Plan => return told(events, Query::Plan).await,
         Route::Trace => return listening::start(events, caller, optional(body)?).await,

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use farm_core::api::Reply;
+use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::Plan;
 use farm_core::config::{ClusterConfig, ModuleConfig};
-use farm_core::id::{ModuleName, NodeId};
+use farm_core::id::{ModuleName, NodeId, NodeSet};
 use farm_core::wire::command::Request;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tracing::{debug, error};
@@ -32,6 +33,9 @@ use crate::witness::Witness;
 
 /// How often service interfaces are looked at: a lost link moves the share in well under a second.
 const LINK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A client that waits for the reset of its connection has repeated its segment by then.
+const ASK_LIMIT: Duration = Duration::from_secs(1);
 
 /// Until an answer that was given has left the process.
 const ANSWER_TIME: Duration = Duration::from_millis(20);
@@ -134,6 +138,13 @@ pub enum Effect {
     },
     /// Tell this node by a command that it is heard.
     TellDeaf(NodeId),
+    /// Ask these nodes which of these connections they have.
+    AskPeers {
+        /// For what.
+        flows: Vec<FlowKey>,
+        /// Whom.
+        nodes: NodeSet,
+    },
     /// Leave everything to the farmd that takes this one's place, and end the task.
     LeaveTo(Legacy),
     /// End the task, and with it the daemon.
@@ -285,6 +296,7 @@ impl Executor {
                     self.events.send(Event::ReloadChecked { by, replies, result });
                 }
                 Effect::TellDeaf(node) => self.tell_deaf(node),
+                Effect::AskPeers { flows, nodes } => self.ask_peers(flows, nodes),
                 Effect::LeaveTo(legacy) => {
                     let left = legacy
                         .store(&self.folders.var)
@@ -314,6 +326,18 @@ impl Executor {
             if let Err(error) = remote::client::relay(&peers, node, request).await {
                 debug!(%error, "a node that does not hear this one could not be told so");
             }
+        });
+    }
+
+    fn ask_peers(&self, asked: Vec<FlowKey>, nodes: NodeSet) {
+        let (peers, events) = (Arc::clone(&self.peers), self.events.clone());
+        tokio::spawn(async move {
+            let told = tokio::time::timeout(ASK_LIMIT, remote::client::has(&peers, nodes, &asked)).await;
+            let theirs = match told {
+                Ok(told) => told.map_err(|error| error.to_string()),
+                Err(_) => Err(format!("nothing was said for {} s", ASK_LIMIT.as_secs())),
+            };
+            events.send(Event::PeersTold { asked, theirs });
         });
     }
 

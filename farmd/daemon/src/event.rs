@@ -5,6 +5,7 @@
 //! events under way: one per running script, checker, command or applied plan, and 64 requesters per turn
 //! of the data plane. The loop takes a bounded number per turn.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -13,6 +14,7 @@ use farm_core::api::{
     ClientConnections, ClusterStatus, CommandRequest, DrainRequest, FarmStatus, PrintRequest, Reply, ResourceRequest,
     UndrainRequest, WeightRequest,
 };
+use farm_core::balance::flow::FlowKey;
 use farm_core::id::ModuleName;
 use farm_core::module::state::{Script, ScriptOutcome};
 use farm_sys::event_fd::EventFd;
@@ -73,6 +75,15 @@ pub enum Event {
         version: u64,
         /// What this host has of each group (position in the plan) in buckets that it does not own.
         held: Vec<HeldGroup>,
+    },
+    /// Connections that the data plane does not know, in buckets in which peers have some: these are to be asked.
+    Unknown(Vec<FlowKey>),
+    /// Peers have been asked which of these connections they have.
+    PeersTold {
+        /// What was asked for.
+        asked: Vec<FlowKey>,
+        /// What one or more of them have; an error if one has not answered.
+        theirs: Result<BTreeSet<FlowKey>, String>,
     },
     /// The witness of a module's partition policy answers, or no longer.
     Witness {

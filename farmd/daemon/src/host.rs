@@ -7,7 +7,7 @@
 //! | change | undone by |
 //! | --- | --- |
 //! | TAP device `farm0` with the VIPs as /32 or /128; IPv6 is on there only while it carries an IPv6 VIP | going away with the process, unless that leaves it to its successor (`reload`) |
-//! | nf_tables table `netdev farm_IF`: frames, ARP and neighbour solicitations for the VIPs never reach the host's own stack | removing the table |
+//! | nf_tables table `netdev farm_IF`: ARP and neighbour solicitations for the VIPs never reach the host's own stack, and frames only if the program below has accepted them | removing the table |
 //! | `net.ipv4.conf.IF.arp_announce = 2`: the kernel never asks with a VIP as sender | writing the old value, if it is still ours |
 //! | `net.ipv4.conf.IF.arp_ignore = 1`, if it was 0: the kernel never answers for a VIP, even without the table | writing 0, if it is still ours |
 //! | eBPF program at ingress of each service interface (the data plane's; a tcx link, or a filter at clsact) | a link by going away with the process, a filter by its handle |

@@ -13,6 +13,7 @@ mod history;
 mod inlet;
 mod module;
 mod origin;
+mod orphans;
 mod pace;
 mod publish;
 mod rate;
@@ -159,6 +160,7 @@ pub struct Node {
     warnings: Vec<String>,
     realtime: bool,
     deaf: deaf::Deaf,
+    orphans: orphans::Orphans,
     inlet: inlet::Inlet,
     published: Published,
     desk: ShareDesk,
@@ -220,6 +222,7 @@ impl Node {
             desk: ShareDesk::new(parts.shares),
             realtime: false,
             deaf: deaf::Deaf::default(),
+            orphans: orphans::Orphans::default(),
             inlet: inlet::Inlet::default(),
             refused: BTreeMap::new(),
             strangers: BTreeMap::new(),
@@ -441,10 +444,16 @@ impl Node {
             Event::ReloadChecked { by, replies, result } => self.reload(by, replies, result),
             Event::Shutdown { by } => self.shut_down(&by),
             Event::ToldDeaf { by } => self.handle_told_deaf(&by),
+            Event::Unknown(flows) => self.handle_unknown(flows),
+            Event::PeersTold { asked, theirs } => self.handle_peers_told(asked, theirs),
         }
     }
 
     fn handle_vip_ready(&mut self, module: &ModuleName, result: Result<Vec<HostVip>, String>) {
+        if let Err(why) = &result {
+            let text = format!("the virtual addresses could not be set up: {why}");
+            self.journal.write(module, "vip", 'E', &text);
+        }
         let result = result.map(|vips| {
             if let Some(local) = self.modules.get_mut(module) {
                 local.vips = vips;
@@ -545,6 +554,7 @@ impl Node {
         self.log_farm_events();
         self.settle_history();
         self.tell_the_deaf(now);
+        self.watch_orphans(now);
         let whole = self.farm.membership().view().len() == self.cluster.nodes.len();
         if whole != self.whole {
             self.whole = whole;

@@ -60,15 +60,29 @@ INLINE long address_frame(struct __sk_buff *skb, __u64 to, __u64 from)
     return skb_store_bytes(skb, 0, both, sizeof(both), 0);
 }
 
+/* What is not known here may be nobody's: farmd asks the others. False if it has been asked too often lately. */
+OUTLINE int is_asked(struct control *control)
+{
+    __u64 now = ktime_get_ns(), next = READ_ONCE(control->asked);
+
+    /* Processors that come here at the same time may count as one. */
+    if (next + ASK_BURST * ASK_INTERVAL < now)
+        next = now - ASK_BURST * ASK_INTERVAL;
+    if (next > now)
+        return 0;
+    control->asked = next + ASK_INTERVAL;
+    return 1;
+}
+
 /*
  * Whether this host has the connection, or has answered its request with a cookie that the frame brings back. Where connections may end in
  * containers, and of what looks like TIME_WAIT but may be an orphan in FIN_WAIT2, only farmd knows.
  */
-INLINE enum has has_socket(struct __sk_buff *skb, const struct control *control, const struct frame *frame,
-                           const struct packet *packet)
+INLINE enum has has_socket(struct __sk_buff *skb, const struct frame *frame, const struct packet *packet,
+                           enum has otherwise)
 {
     struct bpf_sock_tuple tuple = {};
-    enum has otherwise = control->tracked ? ASK : HAS_NOT, has = otherwise;
+    enum has has = otherwise;
     struct bpf_sock *sk;
 
     if (packet->v6) {
@@ -149,7 +163,7 @@ GLOBAL int is_any_known(const struct peers *peers, __u64 nodes)
 
 INLINE int carry_out(struct __sk_buff *skb, struct story *story, const struct control *control,
                      __u64 epoch, const struct packet *packet, const struct place *place,
-                     const struct decision *decision)
+                     const struct decision *decision, int asked)
 {
     __u64 owner = 1ULL << (place->entry >> OWNER_SHIFT & (MAX_NODES - 1));
     /* Why it goes on to nobody, although it should. */
@@ -188,6 +202,12 @@ INLINE int carry_out(struct __sk_buff *skb, struct story *story, const struct co
             story->sent_to |= owner;
         }
     }
+    if (asked) {
+        /* By its source farmd knows that all others who may have its connection have got it. */
+        if (decision->others && address_frame(skb, packet->to_mac, place->vip->own_mac))
+            return drop(story, FORWARD_FAILED);
+        return punt(story, control);
+    }
     if (!decision->accepted) {
         verdict = drop(story, decision->why);
         if (story->sent_to)
@@ -201,7 +221,7 @@ INLINE int carry_out(struct __sk_buff *skb, struct story *story, const struct co
     return accept(skb, story, control, decision->why);
 }
 
-INLINE int judge(struct __sk_buff *skb, struct story *story, const struct control *control, __u64 epoch)
+INLINE int judge(struct __sk_buff *skb, struct story *story, struct control *control, __u64 epoch)
 {
     struct frame frame = {
         .data = (void *)(long)skb->data,
@@ -214,6 +234,7 @@ INLINE int judge(struct __sk_buff *skb, struct story *story, const struct contro
     struct decision decision;
     enum has has = HAS_NOT;
     __u64 holders = 0;
+    int asked = 0;
     enum fate fate;
     __u32 why = 0;
 
@@ -244,15 +265,17 @@ INLINE int judge(struct __sk_buff *skb, struct story *story, const struct contro
         if (!holders)
             return punt(story, control);
     }
-    if (needs_socket(&packet, &place))
-        has = has_socket(skb, control, &frame, &packet);
+    if (needs_socket(&packet, &place)) {
+        has = has_socket(skb, &frame, &packet, control->tracked ? ASK : HAS_NOT);
+        asked = has == HAS_NOT && place.entry & BUCKET_ASKS && is_asked(control);
+    }
     if (has == ASK)
         return punt(story, control);
     decision = decide(&packet, &place, has == HAS);
     decision.others = holders & ~(1ULL << (place.vip->this_node & (MAX_NODES - 1)));
     if (decision.onward)
         decision.others &= ~(1ULL << (place.entry >> OWNER_SHIFT & (MAX_NODES - 1)));
-    return carry_out(skb, story, control, epoch, &packet, &place, &decision);
+    return carry_out(skb, story, control, epoch, &packet, &place, &decision, asked);
 }
 
 /* Number of the plan to judge the frame by, which has no tags any more; 0 if it is let by. */
@@ -268,7 +291,7 @@ INLINE __u64 begin(struct __sk_buff *skb, const struct control *control)
 }
 
 /* Judges by this plan, if that stays in force long enough and the lease holds to the end. */
-INLINE int ingress(struct __sk_buff *skb, struct story *story, const struct control *control, __u64 epoch)
+INLINE int ingress(struct __sk_buff *skb, struct story *story, struct control *control, __u64 epoch)
 {
     __u32 want = skb->len < 128 ? skb->len : 128;
     int verdict;

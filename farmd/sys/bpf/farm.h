@@ -29,6 +29,7 @@
 #define BUCKET_LEAVING 0x0004 /* changes hands: what starts something is for farmd */
 #define BUCKET_YOUNG 0x0008   /* has just opened, or is about to close: the same */
 #define BUCKET_HELD 0x0010    /* other members have connections in it */
+#define BUCKET_ASKS 0x0020    /* what this host does not have may be nobody's: farmd asks */
 #define OWNER_SHIFT 8
 #define OWNER_NONE 0xff
 
@@ -78,10 +79,15 @@ struct control {
     __u8 unused;
     __u64 snap;   /* bytes of each frame for whoever listens; 0: nobody does */
     __u64 untold; /* frames that there was no room to tell of */
+    __u64 asked;  /* CLOCK_MONOTONIC, ns: when what may be nobody's may next be put to farmd */
 };
 
 /* Stands in the mark of what is accepted where it came in; the nf_tables rule there lets it by and takes it off. */
 #define ACCEPTED_MARK 0x4641524d
+
+/* What may be nobody's is put to farmd so seldom that others' bulk in the same bucket does not keep it from its work. */
+#define ASK_INTERVAL 50000 /* ns, on average */
+#define ASK_BURST 256      /* and so many at once */
 
 #define MAX_SNAP 2048
 
@@ -159,7 +165,7 @@ struct fragment {
 };
 
 /* src/bpf/layout.rs has these lengths. */
-_Static_assert(sizeof(struct control) == 56, "control");
+_Static_assert(sizeof(struct control) == 64, "control");
 _Static_assert(sizeof(struct vip_key) == 20, "vip_key");
 _Static_assert(sizeof(struct near) == 104, "near");
 _Static_assert(sizeof(struct vip) == 40, "vip");

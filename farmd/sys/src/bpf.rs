@@ -298,7 +298,7 @@ impl Filter {
         self.shared.at(layout::EPOCH_AT).store(epoch, Ordering::Release);
     }
 
-    /// Seed of the flow hash, the TAP's interface and Ethernet address, and whether connections may end in containers.
+    /// Seed of the flow hash, the TAP's interface and Ethernet address, which way accepted frames go, and whether connections may end in containers.
     pub fn set_control(&mut self, control: &Control) {
         for (offset, word) in control.words() {
             self.shared.at(offset).store(word, Ordering::Release);

@@ -98,8 +98,8 @@ const HOOK_INGRESS: u32 = 0;
 /// with the mark [`ACCEPTED_MARK`], which is taken off.
 ///
 /// With `drop_arp` it also drops ARP requests and replies whose target address, and neighbour solicitations whose target, is one
-/// of `vips`, so that the kernel neither answers for a VIP nor learns from questions about it. One transaction, and a chain that stands is kept: there is no
-/// moment without the rules of before or of after, and an error changes nothing.
+/// of `vips`, so that the kernel neither answers for a VIP nor learns from questions about it. One transaction, and a chain that stands is
+/// kept: there is no moment without the rules of before or of after, and none with two chains; an error changes nothing.
 ///
 /// # Errors
 /// `InvalidInput` for an impossible name, `NotFound` if there is no such interface, `PermissionDenied` without CAP_NET_ADMIN;

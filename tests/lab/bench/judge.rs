@@ -35,7 +35,7 @@ impl Judge {
         space.ip(&["link set lo up"])?;
         let loaded = space.run(|| -> Result<(Kernel, Nothing)> {
             let mut kernel = Kernel::new(Filter::load()?, plan);
-            // The address that accepted frames get: theirs, so that a frame is the same each time it is judged.
+            // The address that frames accepted through the TAP get: theirs, so that a frame is the same each time it is judged.
             kernel.set_tap(Some((LOOPBACK, SERVICE_MAC)));
             kernel.set_tracked(false);
             // It need not be there to be run, and would keep the namespace's own connections from their addresses.

@@ -154,7 +154,7 @@ impl Lane {
             }
         };
         if serving {
-            // Where accepted frames come to the stack: from the TAP, or straight.
+            // The farm's addresses are on the TAP.
             let device = match filtering {
                 Filtering::Farm | Filtering::FarmEarly => TAP,
                 _ => "lo",
@@ -280,7 +280,7 @@ pub fn backlog_drops() -> Result<u64> {
     Ok(drops.filter_map(|hex| u64::from_str_radix(hex, 16).ok()).sum())
 }
 
-/// Through it the farm's program gives accepted frames to the stack.
+/// Carries the address, as a farmd's does. What the farm's program accepts goes up the stack where it came in.
 const TAP: &str = "farm0";
 
 fn farm(receiver: &Space, early: bool) -> Result<Kept> {

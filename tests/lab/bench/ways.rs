@@ -32,7 +32,7 @@ const PROXIED: f64 = 2.3;
 
 /// By port: the client has one address, and all servers share its load on the same processors.
 const BY_PORT: &str = "on_port";
-/// By address, as a farm deals by default: one server has the client and does all its work, as on the straight way, and the others drop it.
+/// By address, as the modules here do: one server has the client and does all its work, as on the straight way, and the others drop it.
 const BY_ADDRESS: &str = "on_addr";
 
 /// The farms: name, word of [`LabConfig::plane`], by what they deal, and whether the goals are for them.

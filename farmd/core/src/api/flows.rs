@@ -36,6 +36,16 @@ pub struct Flows {
     pub flows: Vec<Flow>,
 }
 
+/// Most connections of one `GET /v1/has`.
+pub const MAX_SOME: usize = 1024;
+
+/// Body of `GET /v1/has`, and its answer: of the connections that are asked for, those that this host has.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct SomeFlows {
+    /// The client's end and the VIP's.
+    pub flows: Vec<(SocketAddr, SocketAddr)>,
+}
+
 /// Connections of one group.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FlowGroup {

@@ -83,7 +83,7 @@ impl Scene<'_> {
             ),
             Reason::GuardedKnown => "the bucket is this node's, and this host has the connection".to_owned(),
             Reason::GuardedUnknown => format!(
-                "the bucket is this node's, but this host does not have the connection: it may be {}'s, so this host keeps silent",
+                "the bucket is this node's, but this host does not have the connection: it may be {}'s, so this host keeps silent (after the death of a node only until all say that it is nobody's)",
                 holders()
             ),
             Reason::DrainingKnown => format!(

@@ -9,6 +9,7 @@ pub mod filter;
 pub mod flow;
 pub mod fragment;
 pub mod hash;
+pub mod orphans;
 pub mod plan;
 
 #[cfg(test)]

@@ -17,7 +17,8 @@ use crate::wire::packet::Packet;
 pub enum BucketState {
     /// Mine, nobody else has connections in it: everything is accepted, and an unknown connection gets the stack's reset.
     Own,
-    /// Mine, but a live peer still has connections in it: what is neither new nor known here is dropped in silence.
+    /// Mine, but a live peer still has connections in it: what is neither new nor known here is dropped in silence, unless all peers have
+    /// said that they do not have it ([`crate::balance::orphans`]).
     Guarded,
     /// No longer mine, but connections of mine go on in it.
     Draining,

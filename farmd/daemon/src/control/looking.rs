@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use farm_core::api::flows::{MAX_SOME, SomeFlows};
 use farm_core::balance::explain::Inquiry;
 use hyper::StatusCode;
 use tokio::sync::Semaphore;
@@ -48,6 +49,22 @@ pub(super) async fn map(events: &EventSender, filter: &MapFilter) -> Result<Answ
     let sight = ask(events, |answer| Query::Sight(None, answer)).await?;
     let answer = look_map::answer(&sight, filter).map_err(|error| match error {
         MapError::NoModule(_) | MapError::NoGroup { .. } => Refusal::new(StatusCode::NOT_FOUND, error.to_string()),
+    })?;
+    Ok(whole(StatusCode::OK, &answer))
+}
+
+/// Answers `/v1/has`.
+pub(super) async fn has(asked: SomeFlows) -> Result<Answered, Refusal> {
+    if asked.flows.len() > MAX_SOME {
+        let error = format!(
+            "{} connections are asked for, {MAX_SOME} at most are expected",
+            asked.flows.len()
+        );
+        return Err(Refusal::bad(error));
+    }
+    let answer = aside("has", move || look_flows::has(&asked)).await.map_err(|error| {
+        let why = format!("the connections cannot be looked up: {error}");
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why)
     })?;
     Ok(whole(StatusCode::OK, &answer))
 }

@@ -26,6 +26,9 @@ use crate::event::HeldGroup;
 /// Most client addresses told apart when the connections of a group are counted; further ones count, but are not named.
 const MAX_COUNTED_CLIENTS: usize = 4096;
 
+/// `EPROTONOSUPPORT`: a kernel without netfilter.
+const NO_PROTOCOL: i32 = 93;
+
 /// One connection of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Connection {
@@ -61,6 +64,20 @@ impl Connections {
                 None
             }
         };
+        Ok(Self { sockets, conntrack })
+    }
+
+    /// As [`Self::open`], where a kernel that has connection tracking must be asked for that too.
+    ///
+    /// # Errors
+    /// What the kernel says if either cannot be asked for.
+    pub fn open_whole() -> io::Result<Self> {
+        let conntrack = match Conntrack::open() {
+            Ok(conntrack) => conntrack.supported().then_some(conntrack),
+            Err(error) if error.raw_os_error() == Some(NO_PROTOCOL) => None,
+            Err(error) => return Err(error),
+        };
+        let sockets = SockDiag::open()?;
         Ok(Self { sockets, conntrack })
     }
 

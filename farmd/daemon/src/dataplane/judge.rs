@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use farm_core::balance::decide::{Decision, Reason, Verdict, decide};
-use farm_core::balance::flow::FlowKey;
+use farm_core::balance::flow::{FlowKey, TCP};
 use farm_core::balance::fragment::FragmentTable;
+use farm_core::balance::orphans::{Answer, Orphans};
 use farm_core::balance::plan::Plan;
 use farm_core::config::L2Mode;
 use farm_core::id::{NodeId, NodeSet};
@@ -60,6 +61,8 @@ pub struct Judge {
     pub tap: Option<LocalDevice>,
     /// Connections of this host.
     pub known: Known,
+    /// Segments that may be nobody's.
+    pub orphans: Orphans,
     /// Judges most frames before they get here, where there is one.
     pub kernel: Option<Kernel>,
     /// Whom each frame is told, while somebody listens.
@@ -82,6 +85,7 @@ impl Judge {
             counters,
             tap: None,
             known,
+            orphans: Orphans::default(),
             kernel: None,
             trace: None,
             buffer: vec![0; MAX_FRAME].into_boxed_slice(),
@@ -210,6 +214,8 @@ impl Judge {
             return;
         };
         let decision = self.decide(&packet);
+        let decision = self.unless_orphaned(&packet, decision, bytes);
+        let decision = self.without_repetition(&packet, decision);
         // As it came: what is accepted is addressed anew.
         let came = self.snap(bytes);
         // For each frame anew: this thread may have stood still since the last one, and others have answered since.
@@ -286,6 +292,72 @@ impl Judge {
         decide(plan, packet, &mut self.fragments, self.start.elapsed(), &mut |flow| {
             known.has(plan, Instant::now(), flow, sequence)
         })
+    }
+
+    /// A segment that this host does not know, in a bucket that peers have connections in too, goes to the stack, which resets it (RFC 9293, section 3.10.7.1), if none of
+    /// them has its connection.
+    fn unless_orphaned(&mut self, packet: &Packet, decision: Decision, bytes: &[u8]) -> Decision {
+        if decision.reason != Reason::GuardedUnknown || !self.orphans.is_watching() {
+            return decision;
+        }
+        // What else belongs to a connection nobody resets.
+        let L4::Tcp {
+            source, destination, ..
+        } = packet.l4
+        else {
+            return decision;
+        };
+        let flow = FlowKey {
+            protocol: TCP,
+            vip: packet.destination,
+            vip_port: destination,
+            client: packet.source,
+            client_port: source,
+        };
+        match self.orphans.ask(self.start.elapsed(), &flow, || bytes.to_vec()) {
+            Answer::Nobodys => {
+                self.counters.add(Count::OrphanReset, 1);
+                Decision {
+                    verdict: Verdict::Accept,
+                    forward: NodeSet::EMPTY,
+                    ..decision
+                }
+            }
+            Answer::NoRoom => {
+                self.counters.add(Count::OrphanFull, 1);
+                decision
+            }
+            Answer::Silence => decision,
+        }
+    }
+
+    /// What the program in the kernel has sent on to all who may have its connection, before it left it to this thread, has this host's own source.
+    fn without_repetition(&self, packet: &Packet, decision: Decision) -> Decision {
+        let sent = self
+            .plan
+            .vip(packet.destination)
+            .is_some_and(|vip| vip.own_mac == packet.source_mac);
+        Decision {
+            forward: if sent { NodeSet::EMPTY } else { decision.forward },
+            ..decision
+        }
+    }
+
+    /// All peers have said which of the connections `asked` for they have, or (`None`) one has not: judges the segments anew that are nobody's.
+    pub fn handle_told(&mut self, asked: &[FlowKey], theirs: Option<&BTreeSet<FlowKey>>) {
+        let Some(theirs) = theirs else {
+            self.counters.add(Count::OrphanUntold, asked.len() as u64);
+            return self.orphans.handle_failure(asked);
+        };
+        let mut nowhere = Vec::new();
+        for mut frame in self.orphans.handle_answer(self.start.elapsed(), asked, theirs) {
+            self.judge(&mut frame, &mut nowhere);
+        }
+    }
+
+    /// Time of [`Self::orphans`].
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
     }
 
     fn hold(&mut self, since: Instant, why: Reason, bytes: &[u8]) {

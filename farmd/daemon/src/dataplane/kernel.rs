@@ -1,9 +1,9 @@
 //! The decision in the kernel: puts each plan into the tables of the program at tc ingress.
 //!
-//! Owns the program and knows what lies in its tables. What it accepts goes up the stack where it came in, or through the TAP where
-//! reverse path filtering is strict ([`Kernel::choose_way`]), and what it leaves to the daemon comes out of the TAP; nothing else differs from the raw data plane: the nf_tables rule, the addresses and the responder are the same, and a
-//! service interface or a virtual address that the program cannot take is simply captured instead. The data plane's thread calls it; it never
-//! judges a frame.
+//! Owns the program and knows what lies in its tables. What it accepts goes up the stack where it came in, or through the TAP where reverse
+//! path filtering is strict ([`Kernel::choose_way`]), and what it leaves to the daemon comes out of the TAP; nothing else differs from the raw
+//! data plane: the nf_tables rules, the addresses and the responder are the same, and a service interface or a virtual address that the
+//! program cannot take is simply captured instead. The data plane's thread calls it; it never judges a frame.
 
 pub mod tables;
 
@@ -46,6 +46,8 @@ pub struct Kernel {
     layout: Arc<Layout>,
     /// What lies in each slot.
     slots: Vec<Slot>,
+    /// What is not known in guarded buckets is put to the daemon, which asks the peers.
+    asks: bool,
     /// The buckets of one group while they are written.
     scratch: Box<[u16; BUCKETS]>,
 }
@@ -82,6 +84,7 @@ impl Kernel {
             covered: BTreeSet::new(),
             layout: Arc::default(),
             slots: (0..SLOTS).map(|_| Slot::default()).collect(),
+            asks: false,
             scratch: Box::new([0; BUCKETS]),
         }
     }
@@ -243,8 +246,8 @@ impl Kernel {
         }
     }
 
-    /// Whether what is accepted goes up the stack where it came in. Through the TAP where the reverse path filter of a service interface is strict: there
-    /// it would drop clients whose route leads elsewhere, and that of the TAP is loose.
+    /// Whether what is accepted goes up the stack where it came in. While the reverse path filter of a service interface is strict all of it goes
+    /// through the TAP: there it would drop clients whose route leads elsewhere, and that of the TAP is loose.
     pub fn choose_way(&mut self) {
         let passes_up = !self.attached.values().any(|name| is_strict(name));
         if self.control.passes_up == passes_up {
@@ -288,7 +291,8 @@ impl Kernel {
         self.covered.retain(|(interface, _)| *interface != index);
     }
 
-    /// What is accepted reaches the stack through this device; `None` if there is none.
+    /// What is left to the daemon comes out of this device, and what is accepted reaches the stack through it where it does not go up where it
+    /// came in; `None` if there is none.
     pub fn set_tap(&mut self, device: Option<(u32, MacAddr)>) {
         let (tap, mac) = device.unwrap_or_default();
         self.control.tap = tap;
@@ -309,6 +313,11 @@ impl Kernel {
             self.control.tracked = tracked;
             self.filter.set_control(&self.control);
         }
+    }
+
+    /// From the next plan on: whether segments in guarded buckets that are not known here may be nobody's, which the daemon finds out.
+    pub fn set_asks(&mut self, asks: bool) {
+        self.asks = asks;
     }
 
     fn forget(&mut self, interface: u32, addr: IpAddr) {
@@ -424,7 +433,7 @@ impl Kernel {
             let Some(of) = plan.groups.get(*group) else {
                 continue;
             };
-            tables::buckets(of, young.get(*group), &mut self.scratch);
+            tables::buckets(of, young.get(*group), self.asks, &mut self.scratch);
             let known = slot.buckets.get(group);
             if known.is_none_or(|known| **known != *self.scratch) {
                 self.filter.set_buckets(number, *group as u32, &self.scratch)?;
@@ -475,7 +484,8 @@ impl Kernel {
     }
 }
 
-/// True if the kernel drops what comes in there from a client to whom it would answer on another interface (RFC 3704, section 2.2). IPv6 has no such parameter.
+/// True if the kernel drops what comes in there from a client to whom it would answer on another interface (RFC 3704, section 2.2). IPv6 has
+/// no such parameter.
 fn is_strict(interface: &str) -> bool {
     let value = |scope: &str| {
         let value = sysctl::read(&sysctl::interface("ipv4", scope, "rp_filter"));

@@ -26,6 +26,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use farm_core::balance::decide::Reason;
+use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::Plan;
 use farm_core::config::PlaneChoice;
 use farm_core::wire::heartbeat::Requester;
@@ -73,12 +74,16 @@ pub trait DataPlane: Send + Sync {
     fn attach(&self, interface: Interface);
     /// Lets go of the interface with this index.
     fn detach(&self, index: u32);
-    /// Takes or, with `None`, gives back the device through which accepted frames reach the stack.
+    /// Takes or, with `None`, gives back the device through which frames accepted here reach the stack.
     fn set_tap(&self, tap: Option<LocalDevice>);
     /// Learns of a requester that another node has heard.
     fn learn(&self, requester: Requester);
     /// Asks some requesters whether they are there: what they answer shows that something comes in.
     fn ask_around(&self);
+    /// A node has died: until `until` peers are asked for connections that this host does not know ([`crate::event::Event::Unknown`]), and those that nobody has are reset.
+    fn watch_orphans(&self, until: Instant);
+    /// All peers have said which of the connections `asked` for they have, or, with `None`, one has not.
+    fn learn_flows(&self, asked: Vec<FlowKey>, theirs: Option<BTreeSet<FlowKey>>);
     /// Where frames are judged.
     fn standing(&self) -> Standing;
     /// Tells when [`Self::standing`] knows what has become of all that was attached and detached before this call: at once where nothing waits in between.
@@ -156,12 +161,12 @@ impl Standing {
     }
 }
 
-/// The device through which accepted frames reach the stack.
+/// The device that carries the VIPs. Frames accepted in user space reach the stack through it, and what the kernel leaves to user space comes out of it.
 #[derive(Debug)]
 pub struct LocalDevice {
     /// The TAP.
     pub tap: farm_sys::tap::Tap,
-    /// Its own Ethernet address, which accepted frames get as destination.
+    /// Its own Ethernet address, which frames that go through it to the stack get as destination.
     pub mac: farm_core::id::MacAddr,
 }
 
@@ -235,7 +240,7 @@ pub enum Count {
     ForwardFailed,
     /// Frames whose owner's Ethernet address is not known.
     ForwardUnknown,
-    /// Frames the TAP did not take.
+    /// Accepted frames that the TAP did not take, or that the program in the kernel could not address.
     TapFailed,
     /// Frames dropped because the lease had ended.
     LeaseEnded,
@@ -307,10 +312,16 @@ pub enum Count {
     TraceLost,
     /// Frames that the program in the kernel left to the daemon, lost because they came faster than they were read.
     PuntLost,
+    /// Segments given to the stack to be reset: of connections that a dead node had and no other one has.
+    OrphanReset,
+    /// Segments that may have been such, and peers were not asked, because there were too many.
+    OrphanFull,
+    /// Connections for which peers were asked of whom one has not answered.
+    OrphanUntold,
 }
 
 impl Count {
-    const ALL: [Self; 39] = [
+    const ALL: [Self; 42] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -350,6 +361,9 @@ impl Count {
         Self::ProgramLost,
         Self::TraceLost,
         Self::PuntLost,
+        Self::OrphanReset,
+        Self::OrphanFull,
+        Self::OrphanUntold,
     ];
 
     const fn name(self) -> &'static str {
@@ -393,6 +407,9 @@ impl Count {
             Self::ProgramLost => "program_lost",
             Self::TraceLost => "trace_lost",
             Self::PuntLost => "punt_lost",
+            Self::OrphanReset => "orphan_reset",
+            Self::OrphanFull => "orphan_full",
+            Self::OrphanUntold => "orphan_untold",
         }
     }
 

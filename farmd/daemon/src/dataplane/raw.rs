@@ -1,8 +1,8 @@
 //! The data plane: AF_PACKET ring in, TAP out, one thread; ahead of it, where the kernel lets farmd, the program of [`super::kernel`], which leaves only to this
 //! thread what needs memory or a wait.
 //!
-//! The kernel's own receive path never sees VIP frames (an nf_tables rule drops them after the ring has got
-//! its copy); what the decision accepts is written to the TAP that carries the VIP, with its
+//! The kernel's own receive path never sees VIP frames but those that the program has accepted (an nf_tables rule drops the
+//! others after the ring has got its copy); what the decision here accepts is written to the TAP that carries the VIP, with its
 //! `virtio_net_hdr`, so that unfinished checksums and merged segments stay what they are. Replies leave by
 //! the kernel's ordinary route.
 //!
@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_core::wire::heartbeat::{BucketSet, Requester};
 use farm_sys::bpf::Predecessor;
@@ -74,6 +75,8 @@ enum Command {
     Tap(Option<LocalDevice>),
     Learn(Requester),
     AskAround,
+    WatchOrphans(Instant),
+    Flows(Vec<FlowKey>, Option<BTreeSet<FlowKey>>),
     Listed(Listed),
     Trace(Option<Begun>),
     Leave(Instant),
@@ -155,6 +158,7 @@ impl RawPlane {
             counted: false,
             follows_until: Instant::now() + FOLLOW_LIMIT,
             leaves: false,
+            asking: false,
             punts_lost: 0,
             punts_lost_told: None,
             standing: Arc::clone(&standing),
@@ -206,6 +210,14 @@ impl DataPlane for RawPlane {
 
     fn ask_around(&self) {
         self.send(Command::AskAround);
+    }
+
+    fn watch_orphans(&self, until: Instant) {
+        self.send(Command::WatchOrphans(until));
+    }
+
+    fn learn_flows(&self, asked: Vec<FlowKey>, theirs: Option<BTreeSet<FlowKey>>) {
+        self.send(Command::Flows(asked, theirs));
     }
 
     fn leave(&self, until: Instant) {
@@ -278,6 +290,8 @@ struct Worker {
     follows_until: Instant,
     /// What is in the kernel is left to the next farmd.
     leaves: bool,
+    /// Peers are being asked for connections that this host does not know.
+    asking: bool,
     /// Frames that the TAP had no room for, when that was last looked at.
     punts_lost: u64,
     /// When that was last in the log.
@@ -347,6 +361,7 @@ impl Worker {
                 }
             }
             self.work_tap();
+            self.ask_for_unknown();
             self.handle_timers();
         }
     }
@@ -402,6 +417,11 @@ impl Worker {
                 }
                 Command::Learn(requester) => self.responder.learn(requester),
                 Command::AskAround => self.responder.ask_around(&self.judge.plan, &mut self.interfaces),
+                Command::WatchOrphans(until) => self.watch_orphans(until),
+                Command::Flows(asked, theirs) => {
+                    self.asking = false;
+                    self.judge.handle_told(&asked, theirs.as_ref());
+                }
                 Command::Listed(listed) => self.handle_listed(listed),
                 Command::Trace(begun) => self.handle_trace(begun),
                 Command::Leave(until) => {
@@ -585,6 +605,7 @@ impl Worker {
             }
             self.watch_program();
             self.count_lost_punts();
+            self.expire_orphans();
             self.succeed();
         }
         if self.record_at.is_some_and(|at| at <= now) {

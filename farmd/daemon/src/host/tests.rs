@@ -1,7 +1,9 @@
 //! The host in a network namespace of its own, with a TAP as service interface; no packet is moved.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 
+use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::Plan;
 use farm_core::config::{InterfaceConfig, PlaneChoice, VirtualAddr, VirtualInterfaceConfig, XdpChoice};
 use farm_core::wire::heartbeat::Requester;
@@ -49,6 +51,8 @@ impl DataPlane for Shelf {
     }
     fn learn(&self, _: Requester) {}
     fn ask_around(&self) {}
+    fn watch_orphans(&self, _: std::time::Instant) {}
+    fn learn_flows(&self, _: Vec<FlowKey>, _: Option<BTreeSet<FlowKey>>) {}
     fn leave(&self, _: std::time::Instant) {}
     fn stop(&mut self) {}
 }

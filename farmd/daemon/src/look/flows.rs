@@ -1,6 +1,8 @@
-//! `GET /v1/flows`: which connections this host has, and whose buckets they lie in.
+//! `GET /v1/flows`: which connections this host has, and whose buckets they lie in. `GET /v1/has`: which of some single connections it has, for another node that does
+//! not know them.
 //!
-//! Reads the kernel's tables once per question; the numbers are exact, the names bounded. One look-up runs at a time.
+//! For the first it reads the kernel's tables once per question; the numbers are exact, the names bounded; one such look-up runs at a time. For the second it asks the
+//! kernel for each connection.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -8,7 +10,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
-use farm_core::api::flows::{DEFAULT_FLOWS, Flow, FlowClient, FlowGroup, FlowOwner, Flows};
+use farm_core::api::flows::{DEFAULT_FLOWS, Flow, FlowClient, FlowGroup, FlowOwner, Flows, SomeFlows};
 use farm_core::api::why::BucketWord;
 use farm_core::id::{Bucket, ModuleName, NodeId};
 
@@ -70,6 +72,22 @@ impl std::error::Error for FlowsError {}
 /// If the kernel cannot be asked.
 pub fn list(vips: &[IpAddr]) -> io::Result<Vec<Connection>> {
     Connections::open()?.list(vips)
+}
+
+/// Those of the connections `asked` for that this host has. For a thread that may wait.
+///
+/// # Errors
+/// If the kernel cannot be asked, for sockets or for tracked connections: no answer is not the same as none.
+pub fn has(asked: &SomeFlows) -> io::Result<SomeFlows> {
+    let mut connections = Connections::open_whole()?;
+    let mut told = SomeFlows::default();
+    for (client, vip) in &asked.flows {
+        let (client, vip) = (*client, *vip);
+        if connections.has(Connection { vip, client })? {
+            told.flows.push((client, vip));
+        }
+    }
+    Ok(told)
 }
 
 /// A connection and where it lies.

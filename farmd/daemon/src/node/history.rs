@@ -161,6 +161,7 @@ impl Node {
             last_ended_in_order: before.last_ended_in_order(),
             reloaded_by: before.last_reload_by().filter(|_| reloaded),
         };
+        self.orphans.are_own = before.last_ended_in_order() == Some(false);
         self.record(None, what);
     }
 

@@ -1,19 +1,26 @@
-//! The commanding end: passes a request of this host's user on to another node.
+//! The commanding end: passes a request of this host's user on to another node, and farmd's own: which of some connections other nodes have (`GET /v1/has`), and that
+//! one is deaf.
 //!
 //! Owns one connection per request. It tries the lans in the order of `cluster.xml`; once a request has been sent it
-//! is never sent again, because nobody could tell whether it was carried out. The control socket calls it.
+//! is never sent again, because nobody could tell whether it was carried out. The control socket and the
+//! effects of the owner loop call it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use farm_core::api::flows::SomeFlows;
 use farm_core::api::{Reply, exit};
-use farm_core::id::NodeId;
+use farm_core::balance::flow::{FlowKey, TCP};
+use farm_core::id::{NodeId, NodeSet};
 use farm_core::wire::command::{Frame, FrameError, Request, Session, Side};
 use hyper::{Method, StatusCode};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::{ALIVE_INTERVAL, Channel, ChannelError, Peers, new_opening, read_opening};
 use crate::control::{Refusal, line};
@@ -87,6 +94,61 @@ pub(crate) async fn relay(peers: &Peers, node: NodeId, request: Request) -> Resu
     let (pieces, receiver) = mpsc::channel(PIECES);
     tokio::spawn(pass_on(channel, name, pieces));
     Ok(Relayed::Pieces(receiver))
+}
+
+/// Which of `flows` one or more of `nodes` have.
+///
+/// # Errors
+/// Of the first node that cannot be asked, or does not say it.
+pub(crate) async fn has(
+    peers: &Arc<Peers>,
+    nodes: NodeSet,
+    flows: &[FlowKey],
+) -> Result<BTreeSet<FlowKey>, RelayError> {
+    let ends = |flow: &FlowKey| -> (SocketAddr, SocketAddr) {
+        ((flow.client, flow.client_port).into(), (flow.vip, flow.vip_port).into())
+    };
+    let asked = SomeFlows {
+        flows: flows.iter().map(ends).collect(),
+    };
+    let mut questions = JoinSet::new();
+    for node in nodes.iter() {
+        let (peers, asked) = (Arc::clone(peers), asked.clone());
+        questions.spawn(async move { has_one(&peers, node, &asked).await });
+    }
+    let mut theirs = BTreeSet::new();
+    while let Some(told) = questions.join_next().await {
+        theirs.extend(told.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?);
+    }
+    Ok(theirs)
+}
+
+async fn has_one(peers: &Peers, node: NodeId, asked: &SomeFlows) -> Result<Vec<FlowKey>, RelayError> {
+    let failed = |why: String| RelayError {
+        node: peers.cluster.name(node).to_owned(),
+        why,
+    };
+    let request = Request {
+        method: Method::GET.to_string(),
+        path: "/v1/has".to_owned(),
+        by: "farmd".to_owned(),
+        body: serde_json::to_vec(asked).map_err(|error| failed(error.to_string()))?,
+    };
+    let Relayed::Whole(status, body) = relay(peers, node, request).await? else {
+        return Err(failed(FrameError::Malformed("answer").to_string()));
+    };
+    if status != StatusCode::OK {
+        return Err(failed(String::from_utf8_lossy(&body).trim().to_owned()));
+    }
+    let told: SomeFlows = serde_json::from_slice(&body).map_err(|error| failed(error.to_string()))?;
+    let flow = |(client, vip): (SocketAddr, SocketAddr)| FlowKey {
+        protocol: TCP,
+        vip: vip.ip(),
+        vip_port: vip.port(),
+        client: client.ip(),
+        client_port: client.port(),
+    };
+    Ok(told.flows.into_iter().map(flow).collect())
 }
 
 async fn collect(channel: &mut Channel) -> Result<Vec<u8>, ChannelError> {

@@ -22,7 +22,7 @@ pub const HOLDER_SETS: usize = 256;
 /// Stands in the mark of a frame that the program has accepted where it came in; [`crate::nft::install`]'s first rule lets it by and takes it off.
 pub const ACCEPTED_MARK: u32 = 0x4641_524d;
 
-pub(super) const CONTROL_LEN: usize = 56;
+pub(super) const CONTROL_LEN: usize = 64;
 pub(super) const EPOCH_AT: usize = 0;
 pub(super) const LEASE_AT: usize = 8;
 pub(super) const SNAP_AT: usize = 40;
@@ -78,6 +78,8 @@ pub mod bucket {
     pub const YOUNG: u16 = 8;
     /// Other members have connections in it.
     pub const HELD: u16 = 16;
+    /// What this host does not have may be nobody's: farmd asks.
+    pub const ASKS: u16 = 32;
 
     /// `bits` with the owner's number, 0xff for nobody.
     pub const fn owned_by(bits: u16, owner: u8) -> u16 {

@@ -238,13 +238,18 @@ pub fn peers(vip: &VipPlan) -> Peers {
     Peers(vip.peers.iter().map(|(node, mac)| (node.as_u8(), mac.0)).collect())
 }
 
-/// Fills the table of one group.
-pub fn buckets(group: &GroupPlan, young: Option<&BucketSet>, table: &mut [u16; BUCKETS]) {
+/// Fills the table of one group, of whose buckets some are `young`; if it `asks`, what is not known in guarded ones is for the daemon.
+pub fn buckets(group: &GroupPlan, young: Option<&BucketSet>, asks: bool, table: &mut [u16; BUCKETS]) {
+    let guarded = if asks {
+        bucket::GUARDED | bucket::ASKS
+    } else {
+        bucket::GUARDED
+    };
     let owners = group.owners.as_bytes().iter();
     for (entry, (state, owner)) in table.iter_mut().zip(group.states.iter().zip(owners)) {
         let bits = match state {
             BucketState::Own => bucket::OWN,
-            BucketState::Guarded => bucket::GUARDED,
+            BucketState::Guarded => guarded,
             BucketState::Draining => bucket::DRAINING,
             BucketState::Foreign => bucket::FOREIGN,
         };

@@ -147,7 +147,7 @@ fn a_bucket_tells_state_owner_and_what_is_special_about_it() {
     of.states[5] = BucketState::Own;
     let young: BucketSet = [6].into_iter().collect();
     let mut table = [0; BUCKETS];
-    buckets(&of, Some(&young), &mut table);
+    buckets(&of, Some(&young), false, &mut table);
     let owner = 9 << 8;
     let expected = [
         bucket::DRAINING | owner,
@@ -157,6 +157,6 @@ fn a_bucket_tells_state_owner_and_what_is_special_about_it() {
         bucket::DRAINING | owner | bucket::YOUNG,
     ];
     assert_eq!(table[2..7], expected);
-    buckets(&group(BucketState::Foreign, None), None, &mut table);
+    buckets(&group(BucketState::Foreign, None), None, true, &mut table);
     assert!(table.iter().all(|entry| *entry == bucket::FOREIGN | 0xff00));
 }

@@ -13,6 +13,7 @@ use super::{FAILURE_LOG_INTERVAL, Worker, set_filter};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::taken::WATCH;
 use crate::dataplane::{Count, change};
+use crate::event::Event;
 
 /// Time that a frame takes from the program in the kernel to the stack, on a busy machine.
 const SETTLE: Duration = Duration::from_millis(2);
@@ -97,6 +98,37 @@ impl Worker {
             standing.refused = refused;
         });
         self.steer_early(plan);
+    }
+
+    /// A node has died: segments that this host does not know may be nobody's.
+    pub(super) fn watch_orphans(&mut self, until: Instant) {
+        let left = until.saturating_duration_since(Instant::now());
+        self.judge.orphans.watch(self.judge.elapsed() + left);
+        self.tell_asks();
+    }
+
+    /// Ends that in time.
+    pub(super) fn expire_orphans(&mut self) {
+        if self.judge.orphans.handle_timeout(self.judge.elapsed()) {
+            self.tell_asks();
+        }
+    }
+
+    fn tell_asks(&mut self) {
+        if let Some(kernel) = &mut self.judge.kernel {
+            kernel.set_asks(self.judge.orphans.is_watching());
+        }
+        self.install_anew();
+    }
+
+    /// Has peers asked for connections that this host does not know, one question at a time.
+    pub(super) fn ask_for_unknown(&mut self) {
+        if !self.asking
+            && let Some(flows) = self.judge.orphans.next_question()
+        {
+            self.asking = true;
+            self.events.send(Event::Unknown(flows));
+        }
     }
 
     pub(super) fn set_filters(&mut self) {

@@ -131,7 +131,7 @@ impl Worker {
         self.stand(|standing| standing.captured.retain(|captured, _| Some(captured.as_str()) != name));
     }
 
-    /// Looks whether the program is still where it was put, and puts it where it should be and is not.
+    /// Looks whether the program is still where it was put, and puts it where it should be and is not; and which way what it accepts is to go.
     pub(super) fn watch_program(&mut self) {
         let served: Vec<(u32, String)> = self.interfaces.iter().map(|i| (i.index, i.name.clone())).collect();
         if let Some(kernel) = &mut self.judge.kernel {

@@ -1,0 +1,74 @@
+//! Asking the others whether they have a connection that this node does not know, after a node has died: its clients are to be reset also where live nodes have
+//! connections in the same bucket. See [`farm_core::balance::orphans`].
+//!
+//! Owns when that begins, and whom the data plane's questions go to. An answer counts only if all have given it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use farm_core::balance::flow::FlowKey;
+use farm_core::id::NodeSet;
+use tracing::{debug, info, warn};
+
+use super::Node;
+use crate::effect::Effect;
+
+/// How long after a node has died its clients are told: Linux gives a connection up that nobody answers after 924 s (tcp_retries2, tcp(7)).
+const WINDOW: Duration = Duration::from_secs(924);
+
+/// See the module doc.
+#[derive(Debug, Default)]
+pub(super) struct Orphans {
+    /// Nodes that are known to have died.
+    dead: NodeSet,
+    /// The run before this one ended without order: its connections may be nobody's.
+    pub(super) are_own: bool,
+    /// The last question has failed.
+    is_failing: bool,
+}
+
+impl Node {
+    /// Has the data plane ask from the death of a node on.
+    pub(super) fn watch_orphans(&mut self, now: Duration) {
+        let (plan, _) = self.published.newest();
+        let dead: NodeSet = plan.gone.keys().copied().collect();
+        let is_news = dead.iter().any(|node| !self.orphans.dead.contains(node));
+        self.orphans.dead = dead;
+        if is_news || std::mem::take(&mut self.orphans.are_own) {
+            self.plane.watch_orphans(self.start + now + WINDOW);
+        }
+    }
+
+    /// The data plane does not know these connections. All who may have them are asked: whoever is heard, and whoever has left to be back at once.
+    pub(super) fn handle_unknown(&mut self, flows: Vec<FlowKey>) {
+        let (plan, _) = self.published.newest();
+        let sets = plan.groups.iter().flat_map(|group| group.holders.values());
+        let holders = sets.fold(0, |all, set| all | set.bits());
+        let heard = self.farm.membership().heard(self.now());
+        let mut nodes = NodeSet::from_bits(heard.bits() | holders);
+        nodes.remove(self.this);
+        if nodes.is_empty() {
+            self.plane.learn_flows(flows, Some(BTreeSet::new()));
+        } else {
+            self.queue(Effect::AskPeers { flows, nodes });
+        }
+    }
+
+    /// What they have of these connections.
+    pub(super) fn handle_peers_told(&mut self, asked: Vec<FlowKey>, theirs: Result<BTreeSet<FlowKey>, String>) {
+        let is_failing = theirs.is_err();
+        match &theirs {
+            Err(why) if !self.orphans.is_failing => {
+                warn!(
+                    why,
+                    "not all nodes can be asked for their connections: where peers have some in the same bucket, clients of a dead node are not reset"
+                );
+            }
+            Ok(_) if self.orphans.is_failing => info!("all nodes can be asked for their connections again"),
+            Err(why) => debug!(why, "not all nodes can be asked"),
+            Ok(theirs) => debug!(asked = asked.len(), theirs = theirs.len(), "asked for connections"),
+        }
+        self.orphans.is_failing = is_failing;
+        self.plane.learn_flows(asked, theirs.ok());
+    }
+}
