@@ -34,8 +34,8 @@ use crate::witness::Witness;
 /// How often service interfaces are looked at: a lost link moves the share in well under a second.
 const LINK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A client that waits for the reset of its connection has repeated its segment by then.
-const ASK_LIMIT: Duration = Duration::from_secs(1);
+/// Enough for a second lan, if the first does not let anything through; less than the data plane waits.
+const ASK_LIMIT: Duration = Duration::from_secs(3);
 
 /// Until an answer that was given has left the process.
 const ANSWER_TIME: Duration = Duration::from_millis(20);

@@ -61,7 +61,7 @@ INLINE long address_frame(struct __sk_buff *skb, __u64 to, __u64 from)
 }
 
 /* What is not known here may be nobody's: farmd asks the others. False if it has been asked too often lately. */
-OUTLINE int is_asked(struct control *control)
+OUTLINE int take_turn(struct control *control)
 {
     __u64 now = ktime_get_ns(), next = READ_ONCE(control->asked);
 
@@ -267,7 +267,7 @@ INLINE int judge(struct __sk_buff *skb, struct story *story, struct control *con
     }
     if (needs_socket(&packet, &place)) {
         has = has_socket(skb, &frame, &packet, control->tracked ? ASK : HAS_NOT);
-        asked = has == HAS_NOT && place.entry & BUCKET_ASKS && is_asked(control);
+        asked = has == HAS_NOT && place.entry & BUCKET_ASKS && !packet.is_quoted && take_turn(control);
     }
     if (has == ASK)
         return punt(story, control);

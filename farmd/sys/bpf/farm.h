@@ -86,8 +86,8 @@ struct control {
 #define ACCEPTED_MARK 0x4641524d
 
 /* What may be nobody's is put to farmd so seldom that others' bulk in the same bucket does not keep it from its work. */
-#define ASK_INTERVAL 50000 /* ns, on average */
-#define ASK_BURST 256      /* and so many at once */
+#define ASK_INTERVAL 100000 /* ns, on average */
+#define ASK_BURST 256       /* and so many at once */
 
 #define MAX_SNAP 2048
 

@@ -104,6 +104,14 @@ impl SockDiag {
     /// # Errors
     /// What the kernel reports; that there is none is `false`.
     pub fn has_tcp(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        self.has_tcp_on(local, remote, 0)
+    }
+
+    /// As [`has_tcp`](Self::has_tcp); a socket that is bound to `interface` is found too.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn has_tcp_on(&mut self, local: SocketAddr, remote: SocketAddr, interface: u32) -> io::Result<bool> {
         let sequence = self.channel.next_sequence();
         let mut batch = Batch::default();
         batch.message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_ACK, sequence, |body| {
@@ -111,7 +119,7 @@ impl SockDiag {
                 body,
                 family_of(local),
                 u32::MAX,
-                &identity(local, remote, 0, ANY_COOKIE),
+                &identity(local, remote, interface, ANY_COOKIE),
             );
         });
         let mut found = false;

@@ -26,9 +26,6 @@ use crate::event::HeldGroup;
 /// Most client addresses told apart when the connections of a group are counted; further ones count, but are not named.
 const MAX_COUNTED_CLIENTS: usize = 4096;
 
-/// `EPROTONOSUPPORT`: a kernel without netfilter.
-const NO_PROTOCOL: i32 = 93;
-
 /// One connection of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Connection {
@@ -72,13 +69,24 @@ impl Connections {
     /// # Errors
     /// What the kernel says if either cannot be asked for.
     pub fn open_whole() -> io::Result<Self> {
-        let conntrack = match Conntrack::open() {
-            Ok(conntrack) => conntrack.supported().then_some(conntrack),
-            Err(error) if error.raw_os_error() == Some(NO_PROTOCOL) => None,
-            Err(error) => return Err(error),
-        };
-        let sockets = SockDiag::open()?;
-        Ok(Self { sockets, conntrack })
+        Ok(Self {
+            conntrack: Some(Conntrack::open()?).filter(Conntrack::supported),
+            sockets: SockDiag::open()?,
+        })
+    }
+
+    /// As [`Self::has`], with sockets that are bound to one of these interfaces.
+    ///
+    /// # Errors
+    /// If a table cannot be asked.
+    pub fn has_on(&mut self, connection: Connection, interfaces: &[u32]) -> io::Result<bool> {
+        let Connection { vip, client } = connection;
+        for interface in interfaces {
+            if self.sockets.has_tcp_on(vip, client, *interface)? {
+                return Ok(true);
+            }
+        }
+        self.has(connection)
     }
 
     /// The connections to `vips` at this moment.

@@ -314,8 +314,8 @@ impl Judge {
             client: packet.source,
             client_port: source,
         };
-        match self.orphans.ask(self.start.elapsed(), &flow, || bytes.to_vec()) {
-            Answer::Nobodys => {
+        match self.orphans.ask(self.start.elapsed(), &flow, bytes) {
+            Answer::Nobody => {
                 self.counters.add(Count::OrphanReset, 1);
                 Decision {
                     verdict: Verdict::Accept,

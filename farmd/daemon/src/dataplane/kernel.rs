@@ -23,7 +23,7 @@ use farm_sys::bpf::{
     Attachment, BpfError, Control, Filter, KernelLease, NEAR, Predecessor, SLOTS, monotonic_nanos, slot_of,
 };
 use farm_sys::sysctl;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use tables::{Directories, Layout, NoRoom};
 
@@ -123,6 +123,8 @@ impl Kernel {
     /// # Errors
     /// What the kernel says; it is off then.
     pub fn leave(&mut self) -> Result<(), BpfError> {
+        // An nf_tables rule that an older farmd puts in the place of ours lets nothing by; the TAP stays, and does not meet it.
+        self.set_passes_up(false);
         self.filter.leave()
     }
 
@@ -258,7 +260,7 @@ impl Kernel {
         } else {
             "through the TAP (rp_filter is strict)"
         };
-        debug!(way, "accepted frames go up the stack");
+        info!(way, "accepted frames go up the stack");
         self.set_passes_up(passes_up);
     }
 

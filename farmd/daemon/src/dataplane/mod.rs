@@ -314,6 +314,8 @@ pub enum Count {
     PuntLost,
     /// Segments given to the stack to be reset: of connections that a dead node had and no other one has.
     OrphanReset,
+    /// Connections for which peers were asked.
+    OrphanAsked,
     /// Segments that may have been such, and peers were not asked, because there were too many.
     OrphanFull,
     /// Connections for which peers were asked of whom one has not answered.
@@ -321,7 +323,7 @@ pub enum Count {
 }
 
 impl Count {
-    const ALL: [Self; 42] = [
+    const ALL: [Self; 43] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -362,6 +364,7 @@ impl Count {
         Self::TraceLost,
         Self::PuntLost,
         Self::OrphanReset,
+        Self::OrphanAsked,
         Self::OrphanFull,
         Self::OrphanUntold,
     ];
@@ -408,6 +411,7 @@ impl Count {
             Self::TraceLost => "trace_lost",
             Self::PuntLost => "punt_lost",
             Self::OrphanReset => "orphan_reset",
+            Self::OrphanAsked => "orphan_asked",
             Self::OrphanFull => "orphan_full",
             Self::OrphanUntold => "orphan_untold",
         }

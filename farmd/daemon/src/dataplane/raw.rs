@@ -159,6 +159,7 @@ impl RawPlane {
             follows_until: Instant::now() + FOLLOW_LIMIT,
             leaves: false,
             asking: false,
+            ask_at: None,
             punts_lost: 0,
             punts_lost_told: None,
             standing: Arc::clone(&standing),
@@ -292,6 +293,8 @@ struct Worker {
     leaves: bool,
     /// Peers are being asked for connections that this host does not know.
     asking: bool,
+    /// When the next question may be put.
+    ask_at: Option<Instant>,
     /// Frames that the TAP had no room for, when that was last looked at.
     punts_lost: u64,
     /// When that was last in the log.
@@ -326,6 +329,8 @@ impl Worker {
                 self.young_until.filter(|_| self.waiting.is_none()),
                 self.look_up_at,
                 self.early_at,
+                self.ask_at
+                    .filter(|_| !self.asking && self.judge.orphans.has_questions()),
                 self.responder.next_at(),
                 Some(self.statistics_at),
             ];

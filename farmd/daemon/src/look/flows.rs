@@ -80,10 +80,11 @@ pub fn list(vips: &[IpAddr]) -> io::Result<Vec<Connection>> {
 /// If the kernel cannot be asked, for sockets or for tracked connections: no answer is not the same as none.
 pub fn has(asked: &SomeFlows) -> io::Result<SomeFlows> {
     let mut connections = Connections::open_whole()?;
+    let interfaces: Vec<u32> = farm_sys::interface::interfaces().iter().map(|i| i.index).collect();
     let mut told = SomeFlows::default();
     for (client, vip) in &asked.flows {
         let (client, vip) = (*client, *vip);
-        if connections.has(Connection { vip, client })? {
+        if connections.has_on(Connection { vip, client }, &interfaces)? {
             told.flows.push((client, vip));
         }
     }

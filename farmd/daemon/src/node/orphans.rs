@@ -35,6 +35,11 @@ impl Node {
         let is_news = dead.iter().any(|node| !self.orphans.dead.contains(node));
         self.orphans.dead = dead;
         if is_news || std::mem::take(&mut self.orphans.are_own) {
+            info!(
+                seconds = WINDOW.as_secs(),
+                "a node has died: where peers have connections in the same bucket, they are asked before its clients are reset"
+            );
+            self.orphans.is_failing = false;
             self.plane.watch_orphans(self.start + now + WINDOW);
         }
     }

@@ -118,7 +118,12 @@ pub(crate) async fn has(
     }
     let mut theirs = BTreeSet::new();
     while let Some(told) = questions.join_next().await {
-        theirs.extend(told.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?);
+        theirs.extend(told.unwrap_or_else(|error| {
+            Err(RelayError {
+                node: "(unknown)".to_owned(),
+                why: error.to_string(),
+            })
+        })?);
     }
     Ok(theirs)
 }
