@@ -337,7 +337,7 @@ impl Executor {
                 Ok(told) => told.map_err(|error| error.to_string()),
                 Err(_) => Err(format!("nothing was said for {} s", ASK_LIMIT.as_secs())),
             };
-            events.send(Event::PeersTold { asked, theirs });
+            events.send(Event::PeersTold { asked, nodes, theirs });
         });
     }
 

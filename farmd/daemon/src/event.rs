@@ -15,7 +15,7 @@ use farm_core::api::{
     UndrainRequest, WeightRequest,
 };
 use farm_core::balance::flow::FlowKey;
-use farm_core::id::ModuleName;
+use farm_core::id::{ModuleName, NodeSet};
 use farm_core::module::state::{Script, ScriptOutcome};
 use farm_sys::event_fd::EventFd;
 
@@ -82,6 +82,8 @@ pub enum Event {
     PeersTold {
         /// What was asked for.
         asked: Vec<FlowKey>,
+        /// Whom.
+        nodes: NodeSet,
         /// What one or more of them have; an error if one has not answered.
         theirs: Result<BTreeSet<FlowKey>, String>,
     },

@@ -445,7 +445,7 @@ impl Node {
             Event::Shutdown { by } => self.shut_down(&by),
             Event::ToldDeaf { by } => self.handle_told_deaf(&by),
             Event::Unknown(flows) => self.handle_unknown(flows),
-            Event::PeersTold { asked, theirs } => self.handle_peers_told(asked, theirs),
+            Event::PeersTold { asked, nodes, theirs } => self.handle_peers_told(asked, nodes, theirs),
         }
     }
 

@@ -25,7 +25,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 /// How long it counts that a peer has the connection. It may die with the peer; then all is asked anew.
 const LIVES: Duration = Duration::from_secs(30);
 /// How long it counts that nobody has it.
-const DEAD: Duration = Duration::from_secs(1);
+const DEAD: Duration = Duration::from_millis(500);
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Word {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use farm_core::balance::flow::FlowKey;
-use farm_core::id::NodeSet;
+use farm_core::id::{NodeId, NodeSet};
 use tracing::{debug, info, warn};
 
 use super::Node;
@@ -44,14 +44,29 @@ impl Node {
         }
     }
 
-    /// The data plane does not know these connections. All who may have them are asked: whoever is heard, and whoever has left to be back at once.
-    pub(super) fn handle_unknown(&mut self, flows: Vec<FlowKey>) {
+    /// All who may have connections: whoever is heard here or by one that is heard, as after a cut not all hear each other at the same moment, and whoever has left to be
+    /// back at once.
+    fn all_alive(&self) -> NodeSet {
+        let now = self.now();
         let (plan, _) = self.published.newest();
         let sets = plan.groups.iter().flat_map(|group| group.holders.values());
         let holders = sets.fold(0, |all, set| all | set.bits());
-        let heard = self.farm.membership().heard(self.now());
+        let membership = self.farm.membership();
+        let heard = membership.heard(now);
         let mut nodes = NodeSet::from_bits(heard.bits() | holders);
+        let others = (0..self.cluster.nodes.len()).filter_map(NodeId::new);
+        for node in others.filter(|node| !nodes.contains(*node)).collect::<Vec<_>>() {
+            if !membership.testimony(now, node).talk_with_it.is_empty() {
+                nodes.insert(node);
+            }
+        }
         nodes.remove(self.this);
+        nodes
+    }
+
+    /// The data plane does not know these connections.
+    pub(super) fn handle_unknown(&mut self, flows: Vec<FlowKey>) {
+        let nodes = self.all_alive();
         if nodes.is_empty() {
             self.plane.learn_flows(flows, Some(BTreeSet::new()));
         } else {
@@ -60,7 +75,17 @@ impl Node {
     }
 
     /// What they have of these connections.
-    pub(super) fn handle_peers_told(&mut self, asked: Vec<FlowKey>, theirs: Result<BTreeSet<FlowKey>, String>) {
+    pub(super) fn handle_peers_told(
+        &mut self,
+        asked: Vec<FlowKey>,
+        nodes: NodeSet,
+        theirs: Result<BTreeSet<FlowKey>, String>,
+    ) {
+        let unasked = self.all_alive().iter().find(|node| !nodes.contains(*node));
+        let theirs = match unasked {
+            Some(node) => Err(format!("node {} has come back meanwhile", self.cluster.name(node))),
+            None => theirs,
+        };
         let is_failing = theirs.is_err();
         match &theirs {
             Err(why) if !self.orphans.is_failing => {
