@@ -13,7 +13,7 @@ use farm_lab::http::Failure;
 use farm_lab::wire::Watcher;
 use farm_lab::{Client, Lab, LabConfig, MODULE, Node, ROUTER_PORT, VIP, add_client, client_port, wait_until};
 
-use crate::common::{flooded_farm, history, mentions, own_row};
+use crate::common::{counter, flooded_farm, history, mentions, own_row};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const LIMIT: Duration = Duration::from_secs(20);
@@ -119,6 +119,89 @@ fn the_smaller_part_takes_nobody_new_and_keeps_its_connections() {
     wait_policy(lone, "majority", true);
     assert_eq!(answering(&lab, &beside), (ports(&[1, 2, 3]), 0));
     none_broken(whole, &["node2", "node3"]);
+}
+
+/// A switch opens one way after the other: the node that was alone hears one of the others already, and clients of both, and the other one not yet. Those whom it does not
+/// hear may have connections all the same.
+#[test]
+fn a_merge_by_one_way_after_the_other_breaks_nothing() {
+    let lab = flooded_farm(LabConfig {
+        partition: "majority",
+        ..LabConfig::default()
+    });
+    let lone = &lab.nodes[0];
+    // Without clients of its own it would take itself for cut off.
+    let beside = add_client(&lab, 1, 20).expect("a second client");
+    let (whole, lonely) = (hold(&lab.client), hold(&beside));
+    let from_client = (farm_lab::CLIENT_PORT.to_owned(), "p1".to_owned());
+    let way = |to: &str| ("p1".to_owned(), to.to_owned());
+    let apart = ["p2", "p3"].map(|port| (client_port(1), port.to_owned()));
+
+    for (first, last) in [("p2", "p3"), ("p3", "p2")] {
+        let cut = [vec![from_client.clone(), way(first), way(last)], apart.to_vec()];
+        lab.cut_between(&cut.concat()).expect("a split");
+        wait_withheld(lone, &["partition=\"majority\"", "only 1 of 3 nodes"]);
+        lab.wait_ready(MODULE, &lab.others(0), LIMIT)
+            .expect("the others have all");
+        whole.wait_rounds(5, LIMIT).expect("their connections go on");
+
+        let cut = [vec![way(last)], apart.to_vec()];
+        lab.cut_between(&cut.concat()).expect("one way opens, and the clients'");
+        whole.wait_rounds(2, LIMIT).expect("they send while it does not");
+        lab.cut_between(&[]).expect("mended");
+        all_serve(&lab);
+    }
+    none_broken(whole, &["node2", "node3"]);
+    none_broken(lonely, &["node1"]);
+}
+
+/// Both parts serve on, each for clients of its own, as with two switches whose link fails. When it is back every node has the frames of all clients before it hears the
+/// other part's nodes, whose buckets it has taken over: it must not reset what is theirs.
+fn a_merge_of_two_parts_that_serve_breaks_nothing(plane: &'static str) {
+    let lab = flooded_farm(LabConfig {
+        plane,
+        ..LabConfig::default()
+    });
+    let beside = add_client(&lab, 1, 20).expect("a second client");
+    let of_first = [(client_port(1), "p2".to_owned()), (client_port(1), "p3".to_owned())];
+    let of_others = [(farm_lab::CLIENT_PORT.to_owned(), "p1".to_owned())];
+    let cut = [&of_first[..], &of_others, &Lab::split_by(&[0, 1, 1])].concat();
+    for _ in 0..3 {
+        lab.cut_between(&cut).expect("a split");
+        wait_share(&lab.nodes[0], 4096);
+        lab.wait_ready(MODULE, &lab.others(0), LIMIT)
+            .expect("the others have all");
+        // At each moment some of them speak.
+        let busy = |client| {
+            let config = HoldConfig {
+                pause: Duration::from_millis(5),
+                ..HoldConfig::new(WEB, 60)
+            };
+            let holder = Holder::start(client, config).expect("connections can be held");
+            holder.wait_rounds(2, LIMIT).expect("they go on");
+            holder
+        };
+        let (lonely, whole) = (busy(&beside), busy(&lab.client));
+        lab.cut_between(&[]).expect("mended");
+        all_serve(&lab);
+        for holder in [&lonely, &whole] {
+            holder.wait_rounds(5, LIMIT).expect("they go on");
+        }
+        none_broken(lonely, &["node1"]);
+        none_broken(whole, &["node2", "node3"]);
+    }
+    let withdrawn = lab.nodes.iter().map(|node| counter(node, "dataplane_reset_withdrawn"));
+    assert!(withdrawn.sum::<u64>() > 0, "{plane}: some were about to be reset");
+}
+
+#[test]
+fn a_merge_of_two_parts_that_serve_breaks_nothing_in_the_kernel() {
+    a_merge_of_two_parts_that_serve_breaks_nothing("bpf");
+}
+
+#[test]
+fn a_merge_of_two_parts_that_serve_breaks_nothing_in_user_space() {
+    a_merge_of_two_parts_that_serve_breaks_nothing("raw");
 }
 
 /// Ends `holder`: it has had connections with each of `nodes`, and none of these broke.

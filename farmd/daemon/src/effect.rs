@@ -79,6 +79,8 @@ pub enum Effect {
     },
     /// Whether all nodes are together: witnesses are asked often while they are not.
     Whole(bool),
+    /// Whether resets of the stack go to the data plane.
+    DivertResets(bool),
     /// Reset the TCP connections whose local address is one of these.
     ResetConnections {
         /// For the log.
@@ -238,6 +240,7 @@ impl Executor {
                     whole = now;
                     witnesses.values().for_each(|witness| witness.set_whole(now));
                 }
+                Effect::DivertResets(on) => self.host.divert_resets(on),
                 Effect::ResetConnections { module, vips } => self.reset_connections(&module, &vips),
                 Effect::Configure {
                     module,

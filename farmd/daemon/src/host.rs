@@ -13,6 +13,7 @@
 //! | eBPF program at ingress of each service interface (the data plane's; a tcx link, or a filter at clsact) | a link by going away with the process, a filter by its handle |
 //! | ring, socket for ARP and neighbour discovery, membership of the virtual MAC and of the groups that ask for an IPv6 VIP | going away with the process |
 
+mod resets;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -168,6 +169,10 @@ pub struct Host {
     links: BTreeMap<ModuleName, Option<String>>,
     /// When the tables were last looked at.
     tables_seen: Option<Instant>,
+    /// Resets go to the device.
+    diverts_resets: bool,
+    /// Why they cannot, where they cannot, by interface name.
+    divert_problems: BTreeMap<String, String>,
     /// Tables that are gone and cannot be made again, by interface name.
     table_problems: BTreeMap<String, String>,
 }
@@ -189,6 +194,8 @@ impl Host {
             device: None,
             links: BTreeMap::new(),
             tables_seen: None,
+            diverts_resets: false,
+            divert_problems: BTreeMap::new(),
             table_problems: BTreeMap::new(),
         })
     }
@@ -512,7 +519,9 @@ impl Host {
         }
         nft::install(&table, &interface.name, &vips, true).map_err(|error| {
             format!("nf_tables table netdev {table} (the kernel must leave the VIP's frames to farmd): {error}")
-        })
+        })?;
+        self.divert_on(&interface.name);
+        Ok(())
     }
 }
 

@@ -560,6 +560,7 @@ impl Node {
             self.whole = whole;
             self.queue(Effect::Whole(whole));
         }
+        self.watch_resets(now);
         if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
             let by = self.ended_by.clone();
             self.record(None, Happening::Stopped { by, reload: false });

@@ -3,8 +3,10 @@
 //! Owns tables of family `netdev` by name. Where the VIP's frames carry the host's own MAC, Linux would accept them on any
 //! interface; here they are dropped on the service interface, after packet sockets have seen them and before the stack.
 //! Frames that the data plane writes to its TAP device come in elsewhere and do not meet the drop, and what the kernel's program has
-//! accepted where it came in carries a mark that is let by. Speaks netlink itself: no `nft` program is needed. The raw data plane calls
-//! it; it never touches tables that others made.
+//! accepted where it came in carries a mark that is let by. In the same table [`divert_resets`] can have a second chain, at egress. Speaks netlink itself: no `nft`
+//! program is needed. It never touches tables that others made.
+
+mod resets;
 
 use std::io;
 use std::net::IpAddr;
@@ -18,7 +20,9 @@ use crate::netlink_message::{
 };
 use crate::sockopt;
 
-/// Name of the only chain in each table.
+pub use resets::{PASS_MARK, divert_resets, diverts_resets, let_resets_go};
+
+/// Name of the chain in each table that keeps frames from the stack.
 const CHAIN: &str = "ingress";
 
 /// Ahead of connection tracking at the same place (-200) and of the usual filters (0).
@@ -107,7 +111,7 @@ const HOOK_INGRESS: u32 = 0;
 pub fn install(table: &str, device: &str, vips: &[IpAddr], drop_arp: bool) -> io::Result<()> {
     check_table_name(table)?;
     crate::interface::index(device)?;
-    let hooked = is_hooked(table, device)?;
+    let hooked = is_hooked(table, CHAIN, device)?;
     let mut transaction = Transaction::begin()?;
     if hooked {
         // A chain in the place of the old one would for a moment stand beside it, and drop what the old one has let by and taken the mark off.
@@ -117,9 +121,9 @@ pub fn install(table: &str, device: &str, vips: &[IpAddr], drop_arp: bool) -> io
     } else {
         transaction.make_anew(table, device);
     }
-    transaction.add_rule(table, let_accepted_by);
+    transaction.add_rule(table, CHAIN, let_accepted_by);
     for rule in vips.iter().flat_map(|&vip| rules_for(vip, drop_arp)) {
-        transaction.add_rule(table, |list| rule.emit(list));
+        transaction.add_rule(table, CHAIN, |list| rule.emit(list));
     }
     transaction
         .commit()
@@ -159,17 +163,18 @@ pub fn tables(prefix: &str) -> io::Result<Vec<String>> {
 /// The chain leaves with its device; everything else only goes if another program removes it, as a reload of the firewall does.
 pub fn is_installed(table: &str, device: &str, vips: &[IpAddr], drop_arp: bool) -> io::Result<bool> {
     check_table_name(table)?;
-    if !is_hooked(table, device)? {
+    if !is_hooked(table, CHAIN, device)? {
         return Ok(false);
     }
     let drops = vips.iter().flat_map(|&vip| rules_for(vip, drop_arp)).count();
     // And the one that lets by.
-    let rules = rules_of(table).map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
+    let rules =
+        rules_of(table, CHAIN).map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
     Ok(rules.len() == 1 + drops)
 }
 
-/// Whether the chain of `table` stands at `device`.
-fn is_hooked(table: &str, device: &str) -> io::Result<bool> {
+/// Whether `chain` of `table` stands at `device`.
+fn is_hooked(table: &str, wanted: &str, device: &str) -> io::Result<bool> {
     let chains =
         dump(GET_CHAIN, |_| {}).map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
     let named = |entry: &[u8], kind, name| attribute(entry, kind).and_then(text) == Some(name);
@@ -178,7 +183,7 @@ fn is_hooked(table: &str, device: &str) -> io::Result<bool> {
         // Depending on the kernel the only device is told by itself or as a list of one.
         let listed = attribute(hook, HOOK_DEVICES).unwrap_or_default();
         named(chain, CHAIN_TABLE, table)
-            && named(chain, CHAIN_NAME, CHAIN)
+            && named(chain, CHAIN_NAME, wanted)
             && (named(hook, HOOK_DEVICE, device) || attributes(listed).any(|(_, name)| text(name) == Some(device)))
     }))
 }
@@ -186,17 +191,19 @@ fn is_hooked(table: &str, device: &str) -> io::Result<bool> {
 /// Frames that the rules of `table` have dropped since [`install`]; 0 if there is no such table.
 pub fn dropped(table: &str) -> io::Result<u64> {
     check_table_name(table)?;
-    let rules = rules_of(table).map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
+    let rules =
+        rules_of(table, CHAIN).map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
     Ok(rules.iter().map(|rule| packets(rule)).fold(0, u64::saturating_add))
 }
 
-/// The attributes of each rule of `table`; none if there is no such table.
-fn rules_of(table: &str) -> io::Result<Vec<Vec<u8>>> {
+/// The attributes of each rule in `chain` of `table`; none if there is no such table.
+fn rules_of(table: &str, chain: &str) -> io::Result<Vec<Vec<u8>>> {
     let mut rules = dump(GET_RULE, |body| {
         body.attribute_text(RULE_TABLE, table);
     })?;
     // Old kernels ignore the table in the request.
-    rules.retain(|rule| attribute(rule, RULE_TABLE).and_then(text) == Some(table));
+    let is_in = |rule: &[u8], kind, name| attribute(rule, kind).and_then(text) == Some(name);
+    rules.retain(|rule| is_in(rule, RULE_TABLE, table) && is_in(rule, RULE_CHAIN, chain));
     Ok(rules)
 }
 
@@ -261,18 +268,10 @@ fn rules_for(vip: IpAddr, drop_arp: bool) -> Vec<Rule> {
 
 impl Rule {
     fn emit(&self, list: &mut Batch) {
-        expression(list, "meta", |data| {
-            data.attribute_be32(META_TARGET, REGISTER)
-                .attribute_be32(META_KEY, KEY_PROTOCOL);
-        });
+        meta(list, KEY_PROTOCOL);
         compare(list, &self.protocol.to_be_bytes());
         for (offset, value) in &self.fields {
-            expression(list, "payload", |data| {
-                data.attribute_be32(PAYLOAD_TARGET, REGISTER)
-                    .attribute_be32(PAYLOAD_BASE, NETWORK_HEADER);
-                data.attribute_be32(PAYLOAD_OFFSET, *offset)
-                    .attribute_be32(PAYLOAD_LENGTH, value.len() as u32);
-            });
+            payload(list, NETWORK_HEADER, *offset, value.len() as u32);
             compare(list, value);
         }
         expression(list, "counter", |data| {
@@ -285,10 +284,7 @@ impl Rule {
 
 /// `meta mark ACCEPTED_MARK meta mark set 0 accept`: later chains and the stack see the frame as it came.
 fn let_accepted_by(list: &mut Batch) {
-    expression(list, "meta", |data| {
-        data.attribute_be32(META_TARGET, REGISTER)
-            .attribute_be32(META_KEY, KEY_MARK);
-    });
+    meta(list, KEY_MARK);
     compare(list, &ACCEPTED_MARK.to_ne_bytes());
     expression(list, "immediate", |data| {
         data.attribute_be32(IMMEDIATE_TARGET, REGISTER);
@@ -301,6 +297,23 @@ fn let_accepted_by(list: &mut Batch) {
             .attribute_be32(META_SOURCE, REGISTER);
     });
     verdict(list, ACCEPT);
+}
+
+/// Loads what the kernel knows of the frame.
+fn meta(list: &mut Batch, key: u32) {
+    expression(list, "meta", |data| {
+        data.attribute_be32(META_TARGET, REGISTER).attribute_be32(META_KEY, key);
+    });
+}
+
+/// Loads some bytes of the frame.
+fn payload(list: &mut Batch, base: u32, offset: u32, length: u32) {
+    expression(list, "payload", |data| {
+        data.attribute_be32(PAYLOAD_TARGET, REGISTER)
+            .attribute_be32(PAYLOAD_BASE, base);
+        data.attribute_be32(PAYLOAD_OFFSET, offset)
+            .attribute_be32(PAYLOAD_LENGTH, length);
+    });
 }
 
 /// Ends the rule.
@@ -376,11 +389,15 @@ impl Transaction {
                 body.attribute_text(TABLE_NAME, table);
             });
         }
+        self.add_chain(table, CHAIN, HOOK_INGRESS, device);
+    }
+
+    fn add_chain(&mut self, table: &str, chain: &str, hook_number: u32, device: &str) {
         self.change(NEW_CHAIN, NLM_F_CREATE, |body| {
             body.attribute_text(CHAIN_TABLE, table)
-                .attribute_text(CHAIN_NAME, CHAIN);
+                .attribute_text(CHAIN_NAME, chain);
             body.nested(CHAIN_HOOK, |hook| {
-                hook.attribute_be32(HOOK_NUMBER, HOOK_INGRESS)
+                hook.attribute_be32(HOOK_NUMBER, hook_number)
                     .attribute_be32(HOOK_PRIORITY, PRIORITY as u32);
                 hook.attribute_text(HOOK_DEVICE, device);
             });
@@ -389,9 +406,9 @@ impl Transaction {
         });
     }
 
-    fn add_rule(&mut self, table: &str, emit: impl FnOnce(&mut Batch)) {
+    fn add_rule(&mut self, table: &str, chain: &str, emit: impl FnOnce(&mut Batch)) {
         self.change(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |body| {
-            body.attribute_text(RULE_TABLE, table).attribute_text(RULE_CHAIN, CHAIN);
+            body.attribute_text(RULE_TABLE, table).attribute_text(RULE_CHAIN, chain);
             body.nested(RULE_EXPRESSIONS, emit);
         });
     }

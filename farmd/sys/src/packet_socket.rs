@@ -11,6 +11,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::nft::PASS_MARK;
 use crate::sockopt;
 
 /// Length in bytes of the `virtio_net_hdr` in front of every frame, in both directions and in [`crate::tap`] too.
@@ -101,6 +102,8 @@ impl PacketRing {
         set_packet(&socket, libc::PACKET_VERSION, &version).map_err(step("packet ring version 2"))?;
         set_packet(&socket, libc::PACKET_VNET_HDR, &1).map_err(step("packet socket with vnet headers"))?;
         ignore_outgoing(&socket)?;
+        sockopt::set(&socket, libc::SOL_SOCKET, libc::SO_MARK, &(PASS_MARK as libc::c_int))
+            .map_err(step("packet socket with a mark"))?;
         if slot == SLOT {
             // Any value but 0 asks for the whole of a frame that does not fit its slot.
             set_packet(&socket, libc::PACKET_COPY_THRESH, &1).map_err(step("packet copy threshold"))?;

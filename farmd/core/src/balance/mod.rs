@@ -11,6 +11,7 @@ pub mod fragment;
 pub mod hash;
 pub mod orphans;
 pub mod plan;
+pub mod resets;
 
 #[cfg(test)]
 pub(crate) mod test_frames;

@@ -3,6 +3,7 @@
 //! Owns the plan in force, what is known of this host's connections, the fragments seen, and what is kept
 //! for buckets that are changing hands. It reads no ring by itself and never waits; the data plane's thread drives it.
 
+mod resets;
 mod telling;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -15,6 +16,7 @@ use farm_core::balance::flow::{FlowKey, TCP};
 use farm_core::balance::fragment::FragmentTable;
 use farm_core::balance::orphans::{Answer, Orphans};
 use farm_core::balance::plan::Plan;
+use farm_core::balance::resets::Resets;
 use farm_core::config::L2Mode;
 use farm_core::id::{NodeId, NodeSet};
 use farm_core::trace::{Cause, Outcome};
@@ -63,6 +65,8 @@ pub struct Judge {
     pub known: Known,
     /// Segments that may be nobody's.
     pub orphans: Orphans,
+    /// What the stack says of those that it does not know.
+    pub resets: Resets,
     /// Judges most frames before they get here, where there is one.
     pub kernel: Option<Kernel>,
     /// Whom each frame is told, while somebody listens.
@@ -86,6 +90,7 @@ impl Judge {
             tap: None,
             known,
             orphans: Orphans::default(),
+            resets: Resets::default(),
             kernel: None,
             trace: None,
             buffer: vec![0; MAX_FRAME].into_boxed_slice(),
@@ -177,8 +182,8 @@ impl Judge {
         }
     }
 
-    /// Judges what the program in the kernel has left to this thread, a part of it if it is much; returns how many frames.
-    pub fn work_punted(&mut self, interfaces: &[Interface]) -> usize {
+    /// Takes what comes out of the TAP, a part of it if it is much: what the program in the kernel has left to this thread, and resets. Returns how many frames.
+    pub fn work_tap(&mut self, interfaces: &[Interface]) -> usize {
         let Some(device) = self.tap.take() else { return 0 };
         let mut punted: Vec<Vec<u8>> = Vec::new();
         let result = device
@@ -189,8 +194,13 @@ impl Judge {
             debug!(%error, "reading the TAP failed");
         }
         let mut forwards: Vec<(Vec<u8>, NodeSet)> = Vec::new();
+        let judges_here = self.kernel.as_ref().is_some_and(Kernel::is_at_work);
         for bytes in &mut punted {
-            self.judge(bytes, &mut forwards);
+            if self.is_own_reset(bytes) {
+                self.handle_reset(interfaces, bytes);
+            } else if judges_here {
+                self.judge(bytes, &mut forwards);
+            }
         }
         for (mut bytes, to) in forwards {
             for node in to.iter() {
@@ -203,7 +213,7 @@ impl Judge {
     /// Judges all that the program in the kernel has left to this thread by now.
     pub fn work_off_punted(&mut self, interfaces: &[Interface]) {
         for _ in 0..super::raw::RING_SLOTS as usize / BUDGET {
-            if self.work_punted(interfaces) < BUDGET {
+            if self.work_tap(interfaces) < BUDGET {
                 return;
             }
         }

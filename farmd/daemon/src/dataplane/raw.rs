@@ -17,6 +17,8 @@ mod early;
 mod in_kernel;
 mod in_place;
 mod interface;
+mod orphans;
+mod plans;
 mod recorded;
 mod telling;
 
@@ -28,7 +30,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use farm_core::balance::flow::FlowKey;
-use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
+use farm_core::balance::plan::Plan;
 use farm_core::wire::heartbeat::{BucketSet, Requester};
 use farm_sys::bpf::Predecessor;
 use farm_sys::event_fd::EventFd;
@@ -36,18 +38,16 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use super::arp::Responder;
-use super::change::{self, Change};
 use super::connections::Connections;
 use super::judge::Judge;
-use super::kernel::Kernel;
 use super::known::Known;
 use super::lister::{Listed, Lister};
 use super::replay::{Recorder, Timing};
 use super::trace::reader::Reader;
 use super::trace::{Begun, Tracer};
-use super::{Count, Counters, DataPlane, Interface, Lease, LocalDevice, Standing};
+use super::{Counters, DataPlane, Interface, Lease, LocalDevice, Standing};
 use crate::event::{Event, EventSender, HeldGroup};
-use interface::{join_groups, set_filter};
+use interface::set_filter;
 
 /// Slots of 2 kB in each interface's ring while frames are captured: 4 MB, some 30 ms at 70 000 frames a second.
 pub const RING_SLOTS: u32 = 2048;
@@ -55,8 +55,6 @@ pub const RING_SLOTS: u32 = 2048;
 pub const IDLE_RING_SLOTS: u32 = 32;
 /// How often connections in buckets that are guarded or held are counted anew.
 const RECOUNT: Duration = Duration::from_secs(1);
-/// And that many times the duration of a look-up lie between two, so that many connections do not stop the packets.
-const RECOUNT_REST: u32 = 20;
 /// Most connections remembered; past it they are counted anew, which forgets those that have ended.
 const MAX_FLOWS: usize = 1 << 20;
 /// Time between two log lines about a look-up that fails.
@@ -77,6 +75,8 @@ enum Command {
     AskAround,
     WatchOrphans(Instant),
     Flows(Vec<FlowKey>, Option<BTreeSet<FlowKey>>),
+    ResetWait(Option<Duration>),
+    WithdrawResets(Duration),
     Listed(Listed),
     Trace(Option<Begun>),
     Leave(Instant),
@@ -221,6 +221,14 @@ impl DataPlane for RawPlane {
         self.send(Command::Flows(asked, theirs));
     }
 
+    fn set_reset_wait(&self, wait: Option<Duration>) {
+        self.send(Command::ResetWait(wait));
+    }
+
+    fn withdraw_resets(&self, silence: Duration) {
+        self.send(Command::WithdrawResets(silence));
+    }
+
     fn leave(&self, until: Instant) {
         self.send(Command::Leave(until));
     }
@@ -332,6 +340,7 @@ impl Worker {
                 self.ask_at
                     .filter(|_| !self.asking && self.judge.orphans.has_questions()),
                 self.responder.next_at(),
+                self.judge.next_reset_at(),
                 Some(self.statistics_at),
             ];
             let timeout = wakes
@@ -365,20 +374,9 @@ impl Worker {
                     self.events.send(Event::Requester(requester));
                 }
             }
-            self.work_tap();
+            self.judge.work_tap(&self.interfaces);
             self.ask_for_unknown();
             self.handle_timers();
-        }
-    }
-
-    /// What the stack sends on the TAP is thrown away, unless a program in the kernel leaves frames to this thread that way.
-    fn work_tap(&mut self) {
-        if self.judge.kernel.as_ref().is_some_and(Kernel::is_at_work) {
-            self.judge.work_punted(&self.interfaces);
-        } else if let Some(tap) = &self.judge.tap
-            && let Err(error) = tap.tap.drain()
-        {
-            debug!(%error, "reading the TAP failed");
         }
     }
 
@@ -427,6 +425,8 @@ impl Worker {
                     self.asking = false;
                     self.judge.handle_told(&asked, theirs.as_ref());
                 }
+                Command::ResetWait(wait) => self.judge.resets.set_wait(wait),
+                Command::WithdrawResets(silence) => self.judge.withdraw_resets(silence),
                 Command::Listed(listed) => self.handle_listed(listed),
                 Command::Trace(begun) => self.handle_trace(begun),
                 Command::Leave(until) => {
@@ -448,145 +448,10 @@ impl Worker {
         true
     }
 
-    /// Goes over to `plan`, at once or when what it needs is known.
-    fn handle_plan(&mut self, plan: Arc<Plan>) {
-        let change = change::of(&self.judge.plan, &plan);
-        self.waiting = None;
-        if change == Change::Releases {
-            self.watch_openings(&plan);
-            self.waiting = Some(plan);
-            if self.look_up_at.is_none() {
-                self.look_up();
-            }
-            return;
-        }
-        self.apply(plan);
-        if change == Change::Closes {
-            self.owes_report = true;
-            if self.judge.kernel.as_ref().is_some_and(Kernel::is_at_work) {
-                self.settle();
-            } else {
-                self.look_up();
-            }
-        } else if !self.owes_report {
-            if self.known {
-                self.found = self.judge.known.held(&self.judge.plan);
-            } else {
-                self.hold_all();
-            }
-            self.report();
-        }
-    }
-
-    /// Swaps the plan between two frames. What has come before is judged by the old one: a bucket opens here after another node has closed it,
-    /// and what came before that is the other node's.
-    fn apply(&mut self, plan: Arc<Plan>) {
-        if !self.judge.lease.holds(Instant::now()) {
-            // What came in while this host did not run has been answered by others.
-            self.discard_backlog();
-        }
-        let began = Instant::now();
-        for interface in &mut self.interfaces {
-            self.judge.work_off(interface);
-        }
-        if self.judge.kernel.as_ref().is_some_and(Kernel::is_at_work) {
-            self.judge.work_off_punted(&self.interfaces);
-        }
-        let judged = began.elapsed();
-        for interface in &mut self.interfaces {
-            join_groups(&plan, interface);
-        }
-        self.install(&plan);
-        let old = self.judge.swap(plan);
-        self.set_filters();
-        let filtered = began.elapsed();
-        // Only from here on the new owner's filter passes what comes for it; all that came before was for the old one.
-        self.record(&old);
-        // Before anything is answered in a dead node's place: the client's next packet must not go to the dead one.
-        self.responder.handle_plan(&old, &self.judge.plan, &mut self.interfaces);
-        let answered = self.judge.judge_held(&self.interfaces);
-        self.replay(&answered);
-        self.judge.counters.add(Count::PlansApplied, 1);
-        if self.recount_at.is_none() && self.judge.plan.groups.iter().any(GroupPlan::needs_sockets) {
-            self.recount_at = Some(Instant::now() + RECOUNT);
-        }
-        let version = self.judge.plan.version;
-        debug!(version, ?judged, ?filtered, whole = ?began.elapsed(), "plan applied");
-    }
-
-    /// Asks for this host's connections; the answer comes as a command.
-    fn look_up(&mut self) {
-        let plan = self.waiting.as_ref().unwrap_or(&self.judge.plan);
-        self.lister.ask(plan.vips.iter().map(|v| v.addr).collect());
-        self.judge.known.look_since(Instant::now());
-        self.recount_at = None;
-    }
-
-    /// This host's connections are known: what waited for that is done, and the owner loop is told what it holds.
-    fn handle_listed(&mut self, listed: Listed) {
-        self.lister.handle_answer();
-        let plan = self.waiting.as_ref().unwrap_or(&self.judge.plan);
-        if !plan.vips.iter().all(|vip| listed.vips.contains(&vip.addr)) {
-            // Asked for a plan before this one.
-            return self.look_up();
-        }
-        if let Some(from) = self.believed_from.filter(|from| listed.began < *from) {
-            self.look_up_at = Some(from);
-            return;
-        }
-        self.believed_from = None;
-        if let Some(kernel) = &mut self.judge.kernel {
-            kernel.set_tracked(listed.tracked);
-        }
-        if let Some(plan) = self.waiting.take() {
-            self.apply(plan);
-        }
-        match listed.connections {
-            Ok(connections) => {
-                self.found = self.judge.known.replace(&self.judge.plan, listed.began, connections);
-                self.known = true;
-                self.counted = !self.judge.plan.vips.is_empty();
-                let pause = RECOUNT.max(listed.began.elapsed() * RECOUNT_REST);
-                let needed = self.judge.plan.groups.iter().any(GroupPlan::needs_sockets);
-                self.recount_at = needed.then(|| Instant::now() + pause);
-            }
-            Err(error) => {
-                self.known = false;
-                self.hold_all();
-                self.recount_at = Some(Instant::now() + RECOUNT / 10);
-                self.judge.counters.add(Count::ListFailed, 1);
-                if self.failure_told.is_none_or(|at| at.elapsed() > FAILURE_LOG_INTERVAL) {
-                    self.failure_told = Some(Instant::now());
-                    warn!(%error, "this host's connections cannot be listed; buckets that change hands wait for it");
-                }
-            }
-        }
-        self.owes_report = false;
-        self.report();
-        self.succeed();
-    }
-
-    /// What may be held is held, or peers would reset it.
-    fn hold_all(&mut self) {
-        let plan = &self.judge.plan;
-        self.found.resize(plan.groups.len(), HeldGroup::default());
-        for (found, group) in self.found.iter_mut().zip(&plan.groups) {
-            let states = (0u16..).zip(group.states.iter());
-            let draining = states.filter(|(_, state)| **state == BucketState::Draining);
-            found.buckets = draining.map(|(index, _)| index).collect();
-        }
-    }
-
-    fn report(&self) {
-        self.events.send(Event::PlanApplied {
-            version: self.judge.plan.version,
-            held: self.found.clone(),
-        });
-    }
-
     fn handle_timers(&mut self) {
         let now = Instant::now();
         self.judge.expire_held(now);
+        self.judge.let_resets_go(&self.interfaces);
         let due = self.recount_at.is_some_and(|at| at <= now) || self.judge.known.count() > MAX_FLOWS;
         if due && !self.lister.is_busy() {
             self.look_up();

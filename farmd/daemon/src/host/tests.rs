@@ -53,6 +53,8 @@ impl DataPlane for Shelf {
     fn ask_around(&self) {}
     fn watch_orphans(&self, _: std::time::Instant) {}
     fn learn_flows(&self, _: Vec<FlowKey>, _: Option<BTreeSet<FlowKey>>) {}
+    fn set_reset_wait(&self, _: Option<Duration>) {}
+    fn withdraw_resets(&self, _: Duration) {}
     fn leave(&self, _: std::time::Instant) {}
     fn stop(&mut self) {}
 }
@@ -186,6 +188,48 @@ fn a_flushed_table_is_mended_and_all_is_undone_in_the_end() {
         assert_eq!((arp("arp_announce"), arp("arp_ignore")), ("0".into(), "0".into()));
         assert_eq!(nft::tables(TABLE_PREFIX).unwrap(), Vec::<String>::new());
         assert!(!bench.var.path().join(state::FILE).exists());
+    });
+}
+
+#[test]
+fn resets_are_diverted_while_they_are_to_be_whatever_else_changes() {
+    on_bench(async |bench| {
+        let (web, more, host) = (module("web"), module("more"), &mut bench.host);
+        let both = [vips()[0], "198.18.0.101".parse().unwrap()];
+        let diverts = |vips: &[IpAddr]| nft::diverts_resets(TABLE, SERVICE, vips).unwrap();
+        host.set_up(&web, &config(&[SERVICE], "198.18.0.100", true))
+            .await
+            .unwrap();
+        assert!(!diverts(&vips()));
+        host.divert_resets(true);
+        assert!(diverts(&vips()));
+        host.set_up(&more, &config(&[SERVICE], "198.18.0.101", true))
+            .await
+            .unwrap();
+        assert!(diverts(&both));
+
+        // A firewall's reload takes all of it, somebody else this one alone.
+        for remove in [nft::remove, nft::let_resets_go] {
+            assert!(remove(TABLE).unwrap());
+            sleep(watch::TABLE_INTERVAL).await;
+            assert_eq!(host.check_links(), []);
+            assert!(nft::is_installed(TABLE, SERVICE, &both, true).unwrap());
+            assert!(diverts(&both));
+        }
+        assert_eq!(host.tear_down(&more).await, Vec::<String>::new());
+        assert!(diverts(&vips()));
+
+        host.divert_resets(false);
+        assert!(!diverts(&vips()) && nft::is_installed(TABLE, SERVICE, &vips(), true).unwrap());
+        // Set up while they are diverted; gone with the last address.
+        host.divert_resets(true);
+        assert_eq!(host.tear_down(&web).await, Vec::<String>::new());
+        assert_eq!(nft::tables(TABLE_PREFIX).unwrap(), Vec::<String>::new());
+        host.set_up(&web, &config(&[SERVICE], "198.18.0.100", true))
+            .await
+            .unwrap();
+        assert!(diverts(&vips()));
+        assert_eq!(host.tear_down(&web).await, Vec::<String>::new());
     });
 }
 

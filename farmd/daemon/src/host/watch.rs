@@ -71,6 +71,7 @@ impl Host {
             let what = match nft::is_installed(&table, name, &vips, true) {
                 Ok(true) => {
                     self.table_problems.remove(name);
+                    self.mend_divert(name);
                     continue;
                 }
                 Ok(false) => {
@@ -86,6 +87,7 @@ impl Host {
                         "nf_tables table netdev {table} {what}; it was made again"
                     );
                     self.table_problems.remove(name);
+                    self.divert_on(name);
                 }
                 Err(error) => {
                     let text = format!(

@@ -16,6 +16,9 @@ use crate::effect::Effect;
 /// How long after a node has died its clients are told: Linux gives a connection up that nobody answers after 924 s (tcp_retries2, tcp(7)).
 const WINDOW: Duration = Duration::from_secs(924);
 
+/// A reset waits for so many pulses: what a node that comes back is first heard by may be lost once.
+const RESET_PULSES: u32 = 2;
+
 /// See the module doc.
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
@@ -25,6 +28,12 @@ pub(super) struct Orphans {
     pub(super) are_own: bool,
     /// The last question has failed.
     is_failing: bool,
+    /// Who was heard at the last turn, and this node.
+    heard: NodeSet,
+    /// Resets wait.
+    resets_wait: bool,
+    /// At least until then.
+    resets_wait_until: Duration,
 }
 
 impl Node {
@@ -47,13 +56,11 @@ impl Node {
     /// All who may have connections: whoever is heard here or by one that is heard, as after a cut not all hear each other at the same moment, and whoever has left to be
     /// back at once.
     fn all_alive(&self) -> NodeSet {
-        let now = self.now();
         let (plan, _) = self.published.newest();
         let sets = plan.groups.iter().flat_map(|group| group.holders.values());
         let holders = sets.fold(0, |all, set| all | set.bits());
-        let membership = self.farm.membership();
-        let heard = membership.heard(now);
-        let mut nodes = NodeSet::from_bits(heard.bits() | holders);
+        let (now, membership) = (self.now(), self.farm.membership());
+        let mut nodes = NodeSet::from_bits(membership.heard(now).bits() | holders);
         let others = (0..self.cluster.nodes.len()).filter_map(NodeId::new);
         for node in others.filter(|node| !nodes.contains(*node)).collect::<Vec<_>>() {
             if !membership.testimony(now, node).talk_with_it.is_empty() {
@@ -62,6 +69,30 @@ impl Node {
         }
         nodes.remove(self.this);
         nodes
+    }
+
+    /// While a node is not heard has resets wait a little, and withdraws them when one has come back: clients of a node that was cut off are heard before it is.
+    pub(super) fn watch_resets(&mut self, now: Duration) {
+        let membership = self.farm.membership();
+        let mut heard = membership.heard(now);
+        heard.insert(self.this);
+        // Of members that another one hears nothing is known here of what they have.
+        let is_unheard = membership.view().iter().any(|node| !heard.contains(node));
+        let is_back = heard.iter().any(|node| !self.orphans.heard.contains(node));
+        let all = heard.len() == self.cluster.nodes.len();
+        self.orphans.heard = heard;
+        let wait = self.cluster.heartbeat_interval * RESET_PULSES;
+        if is_unheard || is_back {
+            self.plane.withdraw_resets(wait);
+            // What comes in before the plan for it is at work is answered by that of before.
+            self.orphans.resets_wait_until = now + wait * 2;
+        }
+        let waits = !all || now < self.orphans.resets_wait_until;
+        if waits != self.orphans.resets_wait {
+            self.orphans.resets_wait = waits;
+            self.plane.set_reset_wait(waits.then_some(wait));
+            self.queue(Effect::DivertResets(waits));
+        }
     }
 
     /// The data plane does not know these connections.

@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use farm_sys::netlink::Netlink;
 use farm_sys::netns::NetNs;
 use farm_sys::nft;
+use farm_sys::packet_socket::{PacketRing, VNET_HEADER};
+use farm_sys::tap::Tap;
 
 use crate::lab::{self, ADDR_A, ADDR_B, LIMIT, Lab, MAC_A, MAC_B, SILENCE};
 
@@ -155,4 +157,84 @@ fn without_privilege_it_says_so() {
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
         assert!(error.to_string().contains("farm_lo"), "{error}");
     });
+}
+
+/// A segment without data from `b` to a port of `a` on which nobody listens.
+fn segment(flags: u8) -> Vec<u8> {
+    let mut tcp = [4000u16.to_be_bytes(), 5000u16.to_be_bytes()].concat();
+    tcp.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    // Of the IPv4 header only the protocol differs, and with it the sum.
+    let mut ip = lab::udp_packet((ADDR_B, 4000), (ADDR_A, 5000), &[0; 12], true);
+    ip.truncate(20);
+    let sum = u16::from_be_bytes([ip[10], ip[11]]);
+    ip[9] = 6;
+    ip[10..12].copy_from_slice(&(sum + 11).to_be_bytes());
+    let mut bytes = lab::frame(MAC_A, MAC_B, 0x0800, &[ip, tcp].concat());
+    // VIRTIO_NET_HDR_F_NEEDS_CSUM: from the TCP header on, into its place there.
+    bytes[..10].copy_from_slice(&[1, 0, 0, 0, 0, 0, 34, 0, 16, 0]);
+    bytes
+}
+
+#[test]
+fn resets_for_unknown_connections_are_diverted_and_others_are_not() {
+    const RST: u8 = 0x04;
+    const ACK: u8 = 0x10;
+    const SYN: u8 = 0x02;
+    if !lab::privileged() {
+        return;
+    }
+    let lab = Lab::new();
+    let sender = lab.sender_b();
+    let ring_a = lab.ring_a(&[lab::ret(0)]);
+    let filter = lab::ethernet_type(0x0800);
+    let mut heard = lab
+        .b
+        .run(|| PacketRing::open(farm_sys::interface::index("b0").unwrap(), 32, &filter).unwrap());
+    let flags = |frame: &[u8]| frame[VNET_HEADER + 14 + 20 + 13];
+    let tap = lab.a.run(|| {
+        let tap = Tap::create("farm0").unwrap();
+        lab::block_on(async { Netlink::open().await.unwrap().link_up(tap.ifindex()).await.unwrap() });
+        tap
+    });
+    let vips = [ADDR_A.into(), VIP6.parse().unwrap()];
+    let divert = |vips: &[IpAddr]| lab.a.run(|| nft::divert_resets("farm_a0", "a0", vips, tap.ifindex()));
+    let diverts = || lab.a.run(|| nft::diverts_resets("farm_a0", "a0", &vips).unwrap());
+
+    sender.send(&segment(ACK)).unwrap();
+    assert_eq!(flags(&lab::collect(&mut heard, 1)[0]), RST, "before");
+    assert_eq!(divert(&vips).unwrap_err().kind(), io::ErrorKind::NotFound, "no table");
+
+    lab.a.run(|| nft::install("farm_a0", "a0", &[], false).unwrap());
+    assert!(!diverts());
+    divert(&vips).unwrap();
+    // Again, and a change of the other chain, leave it as it is.
+    divert(&vips).unwrap();
+    lab.a
+        .run(|| nft::install("farm_a0", "a0", &[VIP.into()], false).unwrap());
+    assert!(diverts());
+    assert!(
+        lab.a
+            .run(|| nft::is_installed("farm_a0", "a0", &[VIP.into()], false).unwrap())
+    );
+    sender.send(&segment(ACK)).unwrap();
+    assert!(lab::stays_silent(&mut heard), "it is diverted");
+    let mut diverted = Vec::new();
+    tap.recv(8, &mut [0; 2048], |frame| diverted.push(frame.to_vec()))
+        .unwrap();
+    let resets: Vec<&Vec<u8>> = diverted.iter().filter(|frame| frame[VNET_HEADER + 12] == 8).collect();
+    assert_eq!(resets.len(), 1, "{diverted:?}");
+    assert_eq!(flags(resets[0]), RST);
+    // A packet socket sends it on.
+    ring_a.send(resets[0]).unwrap();
+    assert_eq!(flags(&lab::collect(&mut heard, 1)[0]), RST);
+    // To a closed port: it has ACK.
+    sender.send(&segment(SYN)).unwrap();
+    assert_eq!(flags(&lab::collect(&mut heard, 1)[0]), RST | ACK);
+
+    let go = || lab.a.run(|| nft::let_resets_go("farm_a0").unwrap());
+    assert!(go());
+    assert!(!diverts());
+    assert!(!go(), "there is nothing to undo");
+    sender.send(&segment(ACK)).unwrap();
+    assert_eq!(flags(&lab::collect(&mut heard, 1)[0]), RST, "after");
 }

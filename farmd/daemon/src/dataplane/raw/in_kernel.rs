@@ -13,10 +13,7 @@ use super::{FAILURE_LOG_INTERVAL, Worker, set_filter};
 use crate::dataplane::kernel::Kernel;
 use crate::dataplane::taken::WATCH;
 use crate::dataplane::{Count, change};
-use crate::event::Event;
 
-/// Shortest time between two questions to the peers: what comes meanwhile goes into one.
-const QUESTION_INTERVAL: Duration = Duration::from_millis(10);
 /// Time that a frame takes from the program in the kernel to the stack, on a busy machine.
 const SETTLE: Duration = Duration::from_millis(2);
 
@@ -100,47 +97,6 @@ impl Worker {
             standing.refused = refused;
         });
         self.steer_early(plan);
-    }
-
-    /// A node has died: segments that this host does not know may be nobody's.
-    pub(super) fn watch_orphans(&mut self, until: Instant) {
-        let left = until.saturating_duration_since(Instant::now());
-        self.judge.orphans.watch(self.judge.elapsed() + left);
-        self.tell_asks();
-    }
-
-    /// Ends that in time.
-    pub(super) fn expire_orphans(&mut self) {
-        if self.judge.orphans.handle_timeout(self.judge.elapsed()) {
-            self.tell_asks();
-        }
-    }
-
-    fn tell_asks(&mut self) {
-        if let Some(kernel) = &mut self.judge.kernel {
-            kernel.set_asks(self.judge.orphans.is_watching());
-        }
-        // A plan that waits brings it.
-        if self.waiting.is_none() {
-            self.install_anew();
-        }
-    }
-
-    /// Has peers asked for connections that this host does not know, one question at a time.
-    pub(super) fn ask_for_unknown(&mut self) {
-        if self.asking || !self.judge.orphans.has_questions() {
-            return;
-        }
-        let now = Instant::now();
-        if self.ask_at.is_some_and(|at| now < at) {
-            return;
-        }
-        if let Some(flows) = self.judge.orphans.next_question(self.judge.elapsed()) {
-            self.asking = true;
-            self.ask_at = Some(now + QUESTION_INTERVAL);
-            self.judge.counters.add(Count::OrphanAsked, flows.len() as u64);
-            self.events.send(Event::Unknown(flows));
-        }
     }
 
     pub(super) fn set_filters(&mut self) {

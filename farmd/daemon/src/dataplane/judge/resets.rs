@@ -1,0 +1,62 @@
+//! Resets of this host's stack that nf_tables has sent to the TAP, because a node is missing ([`farm_core::balance::resets`]).
+
+use std::time::{Duration, Instant};
+
+use farm_core::balance::resets::Fate;
+use farm_core::wire::packet::Packet;
+use tracing::debug;
+
+use super::{Judge, VNET};
+use crate::dataplane::{Count, Interface};
+
+impl Judge {
+    /// Whether a frame out of the TAP has come from this host's stack.
+    pub(super) fn is_own_reset(&self, bytes: &[u8]) -> bool {
+        let packet = bytes.get(VNET..).and_then(Packet::parse);
+        packet
+            .is_some_and(|packet| self.plan.vip(packet.source).is_some() && self.plan.vip(packet.destination).is_none())
+    }
+
+    pub(super) fn handle_reset(&mut self, interfaces: &[Interface], bytes: &[u8]) {
+        match self.resets.handle(self.start.elapsed(), bytes) {
+            Fate::Leaves => self.send_reset(interfaces, bytes),
+            Fate::Waits => self.counters.add(Count::ResetHeld, 1),
+            Fate::Withdrawn => self.counters.add(Count::ResetWithdrawn, 1),
+            Fate::Full => self.counters.add(Count::ResetFull, 1),
+        }
+    }
+
+    /// When [`Self::let_resets_go`] has something to do.
+    pub fn next_reset_at(&self) -> Option<Instant> {
+        self.resets.poll_timeout().map(|due| self.start + due)
+    }
+
+    /// Sends those that have waited long enough.
+    pub fn let_resets_go(&mut self, interfaces: &[Interface]) {
+        while let Some(bytes) = self.resets.next_due(self.start.elapsed()) {
+            self.send_reset(interfaces, &bytes);
+        }
+    }
+
+    /// See [`crate::dataplane::DataPlane::withdraw_resets`].
+    pub fn withdraw_resets(&mut self, silence: Duration) {
+        let withdrawn = self.resets.withdraw(self.start.elapsed(), silence);
+        self.counters.add(Count::ResetWithdrawn, withdrawn as u64);
+        if withdrawn > 0 {
+            debug!(withdrawn, "a node is back: resets that waited do not leave");
+        }
+    }
+
+    /// By the interface by which it was to leave: that of its address.
+    fn send_reset(&self, interfaces: &[Interface], bytes: &[u8]) {
+        let vip = Packet::parse(&bytes[VNET..]).and_then(|packet| self.plan.vip(packet.source));
+        let interface = vip.and_then(|vip| interfaces.iter().find(|i| i.index == vip.interface));
+        let sent = interface.map(|interface| interface.ring.send(bytes));
+        match sent {
+            Some(Ok(())) => return,
+            Some(Err(error)) => debug!(%error, "a reset could not be sent"),
+            None => debug!("a reset of an address that is not served any more"),
+        }
+        self.counters.add(Count::ResetFailed, 1);
+    }
+}
