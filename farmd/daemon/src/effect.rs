@@ -22,6 +22,7 @@ use crate::admission::Other;
 use crate::checker::CheckerSet;
 use crate::event::{Event, EventSender};
 use crate::host::Host;
+use crate::host::changes::Changes;
 use crate::journal::Journal;
 use crate::reload::Legacy;
 use crate::remote::{self, Peers};
@@ -30,9 +31,6 @@ use crate::script::{Folders, ScriptHandle, ScriptRequest, ScriptRunner};
 use crate::shares::Shares;
 use crate::store;
 use crate::witness::Witness;
-
-/// How often service interfaces are looked at: a lost link moves the share in well under a second.
-const LINK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Enough for a second lan, if the first does not let anything through; less than the data plane waits.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
@@ -189,12 +187,14 @@ impl Executor {
         let mut checkers: BTreeMap<ModuleName, CheckerSet> = BTreeMap::new();
         let mut whole = false;
         let mut witnesses: BTreeMap<ModuleName, Witness> = BTreeMap::new();
-        let mut links = tokio::time::interval(LINK_INTERVAL);
-        links.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut changes = Changes::listen();
         loop {
             let effect = tokio::select! {
                 effect = effects.recv() => effect,
-                _ = links.tick() => {
+                news = changes.next() => {
+                    if news.tables {
+                        self.host.doubt_tables();
+                    }
                     for (module, problem) in self.host.check_links() {
                         self.events.send(Event::Link { module, problem });
                     }

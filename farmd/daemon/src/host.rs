@@ -13,6 +13,7 @@
 //! | eBPF program at ingress of each service interface (the data plane's; a tcx link, or a filter at clsact) | a link by going away with the process, a filter by its handle |
 //! | ring, socket for ARP and neighbour discovery, membership of the virtual MAC and of the groups that ask for an IPv6 VIP | going away with the process |
 
+pub mod changes;
 mod resets;
 mod state;
 #[cfg(test)]

@@ -62,6 +62,9 @@ use share::ShareDesk;
 const REALTIME_PRIORITY: u8 = 20;
 /// Events taken before everything else has its turn.
 const EVENT_BUDGET: usize = 1024;
+/// Bits of what there is to do: another thread has sent an event, or a signal has come.
+const WOKEN: u64 = 1;
+const SIGNALLED: u64 = 2;
 /// Largest datagram: 32 modules with full maps fit in the largest UDP payload.
 const DATAGRAM_MAX: usize = 65_535;
 /// How long the data plane may take for a plan. It takes milliseconds, or a second where far more wants to run than the processors can; one that hangs would hold up
@@ -274,15 +277,17 @@ impl Node {
         let mut buffer = vec![0; DATAGRAM_MAX];
         self.finish_turn();
         while self.left.is_none() {
-            let deadline = self.wait();
+            let (deadline, ready) = self.wait();
             self.notice_pause();
             self.pace.wake(self.last_turn, deadline);
-            self.receive(&mut buffer);
-            let woken = self.wake.drain();
+            if ready & !(WOKEN | SIGNALLED) != 0 {
+                self.receive(&mut buffer);
+            }
+            let woken = ready & WOKEN != 0 && self.wake.drain();
             if woken {
                 self.receive_events();
             }
-            let signalled = self.receive_signals();
+            let signalled = ready & SIGNALLED != 0 && self.receive_signals();
             let due = deadline.is_none_or(|at| at <= self.now());
             if woken || signalled || due || self.farm.turns() != self.turns {
                 self.handle_timeouts();
@@ -309,8 +314,8 @@ impl Node {
         self.start.elapsed()
     }
 
-    /// Waits for something to do; until when at most, if there is a limit.
-    fn wait(&mut self) -> Option<Duration> {
+    /// Waits for something to do; until when at most, if there is a limit. Also tells what there is to do, as bits: [`WOKEN`], [`SIGNALLED`], the others for heartbeats.
+    fn wait(&mut self) -> (Option<Duration>, u64) {
         let mut fds = vec![self.wake.as_fd(), self.signals.as_fd()];
         fds.extend(self.heartbeats.fds());
         let machines = self
@@ -327,11 +332,12 @@ impl Node {
         let now = self.now();
         self.pace.sleep(now);
         let timeout = deadline.map(|at| at.saturating_sub(now));
-        if let Err(error) = farm_sys::poll::wait_readable(&fds, timeout) {
+        let ready = farm_sys::poll::wait_readable(&fds, timeout).unwrap_or_else(|error| {
             warn!(%error, "poll failed");
             std::thread::sleep(Duration::from_millis(1));
-        }
-        deadline
+            u64::MAX
+        });
+        (deadline, ready)
     }
 
     /// After a pause longer than the lease others may own what this node had: it starts over with nothing

@@ -76,7 +76,7 @@ impl Conntrack {
     /// `PermissionDenied` without CAP_NET_ADMIN.
     pub fn open() -> io::Result<Self> {
         let first = Channel::open(NETLINK_NETFILTER).and_then(|mut channel| {
-            dump(&mut channel, SUBSYSTEM, libc::AF_INET as u8, |_| {})?;
+            tracks_nothing(&mut channel)?;
             Ok(channel)
         });
         match first {

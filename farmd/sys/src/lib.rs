@@ -6,6 +6,7 @@
 
 pub mod bpf;
 pub mod caps;
+pub mod change_socket;
 pub mod conntrack;
 pub mod event_fd;
 pub mod icmp;

@@ -15,13 +15,18 @@ use tracing::warn;
 
 use super::{Host, Placed, table_of};
 
-/// How often the nf_tables tables are looked at, at most.
+/// How often the nf_tables tables are looked at, at most, unless they are said to have changed.
 pub(super) const TABLE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Placed interfaces by name, as they are now; `None` for one that has vanished.
 type Links = BTreeMap<String, io::Result<Option<Link>>>;
 
 impl Host {
+    /// The tables may have changed: the next look is at them too.
+    pub fn doubt_tables(&mut self) {
+        self.tables_seen = None;
+    }
+
     /// Modules whose service interfaces have a problem, another one or none any more since the last call. Also mends their nf_tables tables.
     ///
     /// `interface NAME has changed ...` means that the interface of this name is no longer the one that was set up: only a new set-up of the module helps.

@@ -9,6 +9,7 @@
 mod lab;
 
 mod attach;
+mod change_socket;
 mod conntrack;
 mod icmp;
 mod interface;
