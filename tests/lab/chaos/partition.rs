@@ -20,6 +20,8 @@ use crate::{CLIENT_PORT, client_port};
 
 /// Established connections of each client in the second part.
 const HELD: usize = 100;
+/// Between an answer and the next request of one of them: at each moment some speak, also before the first heartbeat after a split.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Which nodes' frames reach which others: `cut[from][to]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -300,7 +302,7 @@ fn hold_through_splits(outcome: &mut Outcome, held: usize, say: Progress<'_>) ->
                     let config = CrowdConfig {
                         to: Rig::tcp().to_vec(),
                         count,
-                        pause: Duration::from_millis(300),
+                        pause: PAUSE,
                         replace: false,
                     };
                     Crowd::start(client, config)
