@@ -1,6 +1,7 @@
 //! Builds the kernel program with clang. Without clang the crate builds all the same, and says at run time that it has no kernel program.
 //!
-//! `FARM_CLANG` names the compiler (`clang` by default); `FARM_CLANG=none` builds without the kernel program on purpose.
+//! `FARM_CLANG` names the compiler (`clang` by default); `FARM_CLANG=none` builds without the kernel program on purpose. With `FARM_NEED_BPF` set it is an error if a clang that
+//! is there cannot build it.
 
 use std::env;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-changed=bpf");
     println!("cargo::rerun-if-env-changed=FARM_CLANG");
+    println!("cargo::rerun-if-env-changed=FARM_NEED_BPF");
     println!("cargo::rustc-check-cfg=cfg(farm_bpf)");
     let clang = env::var("FARM_CLANG").unwrap_or_else(|_| "clang".to_owned());
     let Some(out) = env::var_os("OUT_DIR").map(PathBuf::from) else {
@@ -35,10 +37,14 @@ fn main() {
             for line in String::from_utf8_lossy(&output.stderr).lines() {
                 println!("cargo::warning={line}");
             }
+            let kind = match env::var_os("FARM_NEED_BPF") {
+                Some(_) => "error",
+                None => "warning",
+            };
             println!(
-                "cargo::error={clang} cannot build the kernel program farmd/sys/bpf/farm.bpf.c; it needs clang 11 or newer with the bpf back end, and \
-                 the kernel's headers (apt-get install clang linux-libc-dev). FARM_CLANG names another clang; FARM_CLANG=none builds farmd without its \
-                 kernel program, and its raw data plane does all"
+                "cargo::{kind}={clang} cannot build the kernel program farmd/sys/bpf/farm.bpf.c, for which it needs to be version 11 or newer with the bpf back end, \
+                 and the kernel's headers (apt-get install clang linux-libc-dev): farmd has none then, and its raw data plane does all. FARM_CLANG names another \
+                 clang; FARM_CLANG=none says that this is meant"
             );
         }
         Err(error) => {

@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | TAP device `farm0` with the VIPs as /32 or /128; IPv6 is on there only while it carries an IPv6 VIP | going away with the process, unless that leaves it to its successor (`reload`) |
 //! | nf_tables table `netdev farm_IF`: ARP and neighbour solicitations for the VIPs never reach the host's own stack, and frames only if the program below has accepted them | removing the table |
+//! | chain `resets` in it, while a node is missing: resets of the stack go to `farm0` | removing the chain, or the table |
 //! | `net.ipv4.conf.IF.arp_announce = 2`: the kernel never asks with a VIP as sender | writing the old value, if it is still ours |
 //! | `net.ipv4.conf.IF.arp_ignore = 1`, if it was 0: the kernel never answers for a VIP, even without the table | writing 0, if it is still ours |
 //! | eBPF program at ingress of each service interface (the data plane's; a tcx link, or a filter at clsact) | a link by going away with the process, a filter by its handle |
@@ -170,10 +171,12 @@ pub struct Host {
     links: BTreeMap<ModuleName, Option<String>>,
     /// When the tables were last looked at.
     tables_seen: Option<Instant>,
+    /// When one was last made again.
+    tables_mended: Option<Instant>,
     /// Resets go to the device.
     diverts_resets: bool,
     /// Why they cannot, where they cannot, by interface name.
-    divert_problems: BTreeMap<String, String>,
+    divert_problems: BTreeMap<String, (io::ErrorKind, String)>,
     /// Tables that are gone and cannot be made again, by interface name.
     table_problems: BTreeMap<String, String>,
 }
@@ -195,7 +198,9 @@ impl Host {
             device: None,
             links: BTreeMap::new(),
             tables_seen: None,
-            diverts_resets: false,
+            tables_mended: None,
+            // What the farmd before has diverted stays so until this one knows whom it hears.
+            diverts_resets: true,
             divert_problems: BTreeMap::new(),
             table_problems: BTreeMap::new(),
         })

@@ -18,6 +18,7 @@ mod pace;
 mod publish;
 mod rate;
 mod reload;
+mod resets;
 mod rules;
 mod share;
 mod sight;
@@ -164,6 +165,7 @@ pub struct Node {
     realtime: bool,
     deaf: deaf::Deaf,
     orphans: orphans::Orphans,
+    resets: resets::Resets,
     inlet: inlet::Inlet,
     published: Published,
     desk: ShareDesk,
@@ -226,6 +228,7 @@ impl Node {
             realtime: false,
             deaf: deaf::Deaf::default(),
             orphans: orphans::Orphans::default(),
+            resets: resets::Resets::default(),
             inlet: inlet::Inlet::default(),
             refused: BTreeMap::new(),
             strangers: BTreeMap::new(),
@@ -455,20 +458,6 @@ impl Node {
         }
     }
 
-    fn handle_vip_ready(&mut self, module: &ModuleName, result: Result<Vec<HostVip>, String>) {
-        if let Err(why) = &result {
-            let text = format!("the virtual addresses could not be set up: {why}");
-            self.journal.write(module, "vip", 'E', &text);
-        }
-        let result = result.map(|vips| {
-            if let Some(local) = self.modules.get_mut(module) {
-                local.vips = vips;
-            }
-            self.published.touch();
-        });
-        self.tell(module, ModuleEvent::VipReady(result));
-    }
-
     fn handle_applied(&mut self, now: Duration, version: u64, held: Vec<HeldGroup>) {
         if self.fenced_until.is_some_and(|fenced| fenced <= version) {
             self.fenced_until = None;
@@ -556,6 +545,8 @@ impl Node {
         self.watch_shares();
         self.notice_handed_over();
         self.report_modules(now);
+        // First, so that none leaves by the next plan.
+        self.watch_resets(now);
         self.publish();
         self.log_farm_events();
         self.settle_history();
@@ -566,7 +557,6 @@ impl Node {
             self.whole = whole;
             self.queue(Effect::Whole(whole));
         }
-        self.watch_resets(now);
         if self.ending && self.modules.values().all(|m| m.machine.state() == ModuleState::Stop) && self.left.is_none() {
             let by = self.ended_by.clone();
             self.record(None, Happening::Stopped { by, reload: false });

@@ -299,6 +299,9 @@ INLINE int ingress(struct __sk_buff *skb, struct story *story, struct control *c
     if ((void *)(long)skb->data + want > (void *)(long)skb->data_end && skb_pull_data(skb, want))
         return TC_ACT_UNSPEC;
     verdict = judge(skb, story, control, epoch);
+    /* The host's own; what a plan's change has taken for that meets the nf_tables chain. */
+    if (verdict == TC_ACT_UNSPEC)
+        return verdict;
     /* So many plans later the slot may have been written while it was read. */
     if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
         return drop(story, PLAN_CHANGED);

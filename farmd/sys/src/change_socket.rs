@@ -79,8 +79,8 @@ fn drain(socket: &Socket) -> bool {
         match socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return taken > 0,
-            // ENOBUFS: there was more than the socket has room for.
-            Err(_) => return true,
+            // ENOBUFS: there was more than the socket has room for. Until all that it has is taken the kernel gives it nothing more.
+            Err(_) => {}
         }
     }
     true

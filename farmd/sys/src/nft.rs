@@ -20,7 +20,7 @@ use crate::netlink_message::{
 };
 use crate::sockopt;
 
-pub use resets::{PASS_MARK, divert_resets, diverts_resets, let_resets_go};
+pub use resets::{PASS_MARK, divert_resets, diverts_resets, dropped_resets, leave_resets};
 
 /// Name of the chain in each table that keeps frames from the stack.
 const CHAIN: &str = "ingress";
@@ -274,12 +274,17 @@ impl Rule {
             payload(list, NETWORK_HEADER, *offset, value.len() as u32);
             compare(list, value);
         }
-        expression(list, "counter", |data| {
-            data.attribute(COUNTER_BYTES, &[0; 8])
-                .attribute(COUNTER_PACKETS, &[0; 8]);
-        });
+        count(list);
         verdict(list, DROP);
     }
+}
+
+/// What gets here is counted.
+fn count(list: &mut Batch) {
+    expression(list, "counter", |data| {
+        data.attribute(COUNTER_BYTES, &[0; 8])
+            .attribute(COUNTER_PACKETS, &[0; 8]);
+    });
 }
 
 /// `meta mark ACCEPTED_MARK meta mark set 0 accept`: later chains and the stack see the frame as it came.

@@ -42,7 +42,7 @@ impl Resets {
 
     /// A node has come back: what is kept is its, or may be, and so is what comes in the next `silence`. Returns how many were kept.
     pub fn withdraw(&mut self, now: Duration, silence: Duration) -> usize {
-        self.silent_until = now + silence;
+        self.silent_until = self.silent_until.max(now + silence);
         let count = self.kept.len();
         self.kept.clear();
         count
@@ -114,8 +114,9 @@ mod tests {
         assert_eq!(resets.next_due(WAIT * 2), None);
         assert_eq!(resets.handle(51 * MS, b"b"), Fate::Withdrawn);
         assert_eq!(resets.handle(52 * MS, b"c"), Fate::Waits);
-        // Nor when everybody is there by then.
+        // Nor when everybody is there by then, or when more is withdrawn.
         resets.withdraw(52 * MS, 50 * MS);
+        resets.withdraw(53 * MS, Duration::ZERO);
         resets.set_wait(None);
         assert_eq!(resets.handle(60 * MS, b"d"), Fate::Withdrawn);
         assert_eq!(resets.handle(102 * MS, b"e"), Fate::Leaves);

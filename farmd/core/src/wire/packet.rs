@@ -104,6 +104,23 @@ impl Packet {
     }
 }
 
+/// Who sends a TCP reset without ACK, which is what a stack says to a segment of no connection (RFC 9293, section 3.10.7.1); `None` if the frame is something else.
+pub fn bare_reset_source(frame: &[u8]) -> Option<IpAddr> {
+    const RST_ACK: u8 = 0x14;
+    const RST: u8 = 0x04;
+    let ethernet = Ethernet2Slice::from_slice_without_fcs(frame).ok()?;
+    let network = match ethernet.ether_type() {
+        EtherType::IPV4 => Network::ipv4(ethernet.payload_slice())?,
+        EtherType::IPV6 => Network::ipv6(ethernet.payload_slice())?,
+        _ => return None,
+    };
+    let chain = network
+        .chain
+        .filter(|chain| chain.protocol == TCP && !chain.fragment.later)?;
+    let flags = chain.bytes.get(13)?;
+    (flags & RST_ACK == RST).then_some(network.source)
+}
+
 /// Passes over tags that name no VLAN but a priority (IEEE 802.1Q: VLAN identifier 0); `None` behind any other.
 fn untag(mut family: EtherType, mut bytes: &[u8]) -> Option<(EtherType, &[u8])> {
     for _ in 0..MAX_TAGS {

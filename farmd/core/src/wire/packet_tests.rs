@@ -60,6 +60,27 @@ fn whole_packets_of_both_families_are_read() {
 }
 
 #[test]
+fn a_reset_without_ack_is_told_from_everything_else() {
+    for way in [way(), way6()] {
+        let reset = way.tcp(4000, 80, Flags::Rst);
+        assert_eq!(bare_reset_source(&reset), Some(way.client));
+        for flags in [Flags::Syn, Flags::SynAck, Flags::Ack] {
+            assert_eq!(bare_reset_source(&way.tcp(4000, 80, flags)), None, "{flags:?}");
+        }
+        let mut answer = reset.clone();
+        let flags = reset.len() - b"hello".len() - 20 + 13;
+        answer[flags] |= 0x10;
+        assert_eq!(bare_reset_source(&answer), None, "an application's");
+        for others in [way.udp(4000, 53, &[4; 20]), way.echo()] {
+            assert_eq!(bare_reset_source(&others), None);
+        }
+        for cut in 0..reset.len() {
+            assert_eq!(bare_reset_source(&reset[..cut]), None, "{cut} bytes");
+        }
+    }
+}
+
+#[test]
 fn an_error_is_named_from_the_clients_side() {
     for way in [way(), way6()] {
         let flow = |protocol, vip_port| {

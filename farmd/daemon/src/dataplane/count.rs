@@ -96,18 +96,20 @@ pub enum Count {
     OrphanFull,
     /// Connections for which peers were asked of whom one has not answered.
     OrphanUntold,
-    /// Resets that waited, because a node was missing.
+    /// Resets that waited, because a node was missing; some are counted again below.
     ResetHeld,
+    /// Resets that came to this thread and left.
+    ResetSent,
     /// Resets that did not leave, because a node had come back.
     ResetWithdrawn,
     /// Resets that did not leave, because too many waited.
     ResetFull,
-    /// Resets that had waited and could not be sent.
+    /// Resets that could not be sent.
     ResetFailed,
 }
 
 impl Count {
-    const ALL: [Self; 47] = [
+    const ALL: [Self; 48] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -152,6 +154,7 @@ impl Count {
         Self::OrphanFull,
         Self::OrphanUntold,
         Self::ResetHeld,
+        Self::ResetSent,
         Self::ResetWithdrawn,
         Self::ResetFull,
         Self::ResetFailed,
@@ -203,6 +206,7 @@ impl Count {
             Self::OrphanFull => "orphan_full",
             Self::OrphanUntold => "orphan_untold",
             Self::ResetHeld => "reset_held",
+            Self::ResetSent => "reset_sent",
             Self::ResetWithdrawn => "reset_withdrawn",
             Self::ResetFull => "reset_full",
             Self::ResetFailed => "reset_failed",

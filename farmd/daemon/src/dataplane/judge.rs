@@ -116,7 +116,8 @@ impl Judge {
 
     /// Forgets what is kept.
     pub fn forget_held(&mut self) {
-        self.counters.add(Count::LeaseEnded, self.held.len() as u64);
+        let resets = self.resets.withdraw(self.start.elapsed(), Duration::ZERO);
+        self.counters.add(Count::LeaseEnded, (self.held.len() + resets) as u64);
         self.held.clear();
     }
 

@@ -451,7 +451,7 @@ impl Worker {
     fn handle_timers(&mut self) {
         let now = Instant::now();
         self.judge.expire_held(now);
-        self.judge.let_resets_go(&self.interfaces);
+        self.judge.send_due_resets(&self.interfaces);
         let due = self.recount_at.is_some_and(|at| at <= now) || self.judge.known.count() > MAX_FLOWS;
         if due && !self.lister.is_busy() {
             self.look_up();

@@ -3,6 +3,7 @@
 //! Where it cannot be had (kernels before 5.16 have no nf_tables at egress) they leave as ever, and the log says so once.
 
 use std::collections::BTreeSet;
+use std::io;
 
 use farm_sys::nft;
 use tracing::{debug, warn};
@@ -23,36 +24,42 @@ impl Host {
     pub(super) fn divert_on(&mut self, name: &str) {
         let (table, vips) = (table_of(name), self.vips_on(name));
         let device = self.device.as_ref().filter(|_| self.diverts_resets);
-        let done = match device {
-            Some(device) => nft::divert_resets(&table, name, &vips, device.index).map(|()| true),
-            None => nft::let_resets_go(&table),
+        let Some(device) = device else {
+            match nft::dropped_resets(&table) {
+                Ok(0) | Err(_) => {}
+                Ok(dropped) => warn!(
+                    interface = name,
+                    dropped,
+                    "while a node was missing resets came too fast: some were dropped, and their clients repeat what they were for"
+                ),
+            }
+            if let Err(error) = nft::leave_resets(&table) {
+                warn!(%error, interface = name, "resets go on to wait");
+            }
+            return;
         };
-        match done {
-            Ok(changed) => {
+        match nft::divert_resets(&table, name, &vips, device.index) {
+            Ok(()) => {
                 self.divert_problems.remove(name);
-                if changed && device.is_some() {
-                    debug!(
-                        interface = name,
-                        "a node is missing: resets wait a little before they leave, as it may only be out of touch"
-                    );
-                }
+                debug!(interface = name, "resets are diverted");
             }
             Err(error) => {
                 let text = error.to_string();
-                if self.divert_problems.get(name) != Some(&text) {
+                if self.divert_problems.get(name).is_none_or(|(_, told)| *told != text) {
                     warn!(
                         interface = name,
                         "resets cannot be held back ({text}): when nodes that were out of touch come back, busy connections of theirs may be reset"
                     );
                 }
-                self.divert_problems.insert(name.to_owned(), text);
+                self.divert_problems.insert(name.to_owned(), (error.kind(), text));
             }
         }
     }
 
-    /// Makes the chain again that another program has removed.
+    /// Makes the chain again that another program has removed, or that could not be made.
     pub(super) fn mend_divert(&mut self, name: &str) {
-        if !self.diverts_resets || self.divert_problems.contains_key(name) {
+        let never = |(kind, _): &(io::ErrorKind, String)| *kind == io::ErrorKind::Unsupported;
+        if !self.diverts_resets || self.divert_problems.get(name).is_some_and(never) {
             return;
         }
         // An error is told by the attempt.

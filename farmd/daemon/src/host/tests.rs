@@ -200,6 +200,8 @@ fn resets_are_diverted_while_they_are_to_be_whatever_else_changes() {
         host.set_up(&web, &config(&[SERVICE], "198.18.0.100", true))
             .await
             .unwrap();
+        assert!(diverts(&vips()), "until the owner loop knows better");
+        host.divert_resets(false);
         assert!(!diverts(&vips()));
         host.divert_resets(true);
         assert!(diverts(&vips()));
@@ -209,7 +211,7 @@ fn resets_are_diverted_while_they_are_to_be_whatever_else_changes() {
         assert!(diverts(&both));
 
         // A firewall's reload takes all of it, somebody else this one alone.
-        for remove in [nft::remove, nft::let_resets_go] {
+        for remove in [nft::remove, nft::leave_resets] {
             assert!(remove(TABLE).unwrap());
             sleep(watch::TABLE_INTERVAL).await;
             assert_eq!(host.check_links(), []);

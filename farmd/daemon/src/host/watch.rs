@@ -22,9 +22,11 @@ pub(super) const TABLE_INTERVAL: Duration = Duration::from_millis(500);
 type Links = BTreeMap<String, io::Result<Option<Link>>>;
 
 impl Host {
-    /// The tables may have changed: the next look is at them too.
+    /// The tables may have changed: the next look is at them too. Where one has just been mended somebody else may be at work, who is not raced.
     pub fn doubt_tables(&mut self) {
-        self.tables_seen = None;
+        if self.tables_mended.is_none_or(|at| at.elapsed() >= TABLE_INTERVAL) {
+            self.tables_seen = None;
+        }
     }
 
     /// Modules whose service interfaces have a problem, another one or none any more since the last call. Also mends their nf_tables tables.
@@ -92,6 +94,7 @@ impl Host {
                         "nf_tables table netdev {table} {what}; it was made again"
                     );
                     self.table_problems.remove(name);
+                    self.tables_mended = Some(Instant::now());
                     self.divert_on(name);
                 }
                 Err(error) => {

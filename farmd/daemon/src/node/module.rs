@@ -88,6 +88,20 @@ impl LocalModule {
 }
 
 impl Node {
+    pub(super) fn handle_vip_ready(&mut self, module: &ModuleName, result: Result<Vec<HostVip>, String>) {
+        if let Err(why) = &result {
+            let text = format!("the virtual addresses could not be set up: {why}");
+            self.journal.write(module, "vip", 'E', &text);
+        }
+        let result = result.map(|vips| {
+            if let Some(local) = self.modules.get_mut(module) {
+                local.vips = vips;
+            }
+            self.published.touch();
+        });
+        self.tell(module, ModuleEvent::VipReady(result));
+    }
+
     /// Takes a configuration into force; the module is in STOP.
     pub(super) fn adopt(&mut self, name: ModuleName, config: ModuleConfig) {
         let boot_at = self.modules.get(&name).and_then(|m| m.boot_at);

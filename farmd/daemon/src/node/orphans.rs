@@ -16,9 +16,6 @@ use crate::effect::Effect;
 /// How long after a node has died its clients are told: Linux gives a connection up that nobody answers after 924 s (tcp_retries2, tcp(7)).
 const WINDOW: Duration = Duration::from_secs(924);
 
-/// A reset waits for so many pulses: what a node that comes back is first heard by may be lost once.
-const RESET_PULSES: u32 = 2;
-
 /// See the module doc.
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
@@ -28,12 +25,6 @@ pub(super) struct Orphans {
     pub(super) are_own: bool,
     /// The last question has failed.
     is_failing: bool,
-    /// Who was heard at the last turn, and this node.
-    heard: NodeSet,
-    /// Resets wait.
-    resets_wait: bool,
-    /// At least until then.
-    resets_wait_until: Duration,
 }
 
 impl Node {
@@ -69,30 +60,6 @@ impl Node {
         }
         nodes.remove(self.this);
         nodes
-    }
-
-    /// While a node is not heard has resets wait a little, and withdraws them when one has come back: clients of a node that was cut off are heard before it is.
-    pub(super) fn watch_resets(&mut self, now: Duration) {
-        let membership = self.farm.membership();
-        let mut heard = membership.heard(now);
-        heard.insert(self.this);
-        // Of members that another one hears nothing is known here of what they have.
-        let is_unheard = membership.view().iter().any(|node| !heard.contains(node));
-        let is_back = heard.iter().any(|node| !self.orphans.heard.contains(node));
-        let all = heard.len() == self.cluster.nodes.len();
-        self.orphans.heard = heard;
-        let wait = self.cluster.heartbeat_interval * RESET_PULSES;
-        if is_unheard || is_back {
-            self.plane.withdraw_resets(wait);
-            // What comes in before the plan for it is at work is answered by that of before.
-            self.orphans.resets_wait_until = now + wait * 2;
-        }
-        let waits = !all || now < self.orphans.resets_wait_until;
-        if waits != self.orphans.resets_wait {
-            self.orphans.resets_wait = waits;
-            self.plane.set_reset_wait(waits.then_some(wait));
-            self.queue(Effect::DivertResets(waits));
-        }
     }
 
     /// The data plane does not know these connections.

@@ -214,7 +214,7 @@ impl Node {
         }
     }
 
-    fn names(&self, set: NodeSet) -> String {
+    pub(super) fn names(&self, set: NodeSet) -> String {
         peer::names(&self.cluster.nodes, set)
     }
 

@@ -7,9 +7,9 @@ use std::io;
 use std::net::IpAddr;
 
 use super::{
-    DATA_VALUE, DEL_RULE, IMMEDIATE_DATA, IMMEDIATE_TARGET, KEY_MARK, KEY_PROTOCOL, NETWORK_HEADER, REGISTER,
-    RULE_CHAIN, RULE_TABLE, Transaction, check_table_name, compare, expression, is_hooked, meta, payload, rules_of,
-    verdict,
+    ACCEPT, DATA_VALUE, DEL_RULE, DROP, IMMEDIATE_DATA, IMMEDIATE_TARGET, KEY_MARK, KEY_PROTOCOL, NETWORK_HEADER,
+    REGISTER, RULE_CHAIN, RULE_TABLE, Transaction, check_table_name, compare, count, expression, is_hooked, meta,
+    packets, payload, rules_of, verdict,
 };
 use crate::netlink_message::Batch;
 use crate::sockopt;
@@ -32,7 +32,16 @@ const BITWISE_MASK: u16 = 4;
 const BITWISE_XOR: u16 = 5;
 const FORWARD_DEVICE: u16 = 1;
 const HOOK_EGRESS: u32 = 1;
-const ACCEPT: u32 = 1;
+const LIMIT_RATE: u16 = 1;
+const LIMIT_UNIT: u16 = 2;
+const LIMIT_BURST: u16 = 3;
+const LIMIT_TYPE: u16 = 4;
+const LIMIT_PACKETS: u32 = 0;
+
+/// Most resets that are diverted: so many a second, and so many at once. More are dropped and counted by their rule, so that they do not crowd out what else goes through
+/// the device; whose segment it was repeats it.
+const RATE: u64 = 20_000;
+const BURST: u32 = 1024;
 
 /// Offset of the flags in a TCP header, RST, and RST with ACK (RFC 9293, section 3.1).
 const FLAGS: u32 = 13;
@@ -62,7 +71,16 @@ pub fn divert_resets(table: &str, device: &str, vips: &[IpAddr], to: u32) -> io:
         verdict(list, ACCEPT);
     });
     for &vip in vips {
-        transaction.add_rule(table, CHAIN, |list| emit(list, vip, to));
+        transaction.add_rule(table, CHAIN, |list| {
+            matches(list, vip);
+            limit(list);
+            divert(list, to);
+        });
+        transaction.add_rule(table, CHAIN, |list| {
+            matches(list, vip);
+            count(list);
+            verdict(list, DROP);
+        });
     }
     transaction.commit().map_err(|error| {
         sockopt::context(
@@ -73,7 +91,7 @@ pub fn divert_resets(table: &str, device: &str, vips: &[IpAddr], to: u32) -> io:
 }
 
 /// Undoes [`divert_resets`]; false if there was nothing to undo.
-pub fn let_resets_go(table: &str) -> io::Result<bool> {
+pub fn leave_resets(table: &str) -> io::Result<bool> {
     check_table_name(table)?;
     let mut transaction = Transaction::begin()?;
     transaction.change(DEL_RULE, 0, |body| {
@@ -101,10 +119,19 @@ pub fn diverts_resets(table: &str, device: &str, vips: &[IpAddr]) -> io::Result<
     }
     let rules =
         rules_of(table, CHAIN).map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
-    Ok(rules.len() == 1 + vips.len())
+    Ok(rules.len() == 1 + 2 * vips.len())
 }
 
-fn emit(list: &mut Batch, vip: IpAddr, to: u32) {
+/// Resets that were dropped since [`divert_resets`], because there were too many; 0 if there is no such table.
+pub fn dropped_resets(table: &str) -> io::Result<u64> {
+    check_table_name(table)?;
+    let rules =
+        rules_of(table, CHAIN).map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
+    Ok(rules.iter().map(|rule| packets(rule)).fold(0, u64::saturating_add))
+}
+
+/// The rest of the rule is for resets without ACK from `vip`.
+fn matches(list: &mut Batch, vip: IpAddr) {
     // Ethernet type, and where the source address stands.
     let (protocol, offset, addr) = match vip {
         IpAddr::V4(vip) => (0x0800u16, 12, vip.octets().to_vec()),
@@ -128,6 +155,19 @@ fn emit(list: &mut Batch, vip: IpAddr, to: u32) {
         }
     });
     compare(list, &[RST]);
+}
+
+/// Not more than [`RATE`] and [`BURST`].
+fn limit(list: &mut Batch) {
+    expression(list, "limit", |data| {
+        data.attribute(LIMIT_RATE, &RATE.to_be_bytes())
+            .attribute(LIMIT_UNIT, &1u64.to_be_bytes());
+        data.attribute_be32(LIMIT_BURST, BURST)
+            .attribute_be32(LIMIT_TYPE, LIMIT_PACKETS);
+    });
+}
+
+fn divert(list: &mut Batch, to: u32) {
     expression(list, "immediate", |data| {
         data.attribute_be32(IMMEDIATE_TARGET, REGISTER);
         data.nested(IMMEDIATE_DATA, |data| {

@@ -1,3 +1,4 @@
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use farm_sys::change_socket::ChangeSocket;
@@ -46,4 +47,13 @@ fn it_tells_of_changes_of_its_own_kind_and_namespace() {
     lab.a.run(|| nft::remove("farm_a0").unwrap());
     assert!(told(&tables, LIMIT), "none any more");
     assert!(!told(&links, SILENCE));
+
+    // More at once than the socket has room for, as of a large firewall that is loaded anew.
+    let many: Vec<IpAddr> = (0..=255).map(|last| Ipv4Addr::new(198, 19, 0, last).into()).collect();
+    for _ in 0..8 {
+        lab.a.run(|| nft::install("farm_a0", "a0", &many, true).unwrap());
+    }
+    while told(&tables, SILENCE) {}
+    lab.a.run(|| nft::remove("farm_a0").unwrap());
+    assert!(told(&tables, LIMIT), "it still hears");
 }

@@ -231,7 +231,16 @@ fn resets_for_unknown_connections_are_diverted_and_others_are_not() {
     sender.send(&segment(SYN)).unwrap();
     assert_eq!(flags(&lab::collect(&mut heard, 1)[0]), RST | ACK);
 
-    let go = || lab.a.run(|| nft::let_resets_go("farm_a0").unwrap());
+    assert_eq!(lab.a.run(|| nft::dropped_resets("farm_a0").unwrap()), 0);
+    // A flood does not fill the device: what is too much is dropped, and counted.
+    let flood = 4000;
+    for _ in 0..flood {
+        while sender.send(&segment(ACK)).is_err() {}
+    }
+    let dropped = lab.a.run(|| nft::dropped_resets("farm_a0").unwrap());
+    assert!((1..flood).contains(&dropped), "{dropped}");
+
+    let go = || lab.a.run(|| nft::leave_resets("farm_a0").unwrap());
     assert!(go());
     assert!(!diverts());
     assert!(!go(), "there is nothing to undo");
