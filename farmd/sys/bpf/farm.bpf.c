@@ -194,8 +194,8 @@ INLINE int carry_out(struct __sk_buff *skb, struct story *story, const struct co
             count(FORWARDED);
             end_story(story, SENT_ON, decision->why);
             story->goes_to = owner;
-            return redirect(skb->ifindex, 0);
-        } else if (clone_redirect(skb, skb->ifindex, 0)) {
+            return redirect(packet->key.ifindex, 0);
+        } else if (clone_redirect(skb, packet->key.ifindex, 0)) {
             count(FORWARD_FAILED);
         } else {
             count(FORWARDED);
@@ -299,11 +299,8 @@ INLINE int ingress(struct __sk_buff *skb, struct story *story, struct control *c
     if ((void *)(long)skb->data + want > (void *)(long)skb->data_end && skb_pull_data(skb, want))
         return TC_ACT_UNSPEC;
     verdict = judge(skb, story, control, epoch);
-    /* The host's own; what a plan's change has taken for that meets the nf_tables chain. */
-    if (verdict == TC_ACT_UNSPEC)
-        return verdict;
-    /* So many plans later the slot may have been written while it was read. */
-    if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
+    /* So many plans later the slot may have been written while it was read. What was wrongly taken for the host's own meets the nf_tables chain. */
+    if (verdict != TC_ACT_UNSPEC && READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
         return drop(story, PLAN_CHANGED);
     /* At the end: this processor may have stood still since the frame came. */
     if ((verdict == TC_ACT_OK || verdict == TC_ACT_REDIRECT) && ktime_get_ns() >= READ_ONCE(control->lease_until))

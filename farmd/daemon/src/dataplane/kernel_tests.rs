@@ -14,6 +14,8 @@ mod asking;
 mod buckets;
 #[path = "kernel_early_tests.rs"]
 mod early;
+#[path = "kernel_fixture_tests.rs"]
+mod fixtures;
 #[path = "kernel_live_tests.rs"]
 mod live;
 
@@ -251,7 +253,7 @@ const AFFINITIES: [Affinity; 4] = [
     Affinity::IpId,
 ];
 
-/// Every state, mode, affinity and sender with every kind of frame: some seventy thousand pairs.
+/// Every state, mode, affinity and sender with every kind of frame: some hundred thousand pairs.
 #[test]
 fn the_kernel_decides_as_the_core_does() {
     let first = plan_of(
