@@ -16,12 +16,14 @@ use crate::report::{self, Output};
 use crate::stop;
 
 /// Names of the matrices, in the order in which they run.
-const MATRICES: [&str; 9] = [
+const MATRICES: [&str; 11] = [
     "failover",
     "planned",
     "connect",
     "continuity",
+    "continuity-raw",
     "freeze",
+    "freeze-raw",
     "partition",
     "soak",
     "keepalived",
@@ -31,7 +33,7 @@ const MATRICES: [&str; 9] = [
 /// Options of `farm-lab chaos`.
 #[derive(Args)]
 pub struct ChaosArgs {
-    /// Only these matrices: failover, planned, connect, continuity, freeze, partition, soak, keepalived, traffic
+    /// Only these matrices: failover, planned, connect, continuity, freeze, the last two with `-raw` for the data plane in user space, partition, soak, keepalived, traffic
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = MATRICES)]
     only: Vec<String>,
     /// A short form of everything: a few minutes in all; options that are given count all the same
@@ -118,8 +120,14 @@ impl ChaosArgs {
             }
             "planned" => planned::run(seed, self.number(self.rounds, 20, 2), say),
             "connect" => connect::run(seed, self.number(self.crashes, 30, 3), say),
-            "continuity" => continuity::run(seed, self.number(self.connections, 10_000, 1000), 3, say),
-            "freeze" => freeze::run(seed, self.number(self.freezes, 20, 2), say),
+            "continuity" | "continuity-raw" => {
+                let held = self.number(self.connections, 10_000, 1000);
+                Ok(named(matrix, continuity::run(seed, held, 3, plane_of(matrix), say)?))
+            }
+            "freeze" | "freeze-raw" => {
+                let times = self.number(self.freezes, 20, 2);
+                Ok(named(matrix, freeze::run(seed, times, plane_of(matrix), say)?))
+            }
             "partition" => {
                 let of_three = if self.short { 8 } else { 64 };
                 partition::run(seed, of_three, self.number(self.shapes, 20, 2), 3, say)
@@ -143,4 +151,18 @@ pub fn run(args: &ChaosArgs) -> Result<bool> {
         .collect();
     let record = report::run(&args.output, Kind::Chaos, &chosen, |name| args.run(name))?;
     Ok(record.outcomes.iter().all(|outcome| outcome.violations.is_empty()))
+}
+
+/// The data plane that a matrix has in its name.
+fn plane_of(matrix: &str) -> Option<&'static str> {
+    matrix.ends_with("-raw").then_some("raw")
+}
+
+/// Under the name of the matrix; the picture of a kind is of the matrix that has the short one.
+fn named(matrix: &str, mut outcome: Outcome) -> Outcome {
+    if outcome.matrix != matrix {
+        outcome.matrix = matrix.to_owned();
+        outcome.series.clear();
+    }
+    outcome
 }

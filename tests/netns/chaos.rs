@@ -56,13 +56,17 @@ fn clients_that_connect_during_a_crash_are_measured() {
 #[test]
 fn connections_of_others_outlast_stops_restarts_and_a_crash() {
     // On two nodes, so that one act can run into another one.
-    kept(continuity::run(SEED, 300, 2, &mut quiet));
+    kept(continuity::run(SEED, 300, 2, None, &mut quiet));
+}
+
+#[test]
+fn they_do_in_user_space_too() {
+    kept(continuity::run(SEED, 300, 2, Some("raw"), &mut quiet));
 }
 
 /// Nor do those that only fail to hear, be it heartbeats or anything.
-#[test]
-fn nodes_that_stand_still_or_are_cut_off_one_way_never_answer_beside_another() {
-    let outcome = kept(freeze::run(SEED, 1, &mut quiet));
+fn nodes_that_stand_still_never_answer_beside_another(plane: Option<&'static str>) {
+    let outcome = kept(freeze::run(SEED, 1, plane, &mut quiet));
     let table = &outcome.tables[0];
     for what in ["probes", "requests answered"] {
         let column = table.columns.iter().position(|column| column == what);
@@ -73,6 +77,16 @@ fn nodes_that_stand_still_or_are_cut_off_one_way_never_answer_beside_another() {
             table.rows
         );
     }
+}
+
+#[test]
+fn nodes_that_stand_still_or_are_cut_off_one_way_never_answer_beside_another() {
+    nodes_that_stand_still_never_answer_beside_another(None);
+}
+
+#[test]
+fn nor_do_they_in_user_space() {
+    nodes_that_stand_still_never_answer_beside_another(Some("raw"));
 }
 
 #[test]

@@ -25,6 +25,7 @@ const UNSURE: Duration = Duration::from_millis(5);
 fn config(mode: Mode, affinity: &'static str) -> LabConfig {
     LabConfig {
         groups: vec![Group::tcp("web", 80, affinity)],
+        plane: "bpf",
         ..LabConfig::with_mode(mode)
     }
 }

@@ -31,11 +31,18 @@ const AFTERMATH: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// The farm does not start or does not come back, the limit of open files is too low, or `say` ends the run.
-pub fn run(seed: u64, connections: usize, on: usize, say: Progress<'_>) -> Result<Outcome> {
+pub fn run(
+    seed: u64,
+    connections: usize,
+    on: usize,
+    plane: Option<&'static str>,
+    say: Progress<'_>,
+) -> Result<Outcome> {
     let mut outcome = Outcome::new("continuity", seed);
     need_files(connections)?;
     let rig = Rig::serve(&RigConfig {
         clients: CLIENTS,
+        plane,
         ..RigConfig::new(3, PROFILES[0])
     })?;
     let known = |acts: &[Act]| -> Vec<Act> { acts.iter().copied().filter(|act| rig.knows(act.verb())).collect() };

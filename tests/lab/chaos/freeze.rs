@@ -84,7 +84,7 @@ impl Way {
 ///
 /// # Errors
 /// The farm does not start or does not come back, or `say` ends the run.
-pub fn run(seed: u64, times: usize, say: Progress<'_>) -> Result<Outcome> {
+pub fn run(seed: u64, times: usize, plane: Option<&'static str>, say: Progress<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::new("freeze", seed);
     let mut table = Table::new(
         "Nodes that stood still for a while: UDP probes and those that two nodes answered; TCP requests that were answered, that failed (in all, of those that other nodes had accepted, of those that nobody had) and that got wrong bytes; requests with SYN-ACKs of two nodes; and the time from the end until all served again, in ms",
@@ -106,7 +106,10 @@ pub fn run(seed: u64, times: usize, say: Progress<'_>) -> Result<Outcome> {
             "back max",
         ],
     );
-    let rig = Rig::serve(&RigConfig::new(3, PROFILE))?;
+    let rig = Rig::serve(&RigConfig {
+        plane,
+        ..RigConfig::new(3, PROFILE)
+    })?;
     let mut random = Random::new(seed);
     for way in WAYS {
         if way == Way::Cgroup && cgroup_root().is_none() {

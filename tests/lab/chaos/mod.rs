@@ -111,6 +111,8 @@ pub struct RigConfig {
     pub addrs: usize,
     /// Attributes of `<lan>`.
     pub lan: &'static str,
+    /// `dataplane` of `<vip>`; as [`LabConfig`] has it if there is none.
+    pub plane: Option<&'static str>,
 }
 
 impl RigConfig {
@@ -123,6 +125,7 @@ impl RigConfig {
             clients: 4,
             addrs: 2,
             lan: "",
+            plane: None,
         }
     }
 }
@@ -165,6 +168,7 @@ impl Rig {
             }],
             lans: config.profile.lans(),
             lan: config.lan,
+            plane: config.plane.unwrap_or(LabConfig::default().plane),
             ..LabConfig::default()
         })?;
         let more = 1..config.clients.max(1);

@@ -5,36 +5,33 @@
 //! change is sent at once and repeated at every pulse.
 //!
 //! ```text
-//!  0                   1                   2                   3
-//!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
-//! +-------+-------+-------+-------+---------------+---------------+
-//! |  'F'     'A'     'R'     'M'  |  version = 3  |    sender     |
-//! +---------------+---------------+---------------+---------------+
-//! |      lan      |F|L|J|E|H|R|0 0|             beat              |
-//! +---------------+---------------+-------------------------------+
-//! | incarnation (8) | sequence (8) | cluster digest (8)           |
-//! +---------------------------------------------------------------+
-//! | excludes: one bit per node (8)                                |
-//! +---------------------------------------------------------------+
-//! | hears: one bit per node (8), and for each bit an ack (3)      |
-//! +---------------------------------------------------------------+
-//! | with E, an echo: node (1), ack (3), kept for microseconds (3) |
-//! +---------------------------------------------------------------+
-//! | with H: n | n x hearsay { node (1), flags (1), incarnation (8),  |
-//! |   sequence (8), age in microseconds (4), hears (8) }          |
-//! +---------------------------------------------------------------+
-//! | n | n x module report                                         |
-//! +---------------------------------------------------------------+
-//! | n | n x requester { vip, address, Ethernet address (6) }      |
-//! +---------------------------------------------------------------+
-//! | tag: first 16 bytes of HMAC-SHA-256 over all of the above     |
-//! +---------------------------------------------------------------+
+//! magic "FARM" (4), version = 3 (1), sender (1), lan (1), flags (1), beat (2),
+//! incarnation (8), sequence number (8), digest of cluster.xml (8),
+//! excludes: node set (8),
+//! hears: node set (8), and for each node in it, ascending: ack (3),
+//! with E: echo { node (1), ack (3), kept for microseconds (3) },
+//! with H: n (1), n x hearsay { node (1), flags (1), incarnation (8), sequence number (8),
+//!   age in microseconds (4), hears: node set (8) },
+//! n (1), n x module { name: text, configuration digest (8), state (1), quality (1), flags (1),
+//!   with S: runs: node set (8), leaves out: node set (8),
+//!   why: text, n (1), n x Ethernet address (6),
+//!   n (1), n x group { weight (2), promised (8), committed (8), open buckets (2), flags (1),
+//!     with B: held buckets (512), connections in them (4),
+//!     with M: epoch (8), view: node set (8), map } },
+//! n (1), n x requester { vip: address, address, Ethernet address (6) },
+//! tag (16): first half of HMAC-SHA-256 over "farm datagram 1" and all of the above
+//!
+//! flags, bit 0 the least significant  0         1          2          3       4          5
+//!   of the heartbeat                  F fenced  L leaving  J joining  E echo  H hearsay  R leaving to return
+//!   of a hearsay                      joining   leaving
+//!   of a module                       joining   S sets     withheld
+//!   of a group                        B held    M map      behind
 //! ```
 //!
-//! F fenced, L leaving, J joining, E an echo follows, H hearsay does, R leaving to return. *beat* counts the datagrams that went to everybody; a *sequence number* begins at a number
-//! that follows from the incarnation, and an *ack* is the low 24 bits of one. Numbers are big endian; a text is its length (1) and UTF-8; an address is 4 or 6 and 4 or 16 bytes. A bucket map travels as runs
-//! `{ owner (1), length - 1 (2) }` or plainly, whichever is shorter. Parsing never panics and accepts nothing that
-//! [`Heartbeat::emit`] could not have written, except for unknown flag bits.
+//! Numbers are big endian; *beat* counts the datagrams that went to everybody; a *sequence number* begins at a number that follows from the incarnation, and an
+//! *ack* is the low 24 bits of one. A text is its length (1) and UTF-8; an address is 4 or 6 (1) and 4 or 16 bytes. A bucket map is a count of runs (2) and these,
+//! `{ owner (1), length - 1 (2) }`, or, if they were no shorter, a count of 0 and an owner for each bucket (4096). `farmd/docs/PROTOCOL.md`, "One datagram", has
+//! the codes, units and limits; a test compares all of it byte by byte. Parsing never panics; what it refuses stands there too.
 
 use std::fmt;
 use std::net::IpAddr;
