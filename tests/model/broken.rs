@@ -9,6 +9,7 @@ use std::time::Duration;
 use farm_core::balance::assign::BucketMap;
 use farm_core::config::PartitionPolicy;
 use farm_core::farm::Farm;
+use farm_core::handover::step::Phase;
 use farm_core::id::{BUCKETS, Epoch, NodeId};
 use farm_core::membership::OPEN_PULSES;
 use farm_core::wire::heartbeat::{Ack, BucketSet, Hearsay, Heartbeat};
@@ -86,6 +87,32 @@ pub enum Broken {
     ForgetsWhoReturns,
     /// It does not look whether anything comes in.
     NeverLooks,
+    /// It takes all that it hears outside its view for nodes that have nothing open.
+    OverlooksOutsiders,
+    /// It goes on to say what it promised last although it has closed everything since, until somebody proposes anew.
+    NeverWithdraws,
+    /// It takes a share as soon as its join time is over.
+    SkipsOpening,
+}
+
+/// What a broken node keeps for what it says.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Until when it says that it is joining, whatever it is.
+    pub feigns_until: Option<Duration>,
+    /// What others have said of themselves, if it lets none of that age.
+    pub rows: BTreeMap<NodeId, Hearsay>,
+    /// What it promised last, if it does not withdraw that.
+    pub promised: Epoch,
+}
+
+impl Kept {
+    /// Notes the promise that the node keeps to now, if it keeps to one.
+    fn note_promise(&mut self, farm: &Farm, fixed: &Fixed) {
+        let group = farm.group(&fixed.module, 0);
+        let kept = group.filter(|g| g.phase() == Phase::Promised || g.committed() == g.promised());
+        self.promised = kept.map_or(self.promised, |g| g.promised().max(self.promised));
+    }
 }
 
 /// Until when the data plane accepts after a turn.
@@ -119,9 +146,16 @@ pub fn digest(broken: Option<Broken>, node: NodeId, fixed: &Fixed) -> u64 {
     }
 }
 
-/// How long a node that starts only says that it is joining: its join time, and the pulses after it in which it takes nothing either.
-pub fn feigned_joining(broken: Option<Broken>, fixed: &Fixed) -> Option<Duration> {
-    (broken == Some(Broken::SharesWhileJoining)).then(|| fixed.detection() + fixed.pulse() * (1 + OPEN_PULSES))
+/// By how much earlier than it does a node takes itself to have begun to join, and how long it says that it is joining. In what is left of its
+/// join time, and of the pulses after it in which it takes nothing either, it says so as all do.
+pub fn feigned_joining(broken: Option<Broken>, fixed: &Fixed) -> Option<(Duration, Duration)> {
+    let joining = fixed.detection() + fixed.pulse();
+    let opening = fixed.pulse() * OPEN_PULSES;
+    match broken {
+        Some(Broken::SharesWhileJoining) => Some((joining + opening, joining + opening)),
+        Some(Broken::SkipsOpening) => Some((opening, joining)),
+        _ => None,
+    }
 }
 
 /// What a data plane makes of a plan.
@@ -156,17 +190,17 @@ fn young_rows(now: Duration, farm: &Farm, rows: &mut BTreeMap<NodeId, Hearsay>, 
     rows.values().map(|word| Hearsay { age_us: 0, ..*word }).collect()
 }
 
-/// Changes what a broken node says, that it is joining if it `feigns_joining`; true if something is changed.
+/// Changes what a broken node says; true if something is changed.
 pub fn forge(
     broken: Broken,
     now: Duration,
-    feigns_joining: bool,
     heartbeat: &mut Heartbeat,
     farm: &Farm,
-    rows: &mut BTreeMap<NodeId, Hearsay>,
+    kept: &mut Kept,
     fixed: &Fixed,
 ) -> bool {
     let before = heartbeat.clone();
+    let feigns_joining = kept.feigns_until.is_some_and(|until| now < until);
     let proposed = |sender: NodeId| {
         let report = farm.report(sender, &fixed.module)?;
         Some(report.groups.first()?.map.as_ref()?.epoch)
@@ -180,7 +214,7 @@ pub fn forge(
         heartbeat.fenced = true;
     }
     if broken == Broken::KeepsRowsYoung {
-        heartbeat.hearsay = young_rows(now, farm, rows, fixed);
+        heartbeat.hearsay = young_rows(now, farm, &mut kept.rows, fixed);
     }
     if feigns_joining {
         heartbeat.joining = true;
@@ -188,6 +222,9 @@ pub fn forge(
     }
     if broken == Broken::HidesWithheld {
         heartbeat.modules.iter_mut().for_each(|m| m.withheld = false);
+    }
+    if broken == Broken::NeverWithdraws {
+        kept.note_promise(farm, fixed);
     }
     let groups = heartbeat.modules.iter_mut().flat_map(|m| &mut m.groups);
     for group in groups {
@@ -202,6 +239,11 @@ pub fn forge(
                 group.held_connections = 0;
             }
             Broken::NeverPromises => group.promised = Epoch::default(),
+            // Of what is proposed anew it says as all do that it is too old, so that it is proposed once more.
+            Broken::NeverWithdraws if newest.is_none_or(|newest| newest <= kept.promised) => {
+                group.promised = kept.promised;
+            }
+            Broken::SkipsOpening if feigns_joining => group.weight = 0,
             Broken::MovesTooMuch => {
                 let committed = group.committed;
                 let proposal = group.map.as_mut().filter(|m| m.epoch > committed);
@@ -272,6 +314,10 @@ pub fn misread(
             return (!hears).then(Vec::new);
         }
         Broken::ForgetsWhoReturns => heartbeat.returning = false,
+        Broken::OverlooksOutsiders if !farm.membership().view().contains(sender) => {
+            let groups = heartbeat.modules.iter_mut().flat_map(|m| &mut m.groups);
+            groups.for_each(|group| group.committed = Epoch::default());
+        }
         _ => return None,
     }
     Some(heartbeat.emit(&fixed.key))

@@ -5,7 +5,6 @@
 //! renews no lease before the data plane has confirmed that. When it is to end it hands over, says goodbye, and is gone. A [`Broken`]
 //! node leaves one of these out, or lies. Called by [`crate::world`].
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +14,9 @@ use farm_core::farm::{Event, Farm, LocalModule};
 use farm_core::handover;
 use farm_core::id::{Epoch, Incarnation, ModuleName, NodeId, NodeSet};
 use farm_core::wire::auth::ClusterKey;
-use farm_core::wire::heartbeat::{Hearsay, Heartbeat};
+use farm_core::wire::heartbeat::Heartbeat;
 
-use crate::broken::{self, Broken};
+use crate::broken::{self, Broken, Kept};
 use crate::fingerprint::{self, Seqs, Token, report_tokens};
 use crate::plane::{Bits, Plane, Sheet};
 
@@ -204,10 +203,8 @@ pub struct Node {
     pub last_turn: Duration,
     fenced_until: Option<u64>,
     published: u64,
-    /// Until when it says that it is joining, and is not.
-    feigns_until: Option<Duration>,
-    /// What others have said of themselves, if it lets none of that age.
-    rows: BTreeMap<NodeId, Hearsay>,
+    /// For what it says if it breaks a rule.
+    kept: Kept,
 }
 
 impl Node {
@@ -245,8 +242,7 @@ impl Node {
             last_turn: Duration::ZERO,
             fenced_until: None,
             published: 0,
-            feigns_until: None,
-            rows: BTreeMap::new(),
+            kept: Kept::default(),
         }
     }
 
@@ -256,13 +252,15 @@ impl Node {
         let again = self.incarnation > 0 && broken == Some(Broken::SameIncarnation);
         let incarnation = if again { self.incarnation } else { self.incarnation + 1 };
         let feigned = broken::feigned_joining(broken, fixed);
-        // A core that began so long ago has joined.
-        let begun = now - feigned.unwrap_or_default();
+        let begun = now - feigned.map_or(Duration::ZERO, |(early, _)| early);
         *self = Self {
             incarnation,
             upset_at: Some(now),
             last_turn: now,
-            feigns_until: feigned.map(|time| now + time),
+            kept: Kept {
+                feigns_until: feigned.map(|(_, time)| now + time),
+                ..Kept::default()
+            },
             dead: self.dead,
             ..Self::new(self.id, self.seen[0].len(), self.seen.len())
         };
@@ -279,9 +277,13 @@ impl Node {
             ..fixed.cluster.clone()
         };
         let mut farm = Farm::new(&cluster, key, self.id, Incarnation(incarnation), begun);
-        farm.set_module(begun, fixed.module.clone(), local);
-        if feigned.is_some() {
-            farm.handle_timeout(begun + fixed.detection() + fixed.pulse());
+        // A core that began long enough ago has joined, with its module.
+        let joined = begun + fixed.detection() + fixed.pulse();
+        if joined <= now {
+            farm.set_module(begun, fixed.module.clone(), local);
+            farm.handle_timeout(joined);
+        } else {
+            farm.set_module(now, fixed.module.clone(), local);
         }
         self.farm = Some(farm);
     }
@@ -405,7 +407,9 @@ impl Node {
                 self.inbox.retain(|input| !matches!(input, Input::Datagram(_)));
             }
             if let Some(farm) = &mut self.farm {
-                farm.handle_pause(now);
+                let feigned = broken::feigned_joining(broken, fixed).filter(|(early, _)| *early < gap);
+                farm.handle_pause(now - feigned.map_or(Duration::ZERO, |(early, _)| early));
+                self.kept.feigns_until = feigned.map_or(self.kept.feigns_until, |(_, time)| Some(now + time));
                 self.fenced_until = Some(farm.plan_version());
             }
             self.upset_at = Some(now);
@@ -481,8 +485,7 @@ impl Node {
 
     /// Takes from the core what it has to say and to send.
     pub fn transmit(&mut self, now: Duration, fixed: &Fixed, outcome: &mut Outcome) {
-        let feigns_joining = self.feigns_until.is_some_and(|until| now < until);
-        let rows = &mut self.rows;
+        let kept = &mut self.kept;
         let Some(farm) = &mut self.farm else { return };
         let mut proposed = false;
         while let Some(event) = farm.poll_event() {
@@ -503,7 +506,7 @@ impl Node {
             };
             let forged = fixed
                 .breaks(self.id)
-                .is_some_and(|broken| broken::forge(broken, now, feigns_joining, &mut heartbeat, farm, rows, fixed));
+                .is_some_and(|broken| broken::forge(broken, now, &mut heartbeat, farm, kept, fixed));
             let payload = if forged {
                 heartbeat.emit(&fixed.key)
             } else {
@@ -544,11 +547,12 @@ impl Node {
             Token::Same(u64::from(self.paused) | u64::from(self.stopping) << 1 | u64::from(self.local.ready) << 2),
             Token::Same(self.ending.into()),
             Token::Same(u64::from(self.reloading) | u64::from(self.away) << 1 | u64::from(self.dead) << 2),
-            Token::Same(self.rows.len() as u64),
+            Token::Same(self.kept.rows.len() as u64),
+            Token::Epoch(self.kept.promised.0),
             Token::Time(self.look_at.unwrap_or_default()),
             Token::Time(self.last_turn),
             Token::Time(self.upset_at.unwrap_or_default()),
-            Token::Time(self.feigns_until.unwrap_or_default()),
+            Token::Time(self.kept.feigns_until.unwrap_or_default()),
             self.fenced_until.map_or(Token::Same(u64::MAX), ahead),
             ahead(self.published),
             Token::Time(self.plane.lease_until),

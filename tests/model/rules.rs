@@ -35,6 +35,9 @@
 //! | who is told that it is deaf steps out | `IgnoresCommand` | exclusion |
 //! | who is back at once holds what it held | `ForgetsWhoReturns` | continuity |
 //! | where nothing comes in a node steps out | `NeverLooks` | coverage, exclusion |
+//! | an outsider that still serves blocks the promise | `OverlooksOutsiders` | exclusion |
+//! | who has just joined waits two pulses if some are missing | `SkipsOpening` | self-fencing |
+//! | who closes everything withdraws its promise | `NeverWithdraws` | coverage |
 //!
 //! By another configuration a bucket's number stands for other connections ([`crate::plane`]): so two that share the buckets by their numbers
 //! accept the same.
@@ -371,4 +374,36 @@ fn of_two_the_one_at_which_nothing_comes_in_leaves_it_to_the_other() {
 fn of_three_the_one_at_which_nothing_comes_in_is_out_before_the_others_take_over() {
     // Otherwise it would answer clients beside them as soon as something comes in again.
     caught("nodes=3 dead=1", Broken::NeverLooks, 0, Promise::Exclusion);
+}
+
+#[test]
+fn an_outsider_that_still_serves_blocks_the_promise() {
+    // The space is walked without a broken node by the test before. One at which nothing comes in is left out of the view a pulse before it can
+    // take over, and has open until then what it had.
+    caught_in_large("nodes=3 dead=1", Broken::OverlooksOutsiders, 0, Promise::Exclusion);
+}
+
+#[test]
+fn who_has_just_joined_tells_so_before_it_takes_a_share() {
+    // It does not hear the other one, which serves on until it hears that the missing ears count.
+    caught(
+        "nodes=2 faults=2 oneway=1 crash=1 restart=1",
+        Broken::SkipsOpening,
+        1,
+        Promise::SelfFencing,
+    );
+}
+
+#[test]
+fn who_closes_everything_withdraws_its_promise() {
+    // As it also says that its weight is 0, a new map comes, unless nothing that it says while it is out gets to the other one: two cuts, and
+    // between them a heartbeat that comes late, by whose answer it comes back. Long, even until the breach is found.
+    if matches!(asked(), Asked::Deep) {
+        caught(
+            "nodes=2 faults=3 split=2 mend=2 late=1",
+            Broken::NeverWithdraws,
+            1,
+            Promise::Coverage,
+        );
+    }
 }
