@@ -115,9 +115,7 @@ pub fn install(table: &str, device: &str, vips: &[IpAddr], drop_arp: bool) -> io
     let mut transaction = Transaction::begin()?;
     if hooked {
         // A chain in the place of the old one would for a moment stand beside it, and drop what the old one has let by and taken the mark off.
-        transaction.change(DEL_RULE, 0, |body| {
-            body.attribute_text(RULE_TABLE, table).attribute_text(RULE_CHAIN, CHAIN);
-        });
+        transaction.empty(table, CHAIN);
     } else {
         transaction.make_anew(table, device);
     }
@@ -395,6 +393,13 @@ impl Transaction {
             });
         }
         self.add_chain(table, CHAIN, HOOK_INGRESS, device);
+    }
+
+    /// All rules of `chain` go.
+    fn empty(&mut self, table: &str, chain: &str) {
+        self.change(DEL_RULE, 0, |body| {
+            body.attribute_text(RULE_TABLE, table).attribute_text(RULE_CHAIN, chain);
+        });
     }
 
     fn add_chain(&mut self, table: &str, chain: &str, hook_number: u32, device: &str) {

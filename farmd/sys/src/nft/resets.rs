@@ -7,9 +7,9 @@ use std::io;
 use std::net::IpAddr;
 
 use super::{
-    ACCEPT, DATA_VALUE, DEL_RULE, DROP, IMMEDIATE_DATA, IMMEDIATE_TARGET, KEY_MARK, KEY_PROTOCOL, NETWORK_HEADER,
-    REGISTER, RULE_CHAIN, RULE_TABLE, Transaction, check_table_name, compare, count, expression, is_hooked, meta,
-    packets, payload, rules_of, verdict,
+    ACCEPT, CHAIN_NAME, CHAIN_TABLE, DATA_VALUE, DROP, IMMEDIATE_DATA, IMMEDIATE_TARGET, KEY_MARK, KEY_PROTOCOL,
+    NETWORK_HEADER, REGISTER, Transaction, check_table_name, compare, count, expression, is_hooked, meta, packets,
+    payload, rules_of, verdict,
 };
 use crate::netlink_message::Batch;
 use crate::sockopt;
@@ -21,8 +21,6 @@ const CHAIN: &str = "resets";
 
 // linux/netfilter/nf_tables.h and linux/netfilter.h
 const DEL_CHAIN: u16 = 5;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
 const KEY_L4_PROTOCOL: u32 = 16;
 const TRANSPORT_HEADER: u32 = 2;
 const BITWISE_SOURCE: u16 = 1;
@@ -59,9 +57,7 @@ pub fn divert_resets(table: &str, device: &str, vips: &[IpAddr], to: u32) -> io:
     let hooked = is_hooked(table, CHAIN, device)?;
     let mut transaction = Transaction::begin()?;
     if hooked {
-        transaction.change(DEL_RULE, 0, |body| {
-            body.attribute_text(RULE_TABLE, table).attribute_text(RULE_CHAIN, CHAIN);
-        });
+        transaction.empty(table, CHAIN);
     } else {
         transaction.add_chain(table, CHAIN, HOOK_EGRESS, device);
     }
@@ -94,9 +90,7 @@ pub fn divert_resets(table: &str, device: &str, vips: &[IpAddr], to: u32) -> io:
 pub fn leave_resets(table: &str) -> io::Result<bool> {
     check_table_name(table)?;
     let mut transaction = Transaction::begin()?;
-    transaction.change(DEL_RULE, 0, |body| {
-        body.attribute_text(RULE_TABLE, table).attribute_text(RULE_CHAIN, CHAIN);
-    });
+    transaction.empty(table, CHAIN);
     transaction.change(DEL_CHAIN, 0, |body| {
         body.attribute_text(CHAIN_TABLE, table)
             .attribute_text(CHAIN_NAME, CHAIN);
