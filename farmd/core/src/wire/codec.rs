@@ -117,11 +117,14 @@ impl Writer {
 
     pub(super) fn group(&mut self, g: &GroupReport) {
         self.u16(g.weight);
-        self.u64(g.promised.0);
         self.u64(g.committed.0);
         self.u16(g.open);
         let held = !g.held.is_empty();
-        self.u8(u8::from(held) | u8::from(g.map.is_some()) << 1 | u8::from(g.behind) << 2);
+        let promised = g.promised != g.committed;
+        self.u8(u8::from(held) | u8::from(g.map.is_some()) << 1 | u8::from(g.behind) << 2 | u8::from(promised) << 3);
+        if promised {
+            self.u64(g.promised.0);
+        }
         if held {
             self.bytes(g.held.as_bytes());
             self.u32(g.held_connections);
@@ -297,10 +300,10 @@ impl<'a> Reader<'a> {
 
     pub(super) fn group(&mut self) -> Result<GroupReport, ParseError> {
         let weight = self.u16()?;
-        let promised = self.epoch()?;
         let committed = self.epoch()?;
         let open = self.u16()?;
         let flags = self.u8()?;
+        let promised = if flags & 8 != 0 { self.epoch()? } else { committed };
         let (held, held_connections) = if flags & 1 != 0 {
             (BucketSet::from_bytes(self.array()?), self.u32()?)
         } else {

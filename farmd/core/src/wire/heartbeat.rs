@@ -5,27 +5,28 @@
 //! change is sent at once and repeated at every pulse.
 //!
 //! ```text
-//! magic "FARM" (4), version = 3 (1), sender (1), lan (1), flags (1), beat (2),
+//! magic "FARM" (4), version = 4 (1), sender (1), lan (1), flags (1), beat (2),
 //! incarnation (8), sequence number (8), digest of cluster.xml (8),
-//! excludes: node set (8),
 //! hears: node set (8), and for each node in it, ascending: ack (3),
+//! with X: excludes: node set (8),
 //! with E: echo { node (1), ack (3), kept for microseconds (3) },
 //! with H: n (1), n x hearsay { node (1), flags (1), incarnation (8), sequence number (8),
 //!   age in microseconds (4), hears: node set (8) },
 //! n (1), n x module { name: text, configuration digest (8), state (1), quality (1), flags (1),
 //!   with S: runs: node set (8), leaves out: node set (8),
 //!   why: text, n (1), n x Ethernet address (6),
-//!   n (1), n x group { weight (2), promised (8), committed (8), open buckets (2), flags (1),
+//!   n (1), n x group { weight (2), committed (8), open buckets (2), flags (1),
+//!     with P: promised (8),
 //!     with B: held buckets (512), connections in them (4),
 //!     with M: epoch (8), view: node set (8), map } },
 //! n (1), n x requester { vip: address, address, Ethernet address (6) },
 //! tag (16): first half of HMAC-SHA-256 over "farm datagram 1" and all of the above
 //!
-//! flags, bit 0 the least significant  0         1          2          3       4          5
-//!   of the heartbeat                  F fenced  L leaving  J joining  E echo  H hearsay  R leaving to return
+//! flags, bit 0 the least significant  0         1          2          3       4          5                    6
+//!   of the heartbeat                  F fenced  L leaving  J joining  E echo  H hearsay  R leaving to return  X excludes
 //!   of a hearsay                      joining   leaving
 //!   of a module                       joining   S sets     withheld
-//!   of a group                        B held    M map      behind
+//!   of a group                        B held    M map      behind     P promised
 //! ```
 //!
 //! Numbers are big endian; *beat* counts the datagrams that went to everybody; a *sequence number* begins at a number that follows from the incarnation, and an
@@ -48,7 +49,7 @@ use crate::wire::codec::{Reader, Writer};
 /// First bytes of every datagram.
 const MAGIC: &[u8; 4] = b"FARM";
 /// Version of this format; another one is refused and counted.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// Most requesters that one heartbeat carries.
 pub const MAX_REQUESTERS: usize = 8;
 
@@ -163,7 +164,7 @@ pub struct MapReport {
 pub struct GroupReport {
     /// Share it should take; 0 while it is not ready.
     pub weight: u16,
-    /// Highest epoch for which it has released what it loses.
+    /// Highest epoch for which it has released what it loses; that of `committed` at rest.
     pub promised: Epoch,
     /// Epoch of the map it works with.
     pub committed: Epoch,
@@ -348,13 +349,16 @@ impl Heartbeat {
             | u8::from(self.joining) << 2
             | u8::from(self.echo.is_some()) << 3
             | u8::from(!self.hearsay.is_empty()) << 4
-            | u8::from(self.returning) << 5);
+            | u8::from(self.returning) << 5
+            | u8::from(!self.excludes.is_empty()) << 6);
         w.u16(self.beat);
         w.u64(self.incarnation.0);
         w.u64(self.seq);
         w.u64(self.cluster_digest);
-        w.u64(self.excludes.bits());
         w.hears(&self.hears);
+        if !self.excludes.is_empty() {
+            w.u64(self.excludes.bits());
+        }
         if let Some(echo) = self.echo {
             w.u8(echo.node.as_u8());
             w.u24(echo.ack.bits());
@@ -398,8 +402,11 @@ impl Heartbeat {
             seq: r.u64()?,
             beat,
             cluster_digest: r.u64()?,
-            excludes: NodeSet::from_bits(r.u64()?),
             hears: r.hears()?,
+            excludes: match flags & 64 {
+                0 => NodeSet::EMPTY,
+                _ => NodeSet::from_bits(r.u64()?),
+            },
             echo: match flags & 8 {
                 0 => None,
                 _ => Some(Echo {

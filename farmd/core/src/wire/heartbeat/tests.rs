@@ -129,21 +129,23 @@ fn the_fullest_heartbeat_fits_into_a_udp_datagram() {
 
 #[test]
 fn the_usual_heartbeat_of_32_nodes_costs_less_than_5_kb_a_second() {
+    const HEADERS: usize = 14 + 20 + 8;
     let mut heartbeat = sample(32, false);
     heartbeat.hears.pop();
+    heartbeat.excludes = NodeSet::EMPTY;
     heartbeat.requesters.clear();
     let module = &mut heartbeat.modules[0];
     module.why.clear();
     (module.runs, module.leaves_out) = (NodeSet::EMPTY, NodeSet::EMPTY);
     module.groups[0].held = BucketSet::default();
-    // With the headers of UDP and IPv4, 20 times a second; four requesters come with every eighth.
-    let length = heartbeat.emit(&key()).len() + 28;
+    // With the headers of Ethernet, IPv4 and UDP, 20 times a second; four requesters come with every eighth.
+    let length = heartbeat.emit(&key()).len() + HEADERS;
     let requester = Requester {
         addr: "198.18.0.100".parse().unwrap(),
         ..sample(1, false).requesters[0]
     };
     heartbeat.requesters = vec![requester; MAX_REQUESTERS / 2];
-    let full = heartbeat.emit(&key()).len() + 28;
+    let full = heartbeat.emit(&key()).len() + HEADERS;
     let per_second = (length * 7 + full) * 20 / 8;
     assert!(per_second <= 5_000, "{length} and {full} bytes, {per_second} B/s");
     println!("{length} bytes with headers, {full} with requesters, {per_second} B/s");
@@ -271,18 +273,18 @@ fn full() -> Heartbeat {
 /// these, and the name of the field.
 const GOLDEN: &str = "
 46 41 52 4d             | magic
-03                      | version
+04                      | version
 01                      | sender
 02                      | lan
-3f                      | flags F L J E H R
+7f                      | flags F L J E H R X
 01 02                   | beat
 11 12 13 14 15 16 17 18 | incarnation
 21 22 23 24 25 26 27 28 | sequence number
 31 32 33 34 35 36 37 38 | digest of cluster.xml
-80 00 00 00 00 00 00 08 | excludes: 3 and 63
 00 00 00 00 00 00 00 05 | hears: 0 and 2
 41 42 43                | ack of 0
 44 45 46                | ack of 2
+80 00 00 00 00 00 00 08 | excludes: 3 and 63
 02                      | echo: node
 51 52 53                | echo: ack
 00 c3 50                | echo: kept, 50 000 us
@@ -313,10 +315,10 @@ const GOLDEN: &str = "
 02 00 00 00 00 02       | module 1: Ethernet address 2
 04                      | module 1: groups: count
 00 03                   | group 1: weight
-00 00 00 00 00 00 05 01 | group 1: promised, counter 5 of node 1
 00 00 00 00 00 00 04 00 | group 1: committed, counter 4 of node 0
 08 00                   | group 1: open, 2048
-07                      | group 1: flags, held, map, behind
+0f                      | group 1: flags, held, map, behind, promised
+00 00 00 00 00 00 05 01 | group 1: promised, counter 5 of node 1
 01 02                   | group 1: held buckets 0 and 9
 00 x509                 | group 1: held buckets, none of 16 to 4087
 80                      | group 1: held bucket 4095
@@ -328,16 +330,14 @@ const GOLDEN: &str = "
 01 07 fe                | group 1: map: 2047 buckets of node 1
 ff 00 00                | group 1: map: 1 bucket of nobody
 00 01                   | group 2: weight
-00 x8                   | group 2: promised, none
-00 x8                   | group 2: committed, none
+00 x8                   | group 2: committed, none, and promised
 00 00                   | group 2: open
 01                      | group 2: flags, held
 04                      | group 2: held bucket 2
 00 x511                 | group 2: held buckets, none from 8 on
 00 00 00 05             | group 2: held connections
 00 00                   | group 3: weight
-00 00 00 00 00 00 06 00 | group 3: promised, counter 6 of node 0
-00 00 00 00 00 00 06 00 | group 3: committed, the same
+00 00 00 00 00 00 06 00 | group 3: committed, counter 6 of node 0, and promised
 00 00                   | group 3: open
 02                      | group 3: flags, map
 00 00 00 00 00 00 06 00 | group 3: map: epoch
@@ -345,8 +345,7 @@ ff 00 00                | group 1: map: 1 bucket of nobody
 00 00                   | group 3: map: no runs
 00 01 x2048             | group 3: map: owners, 0 and 1 in turn
 00 00                   | group 4: weight
-00 x8                   | group 4: promised, none
-00 x8                   | group 4: committed, none
+00 x8                   | group 4: committed, none, and promised
 00 00                   | group 4: open
 04                      | group 4: flags, behind
 04 64 62 2e 32          | module 2: name, db.2
@@ -372,7 +371,7 @@ ff 00 00                | group 1: map: 1 bucket of nobody
 06 20 01 0d b8 00 00 00 00 00 00 00 00 00 00 00 14 | requester 2: vip, 2001:db8::14
 06 fe 80 00 00 00 00 00 00 00 00 00 00 00 00 00 01 | requester 2: address, fe80::1
 02 00 00 00 00 04       | requester 2: Ethernet address
-f6 10 fb e6 24 66 e0 f0 93 96 17 9b 36 c8 84 17 | tag: HMAC-SHA-256 under a key of 32 times 01, computed by another implementation
+87 58 d6 2c 24 b2 39 1a cd 82 19 a1 40 f7 0a 84 | tag: HMAC-SHA-256 under a key of 32 times 01, computed by another implementation
 ";
 
 /// The fields of [`GOLDEN`], each with its name.
@@ -404,7 +403,7 @@ fn every_field_has_the_bytes_of_the_document() {
 #[test]
 fn each_flag_of_a_heartbeat_has_the_bit_of_the_document() {
     let mut plain = sample(1, false);
-    (plain.joining, plain.echo) = (false, None);
+    (plain.joining, plain.echo, plain.excludes) = (false, None, NodeSet::EMPTY);
     let flags = |change: fn(&mut Heartbeat)| {
         let mut heartbeat = plain.clone();
         change(&mut heartbeat);
@@ -417,6 +416,7 @@ fn each_flag_of_a_heartbeat_has_the_bit_of_the_document() {
     assert_eq!(flags(|h| h.echo = full().echo), 1 << 3);
     assert_eq!(flags(|h| h.hearsay = full().hearsay), 1 << 4);
     assert_eq!(flags(|h| h.returning = true), 1 << 5);
+    assert_eq!(flags(|h| h.excludes = full().excludes), 1 << 6);
 }
 
 #[test]
