@@ -247,6 +247,10 @@ impl Judge {
             Verdict::Accept => self.accept_first(now, &packet, &decision, bytes).err(),
             Verdict::Drop | Verdict::Hold | Verdict::Pass => None,
         };
+        if decision.verdict == Verdict::Accept && decision.reason == Reason::GuardedUnknown && failed.is_none() {
+            // What nobody has is accepted to be reset.
+            self.counters.add(Count::OrphanReset, 1);
+        }
         self.tell_judged(came, bytes.len(), &decision, failed);
     }
 
@@ -326,14 +330,11 @@ impl Judge {
             client_port: source,
         };
         match self.orphans.ask(self.start.elapsed(), &flow, bytes) {
-            Answer::Nobody => {
-                self.counters.add(Count::OrphanReset, 1);
-                Decision {
-                    verdict: Verdict::Accept,
-                    forward: NodeSet::EMPTY,
-                    ..decision
-                }
-            }
+            Answer::Nobody => Decision {
+                verdict: Verdict::Accept,
+                forward: NodeSet::EMPTY,
+                ..decision
+            },
             Answer::NoRoom => {
                 self.counters.add(Count::OrphanFull, 1);
                 decision

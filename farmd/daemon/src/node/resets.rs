@@ -18,6 +18,8 @@ pub(super) struct Resets {
     heard: NodeSet,
     /// They wait.
     wait: bool,
+    /// And the log says so.
+    told: bool,
     /// At least until then.
     until: Duration,
 }
@@ -43,20 +45,23 @@ impl Node {
             self.resets.until = now + wait * 2;
         }
         let waits = !missing.is_empty() || now < self.resets.until;
+        // Who has just started has not heard the others yet, which is no news.
+        if waits && !self.resets.told && !missing.is_empty() && !membership.joining() {
+            self.resets.told = true;
+            info!(
+                ms = wait.as_millis(),
+                missing = self.names(missing),
+                "resets wait before they leave: who is missing may only be out of touch"
+            );
+        }
         if waits == self.resets.wait {
             return;
         }
         self.resets.wait = waits;
         self.plane.set_reset_wait(waits.then_some(wait));
         self.queue(Effect::DivertResets(waits));
-        if !waits {
+        if !waits && std::mem::take(&mut self.resets.told) {
             info!("all nodes are heard: resets leave at once");
-        } else if !missing.is_empty() {
-            info!(
-                ms = wait.as_millis(),
-                missing = self.names(missing),
-                "resets wait before they leave: who is missing may only be out of touch"
-            );
         }
     }
 }
