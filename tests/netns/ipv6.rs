@@ -104,10 +104,12 @@ fn all_nodes_serve_an_ipv6_vip_by_client_port() {
 }
 
 #[test]
-fn each_requester_of_an_ipv6_vip_hears_one_answer() {
-    for mode in MODES {
-        let lab = farm(mode, "raw");
+fn each_requester_of_an_ipv6_vip_hears_one_answer_and_none_of_the_kernel() {
+    for (mode, plane) in MODES.into_iter().flat_map(|mode| [(mode, "raw"), (mode, "bpf")]) {
+        let lab = farm(mode, plane);
         let sources = &lab.client.addrs6()[..20];
+        let answered = || -> u64 { lab.nodes.iter().map(|n| counter(n, "dataplane_nd_answered")).sum() };
+        let before = answered();
         let watcher = Watcher::start(&lab).expect("the wire can be watched");
         for source in sources {
             // One neighbour entry serves all addresses of a host: without it the kernel asks anew, in the name of this source.
@@ -116,16 +118,26 @@ fn each_requester_of_an_ipv6_vip_hears_one_answer() {
                 .client
                 .ask(*source, WEB, Duration::from_secs(2))
                 .expect("a connection");
-            assert!(record.outcome.is_ok(), "{mode:?}: {record:?}");
+            assert!(record.outcome.is_ok(), "{mode:?}, {plane}: {record:?}");
         }
         let evidence = watcher.stop().expect("the watcher ends");
+        let (asked, by_farmd) = (&evidence.arp, answered() - before);
+        let told: usize = asked.values().flat_map(|seen| seen.replies.values()).sum();
+        assert!(
+            told >= 20 && told as u64 <= by_farmd,
+            "{mode:?}, {plane}: {told} answers, {by_farmd} of farmd: {asked:?}"
+        );
         let mut entries = BTreeMap::<String, usize>::new();
         for source in sources {
             let seen = evidence
                 .arp
                 .get(&((*source).into(), VIP6.into()))
                 .unwrap_or_else(|| panic!("{source} asked nothing"));
-            assert_eq!((seen.replies.len(), seen.macs.len()), (1, 1), "{source}: {seen:?}");
+            assert_eq!(
+                (seen.replies.len(), seen.macs.len()),
+                (1, 1),
+                "{plane}, {source}: {seen:?}"
+            );
             if mode == Mode::Invisible {
                 assert!(seen.macs.contains(&lab.config().vips[0].vmac()), "{seen:?}");
             }
@@ -133,9 +145,32 @@ fn each_requester_of_an_ipv6_vip_hears_one_answer() {
             *entries.entry(port.clone()).or_default() += 1;
         }
         assert!(entries.len() > 1, "twenty requesters and one entry node: {entries:?}");
-        let answered: u64 = lab.nodes.iter().map(|n| counter(n, "dataplane_nd_answered")).sum();
-        assert!(answered >= 20, "{answered} answers were counted");
+        nobody_answers_without_farmd(&lab);
     }
+}
+
+/// With every farmd stopped a requester asks until it gives up: the VIP is an address of each node, and no node's kernel answers for it.
+fn nobody_answers_without_farmd(lab: &Lab) {
+    let (client, source) = (lab.client.space(), lab.client.addrs6()[0]);
+    client
+        .sysctl("net.ipv6.neigh.eth0.retrans_time_ms", "100")
+        .expect("it asks more often");
+    for node in &lab.nodes {
+        node.signal_farmd("STOP").expect("a signal");
+    }
+    client.ip(&["neighbour flush dev eth0"]).expect("ip runs");
+    let watcher = Watcher::start(lab).expect("the wire can be watched");
+    wait_until(Duration::from_secs(10), "the client to give up", || {
+        // Each try of a connection begins a round of questions, if none is under way.
+        let tried = lab.client.ask(source, WEB, Duration::from_millis(500)).ok()?;
+        assert!(tried.outcome.is_err(), "{tried:?}");
+        entry_of(lab, VIP6).0.contains("FAILED").then_some(())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {:?}", entry_of(lab, VIP6)));
+    let evidence = watcher.stop().expect("the watcher ends");
+    let seen = &evidence.arp[&(source.into(), VIP6.into())];
+    assert!(seen.requests > 0 && seen.replies.is_empty(), "{seen:?}");
+    assert!(evidence.announcements.is_empty(), "{:?}", evidence.announcements);
 }
 
 #[test]
