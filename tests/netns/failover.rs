@@ -3,11 +3,14 @@
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
+use farm_lab::client::Batch;
 use farm_lab::probe::{ProbeConfig, Prober};
+use farm_lab::process::run_limited;
+use farm_lab::wire::{Evidence, Watcher};
 use farm_lab::yardstick::PlainHost;
-use farm_lab::{Lab, LabConfig, MODULE, Mode, VIP, VIP2, Vip, wait_until};
+use farm_lab::{Lab, LabConfig, MODULE, Mode, Node, VIP, VIP2, Vip, wait_until};
 
-use crate::common::{entry_of, frames_of, patient_clients};
+use crate::common::{entry_of, farm_of, frames_of, patient_clients, shell_ok};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 
@@ -129,10 +132,114 @@ fn a_killed_daemon_is_taken_over_and_its_next_run_cleans_up_and_rejoins() {
     lab.rejoin(0, MODULE).expect("the node comes back");
 }
 
+/// What was on the wire while a farmd was killed: no request was answered by two of the living, and what the killed node had answered too, its heir answered
+/// later, because it cannot know of that.
+fn one_owner_at_a_time(evidence: &Evidence, killed: &Node) {
+    assert_eq!(evidence.missed, 0, "the watcher sees all");
+    let mut answers = evidence.syn_acks.values();
+    let answered = answers.any(|ports| ports.contains_key(killed.port()));
+    assert!(answered, "{} answered nobody before", killed.name());
+    for (attempt, ports) in evidence.two_owners() {
+        let (own, heirs): (Vec<_>, Vec<_>) = ports.iter().partition(|(port, _)| *port == killed.port());
+        let ([(_, before)], [(_, after)]) = (&own[..], &heirs[..]) else {
+            panic!("{attempt:?} was answered by {ports:?}")
+        };
+        assert!(before.iter().max() < after.iter().min(), "{attempt:?}: {ports:?}");
+    }
+}
+
+/// Asks for both virtual addresses in each way, and fails if anything comes by the killed node's port, or twice.
+fn is_silent(lab: &Lab, killed: &Node) {
+    let watcher = Watcher::start(lab).expect("the wire can be watched");
+    for vip in [VIP, VIP2] {
+        for source in &lab.client.addrs()[..6] {
+            lab.client.space().ip(&["neighbour flush dev eth0"]).expect("ip runs");
+            let mut ping = lab.client.space().command("ping");
+            let (source, vip) = (source.to_string(), vip.to_string());
+            ping.args(["-c", "1", "-W", "2", "-I", &source, &vip]);
+            let pinged = run_limited(ping, Duration::from_secs(10)).expect("ping runs");
+            assert!(pinged.ok() && !pinged.stdout.contains("DUP!"), "{}", pinged.stdout);
+        }
+        let to = SocketAddrV4::new(vip, 80);
+        let report = lab.client.batch(Batch::new(to, 120)).expect("a batch");
+        assert_eq!(report.lost(), 0, "{vip}: {:?}", report.failures());
+        assert_eq!(report.per_node().len(), 2, "{vip}: {:?}", report.per_node());
+    }
+    let evidence = watcher.stop().expect("the watcher ends");
+    assert_eq!((evidence.missed, evidence.double_echoes()), (0, 0));
+    assert!(evidence.two_owners().is_empty(), "{:?}", evidence.two_owners());
+    let port = killed.port();
+    let (connections, echoes) = (&evidence.syn_acks, &evidence.echo_replies);
+    assert!(
+        connections.len() >= 240 && echoes.len() == 12 && !evidence.arp.is_empty(),
+        "{} connections, {} echoes",
+        connections.len(),
+        echoes.len()
+    );
+    let spoke = connections.values().any(|ports| ports.contains_key(port))
+        || echoes.values().any(|ports| ports.contains_key(port))
+        || evidence.arp.values().any(|seen| seen.replies.contains_key(port))
+        || evidence.resets.iter().any(|(by, _, _)| by == port)
+        || evidence.announcements.contains_key(port);
+    assert!(!spoke, "{} says something: {evidence:?}", killed.name());
+}
+
+/// Its application runs on, and a filter at clsact stays where it is; a tcx link goes with the process.
+#[test]
+fn nothing_of_a_killed_daemon_answers_beside_those_that_took_over() {
+    let lab = Lab::serve(LabConfig {
+        plane: "bpf",
+        attach: "tcx",
+        vips: vec![Vip::new(VIP, Mode::Directed), Vip::new(VIP2, Mode::Invisible)],
+        ..farm_of(3)
+    });
+    let lab = lab.expect("the farm comes up");
+    let killed = &lab.nodes[0];
+    for attach in ["tcx", "clsact"] {
+        if attach == "clsact" {
+            killed
+                .start_farmd_under(&["env", "FARM_ATTACH=clsact"])
+                .expect("farmd starts");
+            killed.wait_farmd(Duration::from_secs(10)).expect("it answers");
+            killed.farm_ok(&["start", MODULE]).expect("the module starts");
+            lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+                .expect("all serve");
+        }
+        let how = killed.farm_ok(&["status", "-v"]).expect("a status");
+        assert!(how.contains(&format!("bpf (eBPF at tc ingress, {attach}")), "{how}");
+        let watcher = Watcher::start(&lab).expect("the wire can be watched");
+        let probers = [VIP, VIP2].map(|vip| {
+            let config = ProbeConfig {
+                sources: 40,
+                limit: Duration::from_secs(5),
+                ..ProbeConfig::new((vip, 80))
+            };
+            Prober::start(&lab.client, config).expect("probing")
+        });
+        for prober in &probers {
+            wait_until(Duration::from_secs(10), "answers by all", || {
+                (prober.so_far().per_node().len() == 3).then_some(())
+            })
+            .expect("all serve");
+        }
+        killed.signal_farmd("KILL").expect("a signal");
+        killed.wait_farmd_end(Duration::from_secs(5)).expect("farmd ends");
+        lab.wait_ready(MODULE, &lab.others(0), Duration::from_secs(10))
+            .expect("the others have all");
+        for prober in probers {
+            prober.stop().expect("the prober ends");
+        }
+        one_owner_at_a_time(&watcher.stop().expect("the watcher ends"), killed);
+        let left = shell_ok(killed, "tc filter show dev eth0 ingress");
+        assert_eq!(left.contains("farm"), attach == "clsact", "{left}");
+        is_silent(&lab, killed);
+    }
+}
+
 #[test]
 fn a_stopped_process_takes_nothing_that_others_took_over() {
     let lab = Lab::serve(LabConfig::with_mode(Mode::Invisible)).expect("the farm comes up");
-    let watcher = farm_lab::wire::Watcher::start(&lab).expect("the wire can be watched");
+    let watcher = Watcher::start(&lab).expect("the wire can be watched");
     lab.nodes[2].signal_farmd("STOP").expect("a signal");
     lab.wait_ready(MODULE, &lab.others(2), Duration::from_secs(10))
         .expect("the others have all");
