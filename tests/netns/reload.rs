@@ -4,14 +4,16 @@ use std::fs;
 use std::net::SocketAddrV4;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use farm_core::api::exit;
+use farm_lab::client::Batch;
 use farm_lab::hold::{HoldConfig, Holder};
 use farm_lab::process::spawn_kept;
 use farm_lab::space::Space;
-use farm_lab::{Lab, LabConfig, MODULE, Mode, Node, VIP, wait_until};
+use farm_lab::wire::Watcher;
+use farm_lab::{Lab, LabConfig, MODULE, Mode, Node, VIP, VIP2, Vip, wait_until};
 use farm_sys::bpf::ACCEPTED_MARK;
 
 use crate::common::{counter, farm_of, install, mentions, own_row, patient_clients, program, shell_ok, start};
@@ -26,7 +28,7 @@ fn nobody_notices(mode: Mode) {
     let lab = Lab::serve(LabConfig::with_mode(mode)).expect("the farm comes up");
     let holder = Holder::start(&lab.client, HoldConfig::new(WEB, 60)).expect("connections can be held");
     holder.wait_rounds(2, Duration::from_secs(30)).expect("they go on");
-    let watcher = farm_lab::wire::Watcher::start(&lab).expect("the wire can be watched");
+    let watcher = Watcher::start(&lab).expect("the wire can be watched");
     let prober = patient_clients(&lab, WEB);
     let before: Vec<u64> = lab.nodes.iter().map(incarnation).collect();
     for node in &lab.nodes {
@@ -267,65 +269,157 @@ fn reload_of_a_farmd_loses_no_frame_of_a_connection_of_its_node() {
     no_frame_is_lost(3, Mode::Invisible, "tcx");
 }
 
-/// What takes farmd's place never judges anything: what was left in the kernel accepts until its lease ends, and nothing from then on.
-#[test]
-fn reload_into_a_program_that_hangs_ends_in_closed() {
+/// A node on which a program that hangs takes farmd's place at a reload.
+struct Hanging<'a> {
+    node: &'a Node,
+    outer: Child,
+    asking: Option<Child>,
+}
+
+impl<'a> Hanging<'a> {
+    /// Starts a farmd on `node` of which the file can be replaced.
+    fn start(node: &'a Node) -> Self {
+        let bin = node.dirs().base.join("bin");
+        fs::create_dir(&bin).expect("a folder");
+        for name in ["farmd", "farm"] {
+            fs::copy(program(name), bin.join(name)).expect("a program");
+        }
+        let log = fs::File::create(node.dirs().base.join("farmd.log")).expect("a file");
+        let mut command = node.command(&bin.join("farmd")).expect("the node has power");
+        command.stderr(log).process_group(0);
+        let outer = spawn_kept(command).expect("farmd starts");
+        node.wait_farmd(Duration::from_secs(10)).expect("it answers");
+        Self {
+            node,
+            outer,
+            asking: None,
+        }
+    }
+
+    /// Replaces the file, and farmd; returns when that has ended.
+    fn reload(&mut self) {
+        let bin = self.node.dirs().base.join("bin");
+        fs::write(bin.join("hung"), "#!/bin/sh\nexec sleep 60\n").expect("a script");
+        let runnable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(bin.join("hung"), runnable).expect("a mode");
+        fs::rename(bin.join("hung"), bin.join("farmd")).expect("it takes farmd's place");
+        let mut command = self.node.command(&bin.join("farm")).expect("the node has power");
+        // Waits for a farmd that never answers.
+        command.arg("reload").stdout(Stdio::null()).process_group(0);
+        self.asking = Some(spawn_kept(command).expect("farm runs"));
+        wait_until(Duration::from_secs(10), "farmd to be away", || {
+            self.node.log_text().contains("farmd has ended").then_some(())
+        })
+        .expect("it restarts");
+    }
+}
+
+impl Drop for Hanging<'_> {
+    fn drop(&mut self) {
+        // These wait outside; what they wait for ends with the node's power.
+        for child in self.asking.iter_mut().chain([&mut self.outer]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Requests for both virtual addresses are answered, and not by `hung`.
+fn are_answered_by_others(lab: &Lab, hung: &Node) {
+    for vip in [VIP, VIP2] {
+        let report = lab.client.batch(Batch::new((vip, 80), 80)).expect("a batch");
+        assert_eq!(report.lost(), 0, "{vip}: {:?}", report.failures());
+        let served = report.per_node();
+        assert!(
+            served.len() == 2 && !served.contains_key(hung.name()),
+            "{vip}: {served:?}"
+        );
+    }
+}
+
+/// What takes the last node's farmd's place never judges anything: what was left in the kernel accepts what its connections send until its lease ends, and
+/// nothing from then on. The other nodes, if there are any, have all the while what is new.
+fn a_successor_hangs(nodes: usize) {
     let lab = Lab::new(LabConfig {
         plane: "bpf",
         attach: "tcx",
-        ..farm_of(1)
+        vips: vec![Vip::new(VIP, Mode::Directed), Vip::new(VIP2, Mode::Invisible)],
+        ..farm_of(nodes)
     });
     let lab = lab.expect("a lab can be built");
-    let node = &lab.nodes[0];
-    // A farmd whose file can be replaced.
-    let bin = node.dirs().base.join("bin");
-    fs::create_dir(&bin).expect("a folder");
-    for name in ["farmd", "farm"] {
-        fs::copy(program(name), bin.join(name)).expect("a program");
+    let (node, others) = (&lab.nodes[nodes - 1], lab.others(nodes - 1));
+    let mut hanging = Hanging::start(node);
+    for other in &others {
+        other.start_farmd().expect("farmd starts");
+        other.wait_farmd(Duration::from_secs(10)).expect("it answers");
     }
-    let log = fs::File::create(node.dirs().base.join("farmd.log")).expect("a file");
-    let mut command = node.command(&bin.join("farmd")).expect("the node has power");
-    command.stderr(log).process_group(0);
-    let mut outer = spawn_kept(command).expect("farmd starts");
-    node.wait_farmd(Duration::from_secs(10)).expect("it answers");
-    install(&lab, node, &|_, module| module);
+    for node in &lab.nodes {
+        install(&lab, node, &|_, module| module);
+    }
     start(&lab, MODULE);
     let hold = HoldConfig {
         limit: Duration::from_secs(2),
-        ..HoldConfig::new(WEB, 20)
+        ..HoldConfig::new(WEB, 20 * nodes)
     };
     let holder = Holder::start(&lab.client, hold).expect("connections can be held");
     holder.wait_rounds(2, Duration::from_secs(30)).expect("they go on");
 
-    fs::write(bin.join("hung"), "#!/bin/sh\nexec sleep 60\n").expect("a script");
-    let runnable = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(bin.join("hung"), runnable).expect("a mode");
-    fs::rename(bin.join("hung"), bin.join("farmd")).expect("it takes farmd's place");
+    let watcher = Watcher::start(&lab).expect("the wire can be watched");
     let left = Instant::now();
-    let mut command = node.command(&bin.join("farm")).expect("the node has power");
-    // Waits for a farmd that never answers.
-    command.arg("reload").stdout(Stdio::null()).process_group(0);
-    let mut asking = spawn_kept(command).expect("farm runs");
-    wait_until(Duration::from_secs(10), "farmd to be away", || {
-        node.log_text().contains("farmd has ended").then_some(())
-    })
-    .expect("it restarts");
+    hanging.reload();
+    let away = Instant::now();
+    if !others.is_empty() {
+        lab.wait_ready(MODULE, &others, Duration::from_secs(5))
+            .expect("the others have all");
+        let told = others[0].farm(&["reload"]).expect("farm runs");
+        assert_eq!(told.code, Some(i32::from(exit::REFUSED)), "{told:?}");
+        mentions(&told.stderr, &["restarts its farmd: wait until it is back"]);
+    }
     holder
         .wait_rounds(10, Duration::from_secs(7))
         .expect("connections go on without a farmd");
+    if !others.is_empty() {
+        are_answered_by_others(&lab, node);
+    }
     wait_until(Duration::from_secs(20), "the lease to end", || {
         (left.elapsed() > Duration::from_secs(13)).then_some(())
     })
     .expect("time passes");
+    // Nobody has its connections any more.
+    for other in &others {
+        let log = other.farm_ok(&["log", MODULE]).expect("a log");
+        mentions(&log, &["is not back; the connections it had are given up"]);
+    }
+    if !others.is_empty() {
+        are_answered_by_others(&lab, node);
+    }
     let report = holder.stop().expect("the holder ends");
-    assert_eq!(report.broken().len(), 20, "{:?}", report.held);
+    let broken = report.broken_per_node();
+    assert_eq!(broken.keys().collect::<Vec<_>>(), [node.name()], "{broken:?}");
+    assert_eq!(
+        broken.get(node.name()),
+        report.per_node().get(node.name()),
+        "{:?}",
+        report.held
+    );
     for held in report.broken() {
         let after = held.broken.as_ref().expect("it is broken").0 - left;
         assert!(after > Duration::from_secs(8), "{after:?}");
     }
-    drop(lab);
-    for child in [&mut asking, &mut outer] {
-        let _ = child.kill();
-        let _ = child.wait();
-    }
+    let evidence = watcher.stop().expect("the watcher ends");
+    assert_eq!(evidence.missed, 0, "the watcher sees all");
+    assert!(evidence.two_owners().is_empty(), "{:?}", evidence.two_owners());
+    let after = |times: &[Instant]| times.iter().all(|at| *at > away);
+    let new = evidence.syns.iter().filter(|(_, times)| after(times));
+    let accepts = new.filter_map(|(attempt, _)| evidence.syn_acks.get(attempt)?.get_key_value(node.port()));
+    assert_eq!(accepts.collect::<Vec<_>>(), [], "{} opens connections", node.name());
+}
+
+#[test]
+fn reload_into_a_program_that_hangs_ends_in_closed_beside_those_that_took_over_and_alone() {
+    // Both wait for a lease to end.
+    std::thread::scope(|scope| {
+        scope.spawn(|| a_successor_hangs(1));
+        scope.spawn(|| a_successor_hangs(3));
+    });
 }
