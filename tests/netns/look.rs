@@ -1,6 +1,7 @@
 //! What a node says of single clients, buckets and connections, beside what clients see.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use farm_core::api::exit;
@@ -9,6 +10,7 @@ use farm_core::api::history::{Happening, MapCause};
 use farm_core::api::map::Maps;
 use farm_core::api::why::{BucketWord, Why};
 use farm_lab::hold::{HoldConfig, Holder};
+use farm_lab::udp::UdpService;
 use farm_lab::{Group, Lab, LabConfig, MODULE, Node, VIP, wait_until};
 use serde::de::DeserializeOwned;
 
@@ -16,6 +18,7 @@ use crate::common::mentions;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
+const VOICE: SocketAddrV4 = SocketAddrV4::new(VIP, 5000);
 
 /// The JSON answer of a command that must succeed.
 fn json<T: DeserializeOwned>(node: &Node, args: &[&str]) -> T {
@@ -36,11 +39,74 @@ fn refused(node: &Node, args: &[&str], code: u8, words: &[&str]) {
     mentions(&finished.stderr, words);
 }
 
+/// The name of the node that answers a datagram from this socket.
+fn answers(socket: &UdpSocket) -> String {
+    socket.set_read_timeout(Some(LIMIT)).expect("a limit");
+    socket.send_to(b"who", VOICE).expect("it is sent");
+    let mut buffer = [0; 64];
+    let length = socket.recv(&mut buffer).expect("an answer");
+    let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    text.strip_suffix(" who").expect("a name in front").to_owned()
+}
+
+/// Datagrams from ports of one client are answered by whom two nodes name beforehand.
+fn datagrams_go_where_nodes_say(lab: &Lab) {
+    let services = lab.nodes.iter().map(|node| UdpService::start(node, VOICE));
+    let services: Vec<UdpService> = services.collect::<Result<_, _>>().expect("the VIP is there");
+    let source = lab.client.addrs()[0];
+    let mut owners = BTreeSet::new();
+    for _ in 0..12 {
+        let socket = lab.client.space().run(|| UdpSocket::bind((source, 0)));
+        let socket = socket.expect("a socket");
+        let client = socket.local_addr().expect("its own address").to_string();
+        let ask = |node| -> Why { json(node, &["why", &client, &VOICE.to_string(), "udp"]) };
+        let told = [&lab.nodes[0], &lab.nodes[2]].map(ask);
+        let answered = answers(&socket);
+        for why in told {
+            let bucket = why.bucket.expect("a bucket");
+            assert_eq!(bucket.owner.as_ref(), Some(&answered), "{client} by {}", why.node);
+            let expected = match why.node == answered {
+                true => (BucketWord::Own, "accept", "own"),
+                false => (BucketWord::Foreign, "drop", "foreign"),
+            };
+            let opening = (why.opening.verdict.as_str(), why.opening.reason.as_str());
+            assert_eq!(
+                (bucket.state, opening.0, opening.1),
+                expected,
+                "{client} by {}",
+                why.node
+            );
+            // To the owner, if it came in here.
+            let sent_on: Vec<&str> = (why.node != answered)
+                .then_some(answered.as_str())
+                .into_iter()
+                .collect();
+            assert_eq!(why.opening.sent_on, sent_on, "{client} by {}", why.node);
+            assert_eq!(
+                (why.protocol.as_str(), why.connection, why.belonging),
+                ("udp", None, None)
+            );
+            assert_eq!(why.rule.map(|rule| rule.group).as_deref(), Some("voice"));
+        }
+        owners.insert(answered);
+    }
+    assert!(owners.len() > 1, "twelve ports and one owner: {owners:?}");
+    drop(services);
+}
+
 #[test]
 fn every_node_names_the_one_that_answers_and_says_what_is_missing() {
+    let voice = Group {
+        rules: vec![("udp", "5000".to_owned(), "on_port")],
+        ..Group::tcp("voice", 0, "on_port")
+    };
     let lab = Lab::serve(LabConfig {
         client_addrs: 12,
-        groups: vec![Group::tcp("web", 80, "on_addr"), Group::tcp("shop", 8080, "on_port")],
+        groups: vec![
+            Group::tcp("web", 80, "on_addr"),
+            Group::tcp("shop", 8080, "on_port"),
+            voice,
+        ],
         ..LabConfig::default()
     })
     .expect("the farm comes up");
@@ -76,6 +142,7 @@ fn every_node_names_the_one_that_answers_and_says_what_is_missing() {
         }
         assert!(buckets.windows(2).all(|pair| pair[0] == pair[1]), "{buckets:?}");
     }
+    datagrams_go_where_nodes_say(&lab);
     let client = lab.client.addrs()[0].to_string();
     let second = lab.nodes[1].name();
     let there: Why = json(first, &["-H", second, "why", &client, &WEB.to_string()]);
