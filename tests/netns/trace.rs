@@ -1,7 +1,7 @@
 //! `farm trace`: what became of each frame on each node, in both data planes, and that nothing of it is left when nobody listens.
 
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use farm_lab::config::Vip;
 use farm_lab::process::{children_of, signal, spawn_kept, wait_limited};
 use farm_lab::{Group, Lab, LabConfig, Mode, Node, VIP, wait_until};
 
-use crate::common::{mentions, program, shell_ok};
+use crate::common::{counter, farm_of, mentions, program, shell_ok};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
@@ -366,6 +366,54 @@ fn traces_run_side_by_side_and_a_killed_one_leaves_nothing() {
         wait_ordinary(second);
         let ended = || second.log_text().matches("a trace has ended").count();
         wait_until(LIMIT, "its end in the log", || (ended() == 1).then_some(())).expect("the other node notices");
+    }
+}
+
+/// The name of the program that is the only filter at a node's clsact.
+fn filter(node: &Node) -> String {
+    let shown = shell_ok(node, "tc filter show dev eth0 ingress");
+    let mut words = shown.split_whitespace().skip_while(|word| *word != "id").skip(1);
+    let id = words.next().unwrap_or_else(|| panic!("no program in {shown}"));
+    assert_eq!(words.find(|word| *word == "id"), None, "one program: {shown}");
+    let shown = shell_ok(node, &format!("bpftool prog show id {id}"));
+    let mut words = shown.split_whitespace().skip_while(|word| *word != "name").skip(1);
+    words.next().expect("a name").to_owned()
+}
+
+#[test]
+fn a_filter_at_clsact_tells_while_somebody_listens_and_the_ordinary_one_judges_again_after_it() {
+    let lab = Lab::serve(LabConfig {
+        attach: "clsact",
+        plane: "bpf",
+        ..farm_of(1)
+    });
+    let lab = lab.expect("the farm comes up");
+    let (node, from) = (&lab.nodes[0], lab.client.addrs()[0]);
+    // Somebody would answer.
+    let _reached = node.space().run(|| TcpListener::bind("0.0.0.0:81")).expect("a port");
+    let judges = || {
+        let before = [counter(node, "frames_own"), counter(node, "frames_no_rule")];
+        assert_eq!(asked(&lab, from), node.name());
+        let refused = lab.client.ask(from, CLOSED, Duration::from_millis(300));
+        assert!(refused.expect("a request").outcome.is_err(), "no rule covers it");
+        let after = [counter(node, "frames_own"), counter(node, "frames_no_rule")];
+        assert!(after[0] > before[0] && after[1] > before[1], "{before:?} {after:?}");
+    };
+    assert_eq!(filter(node), "farm_ingress");
+    for _ in 0..2 {
+        let tracing = Tracing::start(node, &["trace", "tcp"]);
+        assert_eq!(filter(node), "farm_traced");
+        judges();
+        let (frames, end) = tracing.interrupt();
+        let told = |verdict: &str, reason: &str| frames.iter().find(|f| (&*f.verdict, &*f.reason) == (verdict, reason));
+        assert!(told("accepted", "own").is_some(), "{end:?} {frames:?}");
+        let by = told("dropped", "no_rule").map(|frame| frame.by.as_str());
+        assert_eq!(by, Some("kernel"), "{end:?} {frames:?}");
+        wait_until(LIMIT, "the ordinary program", || {
+            (filter(node) == "farm_ingress").then_some(())
+        })
+        .unwrap_or_else(|e| panic!("{e}: {}", filter(node)));
+        judges();
     }
 }
 
