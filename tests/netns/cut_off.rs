@@ -1,22 +1,50 @@
 //! Nodes to which nothing comes in: a dead receiver, a port of the switch that lets nothing out. Their own heartbeats go on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farm_lab::client::Batch;
 use farm_lab::probe::{ProbeConfig, Prober};
 use farm_lab::{Lab, LabConfig, MODULE, Node, VIP, wait_until};
 
-use crate::common::counter;
+use crate::common::{counter, metrics};
 
 /// The reason that such a node gives.
 const WHY: &str = "nothing at all comes in";
 
-/// A farm of two, and clients that ask all the time.
+/// farmd counts clients' frames once a second, and misses them where there were [`LIVELY`] in one of these seconds. Any such time has a whole one in it.
+const COUNTED: Duration = Duration::from_millis(2250);
+const LIVELY: u64 = 50;
+
+/// A farm of two, and clients that ask all the time and would be missed by both nodes.
 fn busy() -> (Lab, Prober) {
     let lab = quiet();
     let prober = Prober::start(&lab.client, ProbeConfig::new((VIP, 80))).expect("probing");
-    // Longer than it takes to see that there is something to miss.
-    std::thread::sleep(Duration::from_millis(2500));
+    let count = |node| -> u64 {
+        let counters = metrics(node).into_iter();
+        counters
+            .filter(|(name, _)| name.starts_with("frames_"))
+            .map(|(_, count)| count)
+            .sum()
+    };
+    let counts = || lab.nodes.iter().map(count).collect::<Vec<u64>>();
+    let (mut since, mut last, mut at) = (Instant::now(), counts(), Instant::now());
+    // In each quarter of a second as many as are missed in a whole one.
+    wait_until(Duration::from_secs(20), "clients that would be missed", || {
+        if at.elapsed() < Duration::from_millis(250) {
+            return None;
+        }
+        let before = std::mem::replace(&mut last, counts());
+        at = Instant::now();
+        if before
+            .iter()
+            .zip(&last)
+            .any(|(before, now)| now.saturating_sub(*before) < LIVELY)
+        {
+            since = at;
+        }
+        (since.elapsed() >= COUNTED).then_some(())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {last:?}"));
     (lab, prober)
 }
 
@@ -92,7 +120,8 @@ fn who_survives_while_clients_pause_serves_at_once() {
 #[test]
 fn where_nobody_but_the_nodes_speaks_silence_means_nothing() {
     let lab = quiet();
-    std::thread::sleep(Duration::from_millis(2500));
+    // The time itself: there is nothing to be seen in it.
+    std::thread::sleep(COUNTED);
     lab.nodes[1].crash().expect("power goes");
     lab.wait_ready(MODULE, &lab.others(1), Duration::from_secs(5))
         .expect("the other one has all");
