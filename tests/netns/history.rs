@@ -286,15 +286,99 @@ fn a_merge_tells_what_each_side_yields() {
     assert!(stepped_out(&told), "{told:#?}");
 }
 
+/// Waits until the first two nodes have told, after these entries, that the third one is down and out of the view, by both of them and with this cause.
+fn others_tell(lab: &Lab, marks: [u64; 2], cause: DepartureCause) {
+    let [first, second, gone] = [0, 1, 2].map(|index| lab.nodes[index].name());
+    let others = [first, second].map(str::to_owned);
+    for (node, after) in lab.nodes.iter().zip(marks) {
+        let down = await_entry(node, after, "that it is down", |what| match what {
+            Happening::NodeDown(out) if out.node == gone => Some(out.clone()),
+            _ => None,
+        });
+        let (view, out) = await_entry(node, after, "the view without it", |what| match what {
+            Happening::ViewChanged { after, out, .. } if !out.is_empty() => Some((after.clone(), out.clone())),
+            _ => None,
+        });
+        assert_eq!(view, others, "{} sees", node.name());
+        assert_eq!(
+            (down.cause, &down.observers[..]),
+            (cause, &others[..]),
+            "{}",
+            node.name()
+        );
+        let [out] = &out[..] else { panic!("{out:?}") };
+        let named = !out.observers.is_empty() && out.observers.iter().all(|name| others.contains(name));
+        assert!(out.node == gone && named, "{} of {out:?}", node.name());
+        // Where the other one is the first to notice, this one still hears it.
+        let whole = (out.cause, &out.observers[..]) == (cause, &others[..]);
+        assert!(
+            whole || out.cause == DepartureCause::LeftOut,
+            "{} of {out:?}",
+            node.name()
+        );
+    }
+}
+
+/// Nothing of it comes out, and everything comes in: it hears from the others that they do not hear it.
+#[test]
+fn a_node_that_is_not_heard_tells_who_does_not_hear_it_and_so_do_these() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    let [first, second, mute] = [&lab.nodes[0], &lab.nodes[1], &lab.nodes[2]];
+    let (before, marks) = (newest(mute), [newest(first), newest(second)]);
+    mute.cut(true).expect("cut");
+    lab.wait_ready(MODULE, &lab.others(2), LIMIT)
+        .expect("the others have all");
+    others_tell(&lab, marks, DepartureCause::Silent);
+    let (why, observers) = await_entry(mute, before, "that it has stepped out", |what| match what {
+        Happening::Fenced { why, observers } => Some((why.clone(), observers.clone())),
+        _ => None,
+    });
+    // One of the others may have been the first to notice.
+    let others = [first.name(), second.name()].map(str::to_owned);
+    assert!(
+        !observers.is_empty() && observers.iter().all(|name| others.contains(name)),
+        "{observers:?}"
+    );
+    mentions(&why, &["of the nodes it hears do not hear it"]);
+    let out = await_entry(mute, before, "its view", |what| match what {
+        Happening::ViewChanged { after, out, .. } if after.is_empty() => Some(out.clone()),
+        _ => None,
+    });
+    let [own] = &out[..] else { panic!("{out:?}") };
+    assert_eq!(
+        (own.node.as_str(), own.cause),
+        (mute.name(), DepartureCause::LeftOut),
+        "{own:?}"
+    );
+    // Completed by what the others say in the pulses after it.
+    assert_eq!(
+        (&own.observers[..], &own.talk_with_it[..]),
+        (&others[..], &[][..]),
+        "{own:?}"
+    );
+    let text = mute.farm_ok(&["history", "-v"]).expect("a history for people");
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let not_heard = format!("not heard by: {}", observers.join(" "));
+    for words in [format!("this node has stepped out: {why}"), not_heard] {
+        assert!(text.contains(&words), "{words}: {text}");
+    }
+    mute.heal().expect("healed");
+    await_entry(mute, before, "that it is back", |what| match what {
+        Happening::Unfenced { after_ms: Some(_) } => Some(()),
+        _ => None,
+    });
+}
+
 #[test]
 fn a_node_that_did_not_run_tells_for_how_long_and_that_it_is_back() {
     let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
     let frozen = &lab.nodes[2];
-    let before = newest(frozen);
+    let (before, marks) = (newest(frozen), [newest(&lab.nodes[0]), newest(&lab.nodes[1])]);
     frozen.signal_farmd("STOP").expect("a signal");
     lab.wait_ready(MODULE, &lab.others(2), LIMIT)
         .expect("the others have all");
     frozen.signal_farmd("CONT").expect("a signal");
+    others_tell(&lab, marks, DepartureCause::Silent);
     let for_ms = await_entry(frozen, before, "the pause", |what| match what {
         Happening::Paused { for_ms } => Some(*for_ms),
         _ => None,
