@@ -1,42 +1,74 @@
 //! The program where no two buckets are alike, with clients of every kind: whether it finds the bucket that the core finds.
 
+use std::cell::RefCell;
+use std::fmt;
+
 use farm_core::balance::assign::BucketMap;
+use proptest::collection::vec;
+use proptest::option::weighted;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use proptest::test_runner::TestRunner;
 
 use super::*;
 
 /// Bytes of each frame that the program tells of; enough to be one.
 const SNAP: u32 = 64;
 
-/// The next of a sequence of numbers that look random (SplitMix64).
-fn random(state: &mut u64) -> usize {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (*state ^ *state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z >> 33) as usize
+/// A group whose buckets each have a state and an owner of their own; some of them change hands.
+#[derive(Clone)]
+struct Mixed(GroupPlan);
+
+impl fmt::Debug for Mixed {
+    /// What is told of the frame says what its bucket was.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("mixed")
+    }
 }
 
-/// A client of the family of `addr`, with nothing left out.
-fn random_client(addr: IpAddr, state: &mut u64) -> IpAddr {
-    let bits = (0..8).fold(0_u128, |bits, _| bits << 16 | (random(state) & 0xffff) as u128);
+fn mixed() -> impl Strategy<Value = Mixed> {
+    // This node, two whose Ethernet addresses are known, one whose is not, nobody.
+    const OWNERS: [u8; 5] = [0, 1, 2, 9, 0xff];
+    // With as many buckets it is not made smaller.
+    Just(()).prop_perturb(|(), mut rng| {
+        let mut mixed = group(BucketState::Own, None);
+        let mut owners = Box::new([0; BUCKETS]);
+        for (bucket, owner) in mixed.states.iter_mut().zip(owners.iter_mut()) {
+            *bucket = STATES[rng.random_range(0..STATES.len())];
+            *owner = OWNERS[rng.random_range(0..OWNERS.len())];
+        }
+        mixed.owners = BucketMap::from_bytes(owners).unwrap();
+        mixed.leaving = (0..BUCKETS).filter(|_| rng.random_range(0..8) == 0).collect();
+        Mixed(mixed)
+    })
+}
+
+/// Judges `cases` cases. One that fails is told as small as it can be, and tried first from then on (`proptest-regressions`).
+fn try_random<S: Strategy>(cases: u32, strategy: S, judge: impl Fn(S::Value)) {
+    let mut config = ProptestConfig::with_cases(cases);
+    config.source_file = Some(file!());
+    let tried = TestRunner::new(config).run(&strategy, |case| {
+        judge(case);
+        Ok(())
+    });
+    if let Err(error) = tried {
+        panic!("{error}");
+    }
+}
+
+/// The client of the family of `addr` with these bits, or the last of them.
+fn client_of(addr: IpAddr, bits: u128) -> IpAddr {
     match addr {
         IpAddr::V4(_) => IpAddr::V4((bits as u32).into()),
         IpAddr::V6(_) => IpAddr::V6(bits.into()),
     }
 }
 
-/// A group whose buckets each have a state and an owner of their own; some of them change hands.
-fn mixed(state: &mut u64) -> GroupPlan {
-    // This node, two whose Ethernet addresses are known, one whose is not, nobody.
-    const OWNERS: [u8; 5] = [0, 1, 2, 9, 0xff];
-    let mut mixed = group(BucketState::Own, None);
-    let mut owners = Box::new([0; BUCKETS]);
-    for (bucket, owner) in mixed.states.iter_mut().zip(owners.iter_mut()) {
-        *bucket = STATES[random(state) % STATES.len()];
-        *owner = OWNERS[random(state) % OWNERS.len()];
-    }
-    mixed.owners = BucketMap::from_bytes(owners).unwrap();
-    mixed.leaving = (0..BUCKETS).filter(|_| random(state).is_multiple_of(8)).collect();
-    mixed
+/// Each address with each affinity.
+fn kinds() -> impl Iterator<Item = (IpAddr, Affinity)> {
+    [vip(), vip6()]
+        .into_iter()
+        .flat_map(|addr| AFFINITIES.map(|affinity| (addr, affinity)))
 }
 
 /// Both groups are foreign, so that nothing leaves and the program tells of each frame once.
@@ -79,19 +111,14 @@ fn the_bucket_of_each_client_is_the_cores() {
         return;
     };
     bench.kernel.tell(Some(SNAP)).unwrap();
-    let mut events = bench.kernel.events().unwrap();
-    let (mut state, mut seen) = (7, BTreeSet::new());
-    for (addr, affinity) in [vip(), vip6()]
-        .into_iter()
-        .flat_map(|addr| AFFINITIES.map(|affinity| (addr, affinity)))
-    {
+    let (events, seen) = (bench.kernel.events().unwrap(), BTreeSet::new());
+    let all = RefCell::new((bench, events, seen));
+    for (addr, affinity) in kinds() {
         let plan = foreign(addr, affinity);
-        bench.kernel.install(&plan, &[]);
-        let mut all = clients(addr).to_vec();
-        all.extend((0..50).map(|_| random_client(addr, &mut state)));
-        for client in all {
+        all.borrow_mut().0.kernel.install(&plan, &[]);
+        let judge = |client: IpAddr, port: u16, identification: u32| {
+            let (bench, events, seen) = &mut *all.borrow_mut();
             let way = Way::new(client, addr, VIRTUAL_MAC);
-            let (port, identification) = (random(&mut state) as u16, random(&mut state) as u32);
             for frame in placed(&way, port, identification) {
                 let packet = Packet::parse(&frame).unwrap();
                 let fragments = &mut FragmentTable::default();
@@ -103,70 +130,98 @@ fn the_bucket_of_each_client_is_the_cores() {
                 bench.kernel.filter().dry_run(&frame, 1).unwrap();
                 let mut told = Vec::new();
                 events.read(8, |event| told.push(event.place));
-                assert_eq!(told, [place], "{affinity:?} {packet:?}");
+                assert_eq!(told, [place], "{affinity:?} {packet:?} {}", hex(&frame));
                 seen.extend(place);
             }
+        };
+        for client in clients(addr) {
+            judge(client, 4000, 1);
         }
+        let strategy = (any::<u128>(), any::<u16>(), any::<u32>());
+        try_random(50, strategy, |(bits, port, identification)| {
+            judge(client_of(addr, bits), port, identification);
+        });
     }
-    assert!(seen.len() > 500, "{} buckets", seen.len());
+    let seen = all.into_inner().2.len();
+    assert!(seen > 500, "{seen} buckets");
 }
 
 #[test]
 fn each_bucket_has_the_verdict_that_it_has_in_the_core() {
-    let Some(mut bench) = Bench::new(&foreign(vip(), Affinity::ClientIp)) else {
+    let Some(bench) = Bench::new(&foreign(vip(), Affinity::ClientIp)) else {
         return;
     };
-    let mut state = 11;
-    for (addr, affinity) in [vip(), vip6()]
-        .into_iter()
-        .flat_map(|addr| AFFINITIES.map(|affinity| (addr, affinity)))
-    {
+    let bench = RefCell::new(bench);
+    for (addr, affinity) in kinds() {
         for (mode, service) in [(INVISIBLE, VIRTUAL_MAC), (L2Mode::Directed, OWN_MAC)] {
-            let groups = vec![mixed(&mut state), mixed(&mut state)];
-            let plan = plan_of(addr, mode, affinity, groups);
-            bench.kernel.install(&plan, &[]);
-            for client in clients(addr) {
-                bench.identification += 20;
-                for frame in frames_from(client, addr, service, CLIENT_MAC, bench.identification) {
-                    bench.compare(&plan, &frame, false);
+            try_random(1, [mixed(), mixed()], |groups| {
+                let bench = &mut *bench.borrow_mut();
+                let plan = plan_of(addr, mode, affinity, groups.map(|group| group.0).into());
+                bench.kernel.install(&plan, &[]);
+                for client in clients(addr) {
+                    bench.identification += 20;
+                    for frame in frames_from(client, addr, service, CLIENT_MAC, bench.identification) {
+                        bench.compare(&plan, &frame, false);
+                    }
                 }
-            }
+            });
         }
     }
 }
 
-/// Frames with random bytes in them, from another client for each few of them, and other buckets for each hundred.
+/// One of the frames of the battery, bytes in it that are others, and where it ends too early.
+type Flawed = (Index, Vec<(Index, u8)>, Option<Index>);
+
+fn flawed() -> impl Strategy<Value = Flawed> {
+    // Protocols, types of ICMP, lengths and flags among them.
+    let telling = select(vec![
+        0, 1, 2, 3, 4, 5, 6, 8, 11, 17, 20, 40, 43, 44, 51, 58, 60, 128, 135, 255,
+    ]);
+    let byte = (any::<Index>(), prop_oneof![any::<u8>(), telling]);
+    (any::<Index>(), vec(byte, 1..=3), weighted(0.2, any::<Index>()))
+}
+
+/// From another client for each few of them, and other buckets for each hundred.
 #[test]
 fn frames_with_flaws_are_judged_alike() {
-    let Some(mut bench) = Bench::new(&foreign(vip(), Affinity::ClientIp)) else {
+    let Some(bench) = Bench::new(&foreign(vip(), Affinity::ClientIp)) else {
         return;
     };
-    let mut state = 20;
-    for _ in 0..200 {
-        let (mode, service) = [(INVISIBLE, VIRTUAL_MAC), (L2Mode::Directed, OWN_MAC)][random(&mut state) % 2];
-        let addr = [vip(), vip6()][random(&mut state) % 2];
-        let affinity = AFFINITIES[random(&mut state) % AFFINITIES.len()];
-        let groups = vec![mixed(&mut state), mixed(&mut state)];
-        let plan = plan_of(addr, mode, affinity, groups);
+    let bench = RefCell::new(bench);
+    let ways = (any::<bool>(), any::<bool>(), any::<bool>(), select(AFFINITIES.to_vec()));
+    // Fragments are of datagrams from this number on.
+    let one_client = (any::<u128>(), 0_u16..60_000, vec(flawed(), 1..50));
+    let strategy = (ways, [mixed(), mixed()], vec(one_client, 1..8));
+    try_random(160, strategy, |((v6, directed, member, affinity), groups, clients)| {
+        let bench = &mut *bench.borrow_mut();
+        let addr = if v6 { vip6() } else { vip() };
+        let (mode, service) = if directed {
+            (L2Mode::Directed, OWN_MAC)
+        } else {
+            (INVISIBLE, VIRTUAL_MAC)
+        };
+        let from = if member { mac(1) } else { CLIENT_MAC };
+        let plan = plan_of(addr, mode, affinity, groups.map(|group| group.0).into());
         bench.kernel.install(&plan, &[]);
-        let from = [CLIENT_MAC, mac(1)][random(&mut state) % 2];
-        for _ in 0..4 {
-            bench.identification += 20;
-            let client = random_client(addr, &mut state);
-            let frames = frames_from(client, addr, service, from, bench.identification);
-            for _ in 0..25 {
-                let mut frame = frames[random(&mut state) % frames.len()].clone();
-                for _ in 0..=random(&mut state) % 3 {
-                    let at = random(&mut state) % frame.len();
-                    frame[at] = random(&mut state) as u8;
+        for (bits, identification, flawed) in clients {
+            let frames = frames_from(client_of(addr, bits), addr, service, from, identification);
+            for (which, bytes, end) in flawed {
+                let mut frame = which.get(&frames).clone();
+                for (at, byte) in bytes {
+                    *at.get_mut(&mut frame) = byte;
+                }
+                // A dry run at tc takes no frame without its IP header.
+                let least = if v6 || frame[12..14] == [0x86, 0xdd] { 54 } else { 34 };
+                if let Some(end) = end {
+                    frame.truncate(least + end.index(frame.len()));
                 }
                 // One tag more than the core passes over, the kernel takes off before the program sees the frame.
-                if frame.get(12..14) != Some(&[0x91, 0]) {
+                if frame.len() >= least && frame[12..14] != [0x91, 0] {
                     bench.compare(&plan, &frame, false);
                 }
             }
         }
-    }
+    });
 }
 
 /// A few addresses are compared one by one, more are looked for by hash; they come and go, and what is no longer one is let by.

@@ -28,7 +28,12 @@ impl Bench {
             decide(plan, packet, &mut fragments, Duration::ZERO, &mut |_| false)
         });
         let (run, counted) = self.run_early(frame, sends);
-        let context = || format!("{decision:?}\n{packet:?}\n{run:?} counted {counted:?}\n{frame:02x?}");
+        let context = || {
+            format!(
+                "at XDP\n{}",
+                both(decision.as_ref(), packet.as_ref(), &run, &counted, frame)
+            )
+        };
         let passes = run.code == PASS;
         if passes {
             assert!(run.frame == frame && counted.is_empty(), "{}", context());

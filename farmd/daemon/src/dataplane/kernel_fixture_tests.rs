@@ -1,8 +1,6 @@
 //! Frames in a text file with what becomes of each by one plan, written down once and read by people: `kernel/fixtures.txt`. The core and the program must both do what stands
 //! there, so that an error that they share is seen. `FARM_WRITE_FIXTURES=1` writes the file anew, for whoever looks at the difference.
 
-use std::fmt::Write as _;
-
 use super::*;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/dataplane/kernel/fixtures.txt");
@@ -38,13 +36,6 @@ fn word(decision: Option<&Decision>) -> (&'static str, &'static str) {
         other => panic!("not by this plan: {other:?}"),
     };
     (what, decision.reason.name())
-}
-
-fn hex(frame: &[u8]) -> String {
-    frame.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn bytes(hex: &str) -> Vec<u8> {

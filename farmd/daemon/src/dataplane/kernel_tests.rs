@@ -19,6 +19,7 @@ mod fixtures;
 #[path = "kernel_live_tests.rs"]
 mod live;
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -135,7 +136,7 @@ impl Bench {
         let (run, counts) = self.run_counting(frame);
         let counted: Vec<usize> = (0..COUNTS).filter(|i| counts[*i] > 0).collect();
         let bare = without_tags(frame);
-        let context = || format!("{decision:?}\n{packet:?}\n{run:?} counted {counted:?}\n{frame:02x?}");
+        let context = || both(decision.as_ref(), packet.as_ref(), &run, &counted, frame);
         if counted.contains(&(Count::Punted as usize)) {
             // What the core cannot read the daemon drops.
             if let Some((packet, decision)) = packet.as_ref().zip(decision.as_ref()) {
@@ -154,7 +155,7 @@ impl Bench {
             assert_eq!(run.code, SHOT, "{}", context());
             return false;
         }
-        let Some(decision) = decision.filter(|d| d.verdict != Verdict::Pass) else {
+        let Some(decision) = decision.as_ref().filter(|d| d.verdict != Verdict::Pass) else {
             assert_eq!(run.code, UNSPEC, "{}", context());
             assert!(run.frame == frame || run.frame == bare, "{}", context());
             return false;
@@ -162,7 +163,7 @@ impl Bench {
         let reason = Reason::ALL.iter().position(|r| *r == decision.reason).unwrap();
         assert!(counted.contains(&reason), "{}", context());
         let to: Vec<NodeId> = decision.forward.iter().collect();
-        let vip = plan.vip(packet.unwrap().destination).unwrap();
+        let vip = plan.vip(packet.as_ref().unwrap().destination).unwrap();
         let known: Vec<MacAddr> = to.iter().filter_map(|node| vip.peers.get(node).copied()).collect();
         let sent = [
             counts[Count::Forwarded as usize],
@@ -203,6 +204,29 @@ impl Bench {
         }
         false
     }
+}
+
+/// As people and `kernel/fixtures.txt` read it: what the core says of a frame, what the program did with it, and its bytes.
+fn both(decision: Option<&Decision>, packet: Option<&Packet>, run: &DryRun, counted: &[usize], frame: &[u8]) -> String {
+    let name = |i: &usize| {
+        Reason::ALL
+            .get(*i)
+            .map_or_else(|| format!("counter {i}"), |r| r.name().to_owned())
+    };
+    let counted: Vec<String> = counted.iter().map(name).collect();
+    let (code, left) = (run.code, hex(&run.frame));
+    format!(
+        "core: {decision:?}\nread: {packet:?}\nprogram: returned {code}, counted {}, made of it {left}\nframe: {}",
+        counted.join(" "),
+        hex(frame)
+    )
+}
+
+fn hex(frame: &[u8]) -> String {
+    frame.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// What the program leaves to the daemon: what waits, and what a member hands on that every node has had.
