@@ -6,12 +6,12 @@ use super::*;
 
 /// `linux/bpf.h`
 const DROP: i32 = 1;
-const PASS: i32 = 2;
+pub(super) const PASS: i32 = 2;
 const TX: i32 = 3;
 
 impl Bench {
     /// The outcome of one frame at XDP, and what it counted.
-    fn run_early(&mut self, frame: &[u8], sends: bool) -> (DryRun, Vec<usize>) {
+    pub(super) fn run_early(&mut self, frame: &[u8], sends: bool) -> (DryRun, Vec<usize>) {
         let before = self.counts();
         let run = self.kernel.filter().dry_run_xdp(frame, 1, sends).unwrap();
         let after = self.counts();
@@ -21,11 +21,11 @@ impl Bench {
 
     /// Panics unless XDP does with `frame` what the core decides by `plan`, or passes it up, unchanged and uncounted, where it has to. Returns whether it
     /// passed it up.
-    pub(super) fn compare_early(&mut self, plan: &Plan, frame: &[u8], sends: bool) -> bool {
+    pub(super) fn compare_early(&mut self, plan: &Plan, frame: &[u8], has_socket: bool, sends: bool) -> bool {
         let packet = Packet::parse(frame);
         let decision = packet.as_ref().map(|packet| {
             let mut fragments = FragmentTable::default();
-            decide(plan, packet, &mut fragments, Duration::ZERO, &mut |_| false)
+            decide(plan, packet, &mut fragments, Duration::ZERO, &mut |_| has_socket)
         });
         let (run, counted) = self.run_early(frame, sends);
         let context = || {

@@ -12,6 +12,8 @@ pub(super) mod test_frames;
 mod asking;
 #[path = "kernel_bucket_tests.rs"]
 mod buckets;
+#[path = "kernel_connection_tests.rs"]
+mod connections;
 #[path = "kernel_early_tests.rs"]
 mod early;
 #[path = "kernel_fixture_tests.rs"]
@@ -124,7 +126,7 @@ impl Bench {
     fn compare(&mut self, plan: &Plan, frame: &[u8], has_socket: bool) -> bool {
         // What is dropped or sent at XDP, the program at tc drops or sends as well.
         for sends in [true, false] {
-            self.compare_early(plan, frame, sends);
+            self.compare_early(plan, frame, has_socket, sends);
         }
         // Either way up, in turn.
         self.kernel.set_passes_up(!self.kernel.control.passes_up);
@@ -336,57 +338,6 @@ fn the_kernel_decides_as_the_core_does() {
         frames > 50_000 && left < frames / 5,
         "{frames} frames, {left} left to the daemon"
     );
-}
-
-#[test]
-fn a_connection_of_this_host_is_found_in_the_kernel() {
-    let addr: IpAddr = "127.0.0.20".parse().unwrap();
-    let mut two = vec![
-        group(BucketState::Guarded, Some(0)),
-        group(BucketState::Draining, Some(1)),
-    ];
-    two[1].name = "web/other".to_owned();
-    let plan = plan_of(addr, INVISIBLE, Affinity::ClientIp, two);
-    let Some(mut bench) = Bench::new(&plan) else { return };
-    let nothing = Plan {
-        vips: Vec::new(),
-        ..plan.clone()
-    };
-    for port in [80, 443] {
-        // The program is in the way of what really comes in, too.
-        bench.kernel.install(&nothing, &[]);
-        let (listener, client) = bench.ns.run(|| {
-            let listener = TcpListener::bind((addr, port)).unwrap();
-            let client = TcpStream::connect((addr, port)).unwrap();
-            (listener, client)
-        });
-        let (server, peer) = listener.accept().unwrap();
-        bench.kernel.install(&plan, &[]);
-        let way = Way::new(peer.ip(), addr, VIRTUAL_MAC);
-        let frame = way.tcp(peer.port(), port, Flags::Ack);
-        assert!(!bench.compare(&plan, &frame, true), "a segment of the connection");
-        let from = "127.0.0.99".parse().unwrap();
-        let stranger = Way::new(from, addr, VIRTUAL_MAC).tcp(peer.port(), port, Flags::Ack);
-        assert!(!bench.compare(&plan, &stranger, false), "a listener is no connection");
-        bench.kernel.install(&nothing, &[]);
-        if port == 80 {
-            // The client ends it, so TIME_WAIT is the client's.
-            drop(client);
-            drop(server);
-        } else {
-            // What the server keeps is TIME_WAIT, or an orphan that still waits for the client: the kernel's program cannot tell.
-            drop(server);
-        }
-        std::thread::sleep(Duration::from_millis(50));
-        bench.kernel.install(&plan, &[]);
-        if port == 80 {
-            assert!(!bench.compare(&plan, &frame, false), "it is over");
-        } else {
-            let (_, counted) = bench.run(&frame);
-            let known = [Count::Punted as usize, Reason::DrainingKnown as usize];
-            assert!(counted.iter().any(|count| known.contains(count)), "{counted:?}");
-        }
-    }
 }
 
 #[test]

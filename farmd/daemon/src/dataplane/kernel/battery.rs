@@ -158,19 +158,21 @@ fn errors(way: &Way) -> Vec<Vec<u8>> {
     all
 }
 
+/// A fragment of datagram `id` at `offset` (in units of 8 bytes), with `length` bytes of its payload from there on.
+pub fn part(frame: &[u8], id: u16, offset: u16, more: bool, length: usize) -> Vec<u8> {
+    if frame[12..14] == [0x08, 0x00] {
+        return fragment(frame, id, offset, more, length);
+    }
+    let from = 54 + usize::from(offset) * 8;
+    let mut cut = frame[..54].to_vec();
+    cut.extend_from_slice(&frame[from..frame.len().min(from + length)]);
+    let mut part = with_extensions(&cut, &[60, 44], offset, more);
+    part[66..70].copy_from_slice(&u32::from(id).to_be_bytes());
+    part
+}
+
 /// Parts of datagrams, the first of which has identification `id`: first, middle, last, short and alone.
 fn fragments(way: &Way, id: u16) -> Vec<Vec<u8>> {
-    let part = |frame: &[u8], id: u16, offset: u16, more: bool, length: usize| {
-        if way.vip.is_ipv4() {
-            return fragment(frame, id, offset, more, length);
-        }
-        let from = 54 + usize::from(offset) * 8;
-        let mut cut = frame[..54].to_vec();
-        cut.extend_from_slice(&frame[from..frame.len().min(from + length)]);
-        let mut part = with_extensions(&cut, &[60, 44], offset, more);
-        part[66..70].copy_from_slice(&u32::from(id).to_be_bytes());
-        part
-    };
     let udp = way.udp(4000, 53, &[7; 64]);
     let (syn, ack) = (way.tcp(4000, 80, Flags::Syn), way.tcp(4000, 443, Flags::Ack));
     let mut all = vec![
