@@ -188,14 +188,15 @@ fn no_frame_is_judged_by_two_plans() {
 }
 
 /// A pair of interfaces, the near one with both programs.
-struct Wire {
-    near: u32,
+pub(super) struct Wire {
+    pub(super) near: u32,
+    pub(super) far: u32,
     /// At the far end.
     ring: PacketRing,
 }
 
 impl Wire {
-    fn new(bench: &mut Bench) -> Self {
+    pub(super) fn new(bench: &mut Bench) -> Self {
         let mac = OWN_MAC.0.map(|byte| format!("{byte:02x}")).join(":");
         for line in [
             &format!("link add near address {mac} type veth peer name far")[..],
@@ -211,11 +212,11 @@ impl Wire {
         // A veth takes what its peer's driver sends only if it has a program itself; this one lets everything by.
         bench.kernel.attach_early(far, "far", false).unwrap();
         let ring = PacketRing::open(far, 4096, &kernel_program(&filter::open())).unwrap();
-        Self { near, ring }
+        Self { near, far, ring }
     }
 
     /// Has `frame` come in at the near end.
-    fn send(&self, frame: &[u8]) {
+    pub(super) fn send(&self, frame: &[u8]) {
         self.ring.send(&plain(frame)).unwrap();
     }
 

@@ -14,6 +14,8 @@ mod asking;
 mod buckets;
 #[path = "kernel_connection_tests.rs"]
 mod connections;
+#[path = "kernel_discovery_tests.rs"]
+mod discovery;
 #[path = "kernel_early_tests.rs"]
 mod early;
 #[path = "kernel_fixture_tests.rs"]

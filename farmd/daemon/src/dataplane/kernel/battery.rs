@@ -1,9 +1,10 @@
 //! The frames of the battery: of every kind, whole, cut short and with lengths that lie; those whose ports are not where they are looked for too (ICMP
-//! errors, fragments, IPv6 extension headers).
+//! errors, fragments, IPv6 extension headers), and neighbour discovery.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use farm_core::id::MacAddr;
+use farm_core::wire::nd::{Message, Nd, multicast_mac, solicited_node};
 
 use super::test_frames::*;
 
@@ -62,6 +63,7 @@ pub fn frames_from(client: IpAddr, addr: IpAddr, to_mac: MacAddr, from_mac: MacA
     all.extend(errors(&way));
     all.extend(fragments(&way, id));
     all.extend(extended(&way));
+    all.extend(discovery(&way));
     let syn = way.tcp(4000, 80, Flags::Syn);
     let tags: [&[u32]; 5] = [
         &[0x8100_6000],
@@ -245,5 +247,49 @@ fn extended(way: &Way) -> Vec<Vec<u8>> {
         all.push(frame);
     }
     all.extend([55, 61, 62, 69, 70, 75, 89].map(|length| two[..length].to_vec()));
+    all
+}
+
+/// Neighbour discovery, and what routers say: about the address to its group, and to the address itself.
+pub fn discovery(way: &Way) -> Vec<Vec<u8>> {
+    let (IpAddr::V6(client), IpAddr::V6(vip)) = (way.client, way.vip) else {
+        return Vec::new();
+    };
+    // A neighbour makes sure that it is still there.
+    let question = Nd {
+        destination_mac: way.to_mac,
+        source_mac: way.from_mac,
+        source: client,
+        destination: vip,
+        message: Message::Solicitation,
+        target: vip,
+        link_layer: Some(way.from_mac),
+    };
+    let to_all = Nd {
+        destination_mac: multicast_mac(solicited_node(vip)),
+        destination: solicited_node(vip),
+        ..question
+    };
+    let probe = Nd {
+        source: Ipv6Addr::UNSPECIFIED,
+        link_layer: None,
+        ..to_all
+    };
+    let answer = Nd {
+        message: Message::Advertisement {
+            solicited: true,
+            overrides: true,
+        },
+        target: client,
+        ..question
+    };
+    let mut all: Vec<Vec<u8>> = [question, to_all, probe, answer].iter().map(Nd::emit).collect();
+    // Of routers, and a redirect.
+    for kind in [133, 134, 137] {
+        let mut frame = question.emit();
+        frame[54] = kind;
+        all.push(frame);
+    }
+    all.push(with_extensions(&question.emit(), &[60], 0, false));
     all
 }
