@@ -196,6 +196,8 @@ pub struct Farm {
     returning: bool,
     away: Away,
     plan_version: u64,
+    /// This node has stepped out, and perhaps come back: there is no lease before the data plane works with this plan, by which everything is closed.
+    closing: Option<u64>,
     /// A pause closed everything; lifted by the next turn.
     paused: bool,
     /// The last turn found nothing to do, and nothing is under way: a heartbeat without news calls for none.
@@ -245,6 +247,7 @@ impl Farm {
             returning: false,
             away: Away::default(),
             plan_version: 0,
+            closing: None,
             paused: false,
             at_rest: false,
             waited: true,
@@ -323,6 +326,7 @@ impl Farm {
         if changed {
             self.next_heartbeat = now;
         }
+        self.closing.take_if(|plan| *plan <= version);
         self.turn(now);
     }
 
@@ -446,11 +450,11 @@ impl Farm {
     }
 
     /// Until when the data plane may accept although this node takes no other turn, after a turn at `now`; `now` itself if it must not accept
-    /// at all: this node has stepped out, and what the data plane has open is not closed yet.
+    /// at all: this node has stepped out, and what the data plane had open is not closed yet, be the node back or not.
     ///
     /// Not later than the detection time less a pulse from `now`.
     pub fn lease_until(&self, now: Duration) -> Duration {
-        if self.membership.fenced().is_some() && !self.modules.keys().all(|name| self.is_released(name)) {
+        if self.closing.is_some() {
             return now;
         }
         self.membership.lease_until(now)

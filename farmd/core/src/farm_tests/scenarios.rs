@@ -215,6 +215,30 @@ fn a_node_that_others_cannot_hear_steps_out_and_comes_back() {
     }
 }
 
+/// The data plane of the one that comes back still works with the plan by which everything was its own, and the others have taken over.
+#[test]
+fn a_node_that_comes_back_before_its_data_plane_has_closed_accepts_nothing_until_then() {
+    for seed in 0..5 {
+        let mut sim = Sim::started(3, seed);
+        sim.nodes[2].slower = ms(300);
+        sim.act(Action::Cut(2, 0));
+        sim.act(Action::Cut(2, 1));
+        while sim.farm(2).membership().fenced().is_none() {
+            sim.run(ms(1)).unwrap();
+        }
+        let out = sim.now;
+        while sim.counts() != [2048, 2048, 0] {
+            sim.run(ms(1)).unwrap();
+            assert!(sim.now < out + ms(100), "{:?}", sim.counts());
+        }
+        assert!(sim.nodes[2].plane.open_count() > 0, "it is not closed");
+        sim.longest_overlap = Some(Duration::ZERO);
+        sim.act(Action::MendAll);
+        sim.run(ms(2000)).unwrap();
+        sim.check_covered().unwrap();
+    }
+}
+
 #[test]
 fn no_broken_way_gives_two_owners() {
     for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)] {
