@@ -95,8 +95,9 @@ impl World {
 
     /// Equal in states that are one.
     pub fn fingerprint(&self, fixed: &Fixed) -> u64 {
-        let epochs = self.tokens().filter_map(|token| match token {
-            Token::Epoch(epoch) if epoch > 0 => Some(epoch >> 8),
+        let tokens: Vec<Token> = self.tokens().collect();
+        let epochs = tokens.iter().filter_map(|token| match token {
+            Token::Epoch(epoch) if *epoch > 0 => Some(epoch >> 8),
             _ => None,
         });
         let scale = Scale {
@@ -109,7 +110,7 @@ impl World {
         for node in &self.nodes {
             node.plane.flows.hash(&mut digest);
         }
-        self.tokens().for_each(|token| scale.add(token, &mut digest));
+        tokens.iter().for_each(|token| scale.add(*token, &mut digest));
         digest.finish()
     }
 }
