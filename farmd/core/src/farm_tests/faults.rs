@@ -139,9 +139,15 @@ fn settling(sim: &Sim) -> Duration {
 }
 
 fn run(seed: u64) -> Result<Tally, Breach> {
+    run_of(seed, |_| ()).map(|sim| Tally::of(&sim))
+}
+
+/// The run of a seed, of a farm that `prepare` sees before anything happens.
+pub(super) fn run_of(seed: u64, prepare: impl FnOnce(&mut Sim)) -> Result<Sim, Breach> {
     let kind = Kind::of(seed);
     let mut rng = Rng::new(seed ^ 0xfa11_7000);
     let mut sim = farm(seed, kind, &mut rng);
+    prepare(&mut sim);
     let lans = sim.cluster.lans.len();
     let began = sim.now;
     if kind == Kind::Planned {
@@ -164,7 +170,7 @@ fn run(seed: u64) -> Result<Tally, Breach> {
     sim.check_covered()?;
     sim.check_served()?;
     check_rest(&mut sim, began)?;
-    Ok(Tally::of(&sim))
+    Ok(sim)
 }
 
 /// A change is told at once, but nobody talks without end, and nobody moves anything without a cause.

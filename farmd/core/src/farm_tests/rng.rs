@@ -1,7 +1,7 @@
 //! Chance that is the same on every machine: all of a run follows from its seed.
 
 /// xorshift64*: enough for faults.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Rng(u64);
 
 impl Rng {

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use super::faults;
 use super::promises::Breach;
 use super::sim::Sim;
 
@@ -14,7 +15,7 @@ use super::sim::Sim;
 const SHOWN: usize = 5;
 
 /// What was done in some runs.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Default, Debug)]
 pub struct Tally {
     runs: u64,
     events: u64,
@@ -147,4 +148,38 @@ pub fn run_all(test: &str, count: u64, more: bool, run: impl Fn(u64) -> Result<T
         failed.len(),
         seeds.end - seeds.start
     );
+}
+
+/// Everything that happens in the random runs of some seeds of each kind: every datagram with all of its bytes, every plan, turn, fault and command with its moment;
+/// what the nodes say of it; the trace; and where chance has come to.
+#[test]
+fn a_seed_has_the_same_run_each_time() {
+    let run = |seed: u64| {
+        faults::run_of(seed, |sim| {
+            sim.trace = Some(Vec::new());
+            sim.record = Some(Vec::new());
+        })
+        .unwrap_or_else(|Breach(text)| panic!("seed {seed}: {text}"))
+    };
+    let mut events = 0;
+    for seed in 0..20 {
+        let (one, other) = (run(seed), run(seed));
+        let (happened, again) = (one.record.as_deref().unwrap(), other.record.as_deref().unwrap());
+        events += happened.len();
+        if let Some(i) = (0..happened.len().max(again.len())).find(|i| happened.get(*i) != again.get(*i)) {
+            panic!(
+                "seed {seed}, event {i}: {:?} and then {:?}",
+                happened.get(i),
+                again.get(i)
+            );
+        }
+        assert_eq!(one.log, other.log, "seed {seed}");
+        assert_eq!(one.trace, other.trace, "seed {seed}");
+        assert_eq!(one.rng, other.rng, "seed {seed}");
+        assert_eq!(Tally::of(&one), Tally::of(&other), "seed {seed}");
+        // It is seen if two runs differ.
+        assert_ne!(one.record, run(seed + 5).record, "seeds {seed} and {}", seed + 5);
+    }
+    let line = format!("20 seeds, each run twice: {events} events, all the same\n");
+    drop(std::io::stderr().write_all(line.as_bytes()));
 }

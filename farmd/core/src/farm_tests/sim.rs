@@ -35,6 +35,7 @@ pub fn id(i: usize) -> NodeId {
 const CLIENTS: Duration = ms(10);
 
 /// What is to happen.
+#[derive(Clone, PartialEq, Debug)]
 pub enum Ev {
     Deliver {
         to: usize,
@@ -93,6 +94,8 @@ pub struct Sim {
     queue: BTreeMap<(Duration, u64), Ev>,
     count: u64,
     pub(super) trace: Option<Vec<String>>,
+    /// All that has happened, if asked.
+    pub(super) record: Option<Vec<(Duration, Ev)>>,
     /// Heartbeats sent by each node.
     pub sent: Vec<u64>,
     /// When each node sent its newest heartbeats on the first lan, for a second; the most in any second of the run; and how many are allowed.
@@ -148,6 +151,7 @@ impl Sim {
             queue: BTreeMap::new(),
             count: 0,
             trace: traced.then(Vec::new),
+            record: None,
             sent: vec![0; nodes],
             lately: vec![VecDeque::new(); nodes],
             busiest: 0,
@@ -196,6 +200,9 @@ impl Sim {
         while let Some(entry) = self.queue.first_entry().filter(|e| e.key().0 <= end) {
             let ((at, _), event) = entry.remove_entry();
             self.now = at;
+            if let Some(record) = &mut self.record {
+                record.push((at, event.clone()));
+            }
             self.handle(event)?;
             self.check_exclusion()?;
         }
