@@ -196,7 +196,8 @@ fn row(classes: &[u64], orders: &[Vec<usize>], seed: u64) -> Result<Tally, Breac
 const A_PARTITION: u32 = 8;
 
 /// No bucket has two owners that talk both ways, or with the same third node; nor, short of a partition, of which one hears the other, unless one is
-/// deaf to everybody and cannot know it: frames come in, and no command of two that talk. While somebody talks with all others every bucket is served; and so it
+/// deaf to everybody and cannot know it: frames come in, and no command of two that talk; nor, of five, if it hears somebody, but nothing that the other one says gets
+/// to it by anybody: that one is as good as dead to it. While somebody talks with all others every bucket is served; and so it
 /// is by the others where all but one talk, and nothing comes in at that one.
 fn check_owners(sim: &Sim, nodes: usize, pattern: u64) -> Result<(), Breach> {
     let hears = |a: usize, b: usize| !sim.net.is_cut(b, a);
@@ -208,13 +209,22 @@ fn check_owners(sim: &Sim, nodes: usize, pattern: u64) -> Result<(), Breach> {
         Ears::Commands => unhearing(a) && !told(a),
         Ears::Nothing => false,
     };
+    let reaches = |from: usize, to: usize| {
+        let mut know = vec![from];
+        while let Some(next) = (0..nodes).find(|n| !know.contains(n) && know.iter().any(|by| hears(*n, *by))) {
+            know.push(next);
+        }
+        know.contains(&to)
+    };
+    let unknowing = |a: usize, b: usize| nodes > 3 && !unhearing(a) && !reaches(b, a);
     let cut_off = |a: usize| sim.ears == Ears::Nothing && unhearing(a);
     for a in 0..nodes {
         for b in a + 1..nodes {
             let both = sim.nodes[a].plane.open.both(&sim.nodes[b].plane.open).len();
             let linked = hears(a, b) || hears(b, a);
             let go_between = (0..nodes).any(|c| talk(a, c) && talk(b, c));
-            let apart = !linked || deaf(a) || deaf(b) || (nodes > 3 && pattern.count_ones() >= A_PARTITION);
+            let unknown = unknowing(a, b) || unknowing(b, a);
+            let apart = !linked || unknown || deaf(a) || deaf(b) || (nodes > 3 && pattern.count_ones() >= A_PARTITION);
             let excused = !talk(a, b) && !go_between && apart;
             if both > 0 && sim.counts()[a] > 0 && sim.counts()[b] > 0 && !excused {
                 return Err(sim.breach(format!(
