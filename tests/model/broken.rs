@@ -89,6 +89,8 @@ pub enum Broken {
     NeverLooks,
     /// It takes all that it hears outside its view for nodes that have nothing open.
     OverlooksOutsiders,
+    /// It was out, or not run, and has its lease as soon as it is back, with its buckets open.
+    LeaseWhenBack,
     /// It goes on to say what it promised last although it has closed everything since, until somebody proposes anew.
     NeverWithdraws,
     /// It takes a share as soon as its join time is over.
@@ -118,6 +120,10 @@ impl Kept {
 /// Until when the data plane accepts after a turn.
 pub fn lease(broken: Option<Broken>, now: Duration, farm: Option<&Farm>, fixed: &Fixed) -> Duration {
     match (broken, farm) {
+        (Some(Broken::LeaseWhenBack), Some(farm)) if farm.membership().fenced().is_none() => {
+            farm.membership().lease_until(now)
+        }
+        (_, Some(farm)) if farm.is_closing() => now,
         (Some(Broken::LongLease), _) => now + fixed.detection() + fixed.pulse(),
         (Some(Broken::LeaseFromLastTurn | Broken::ForgetsPause), _) => now + fixed.detection() - fixed.pulse(),
         (_, Some(farm)) => farm.lease_until(now),

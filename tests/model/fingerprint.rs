@@ -226,7 +226,9 @@ impl<'a> Reader<'a> {
                 match duration(number, unit) {
                     Some(at) if at >= START => self.push(Token::Time(at)),
                     _ if word == b"Epoch" => self.push(Token::Epoch(integer(number))),
-                    _ if field == b"closing" => (plan_version - integer(number)).hash(&mut self.literal),
+                    _ if matches!(field, b"closing" | b"closed_by") => {
+                        (plan_version - integer(number)).hash(&mut self.literal)
+                    }
                     _ => (number, unit).hash(&mut self.literal),
                 }
             } else if byte == b'"' {

@@ -201,7 +201,6 @@ pub struct Node {
     pub upset_at: Option<Duration>,
     /// End of its last turn.
     pub last_turn: Duration,
-    fenced_until: Option<u64>,
     published: u64,
     /// For what it says if it breaks a rule.
     kept: Kept,
@@ -240,7 +239,6 @@ impl Node {
             tokens: Vec::new(),
             upset_at: None,
             last_turn: Duration::ZERO,
-            fenced_until: None,
             published: 0,
             kept: Kept::default(),
         }
@@ -410,7 +408,6 @@ impl Node {
                 let feigned = broken::feigned_joining(broken, fixed).filter(|(early, _)| *early < gap);
                 farm.handle_pause(now - feigned.map_or(Duration::ZERO, |(early, _)| early));
                 self.kept.feigns_until = feigned.map_or(self.kept.feigns_until, |(_, time)| Some(now + time));
-                self.fenced_until = Some(farm.plan_version());
             }
             self.upset_at = Some(now);
             self.publish(fixed, &mut outcome);
@@ -429,9 +426,7 @@ impl Node {
             }
         }
         self.publish(fixed, &mut outcome);
-        if self.fenced_until.is_none() {
-            self.plane.lease_until = broken::lease(broken, now, self.farm.as_ref(), fixed);
-        }
+        self.plane.lease_until = broken::lease(broken, now, self.farm.as_ref(), fixed);
         self.transmit(now, fixed, &mut outcome);
         self.describe();
         outcome
@@ -451,9 +446,6 @@ impl Node {
                 }
             }
             Input::Applied(version, held) => {
-                if self.fenced_until.is_some_and(|fenced| fenced <= version) {
-                    self.fenced_until = None;
-                }
                 let held = (held.to_set(), held.len() as u32);
                 farm.handle_applied(now, version, [((fixed.module.clone(), 0), held)].into());
             }
@@ -553,7 +545,6 @@ impl Node {
             Token::Time(self.last_turn),
             Token::Time(self.upset_at.unwrap_or_default()),
             Token::Time(self.kept.feigns_until.unwrap_or_default()),
-            self.fenced_until.map_or(Token::Same(u64::MAX), ahead),
             ahead(self.published),
             Token::Time(self.plane.lease_until),
         ];

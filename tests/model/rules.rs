@@ -37,6 +37,7 @@
 //! | where nothing comes in a node steps out | `NeverLooks` | coverage, exclusion |
 //! | an outsider that still serves blocks the promise | `OverlooksOutsiders` | exclusion |
 //! | who has just joined waits two pulses if some are missing | `SkipsOpening` | self-fencing |
+//! | who is back has no lease before its data plane has closed | `LeaseWhenBack` | self-fencing |
 //! | who closes everything withdraws its promise | `NeverWithdraws` | coverage |
 //!
 //! By another configuration a bucket's number stands for other connections ([`crate::plane`]): so two that share the buckets by their numbers
@@ -407,4 +408,14 @@ fn who_closes_everything_withdraws_its_promise() {
             Promise::Coverage,
         );
     }
+}
+
+#[test]
+fn who_is_back_has_closed_first() {
+    caught(
+        "nodes=2 faults=2 pause=1 slow=1",
+        Broken::LeaseWhenBack,
+        0,
+        Promise::SelfFencing,
+    );
 }

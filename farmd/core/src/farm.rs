@@ -196,8 +196,9 @@ pub struct Farm {
     returning: bool,
     away: Away,
     plan_version: u64,
-    /// This node has stepped out, and perhaps come back: there is no lease before the data plane works with this plan, by which everything is closed.
-    closing: Option<u64>,
+    /// This node has stepped out, or was not run, and may be back since: there is no lease before the data plane works with this plan, by which nothing
+    /// is open.
+    closed_by: Option<u64>,
     /// A pause closed everything; lifted by the next turn.
     paused: bool,
     /// The last turn found nothing to do, and nothing is under way: a heartbeat without news calls for none.
@@ -247,7 +248,7 @@ impl Farm {
             returning: false,
             away: Away::default(),
             plan_version: 0,
-            closing: None,
+            closed_by: None,
             paused: false,
             at_rest: false,
             waited: true,
@@ -326,7 +327,7 @@ impl Farm {
         if changed {
             self.next_heartbeat = now;
         }
-        self.closing.take_if(|plan| *plan <= version);
+        self.closed_by.take_if(|plan| *plan <= version);
         self.turn(now);
     }
 
@@ -449,12 +450,17 @@ impl Farm {
             .fold(self.next_heartbeat, Duration::min)
     }
 
+    /// True from when this node steps out, or goes on after a pause, until the data plane works with a plan by which nothing is open.
+    pub fn is_closing(&self) -> bool {
+        self.closed_by.is_some()
+    }
+
     /// Until when the data plane may accept although this node takes no other turn, after a turn at `now`; `now` itself if it must not accept
-    /// at all: this node has stepped out, and what the data plane had open is not closed yet, be the node back or not.
+    /// at all: this node has stepped out, or was not run, and what the data plane had open is not closed yet, be the node back or not.
     ///
     /// Not later than the detection time less a pulse from `now`.
     pub fn lease_until(&self, now: Duration) -> Duration {
-        if self.closing.is_some() {
+        if self.is_closing() {
             return now;
         }
         self.membership.lease_until(now)

@@ -184,8 +184,6 @@ pub struct Node {
     turns: u64,
     /// All nodes are together, as the executor knows it.
     whole: bool,
-    /// Nothing may be accepted before the data plane works with this plan.
-    fenced_until: Option<u64>,
     /// Since when the data plane has not confirmed the newest plan.
     unconfirmed_since: Option<Duration>,
     ending: bool,
@@ -243,7 +241,6 @@ impl Node {
             last_turn: now,
             turns: 0,
             whole: false,
-            fenced_until: None,
             unconfirmed_since: None,
             ending: false,
             ended_by: String::new(),
@@ -354,7 +351,8 @@ impl Node {
         }
         self.pauses += 1;
         self.pace.excuse();
-        self.unconfirmed_since = None;
+        // The data plane did not run either, and has its time anew.
+        self.unconfirmed_since = self.unconfirmed_since.map(|_| now);
         let text = format!(
             "This node did not run for {} ms; it has closed everything and joins again",
             gap.as_millis()
@@ -367,7 +365,6 @@ impl Node {
         self.heartbeats.discard();
         self.farm.handle_pause(now);
         self.publish();
-        self.fenced_until = Some(self.published.version());
     }
 
     fn receive_events(&mut self) {
@@ -459,9 +456,6 @@ impl Node {
     }
 
     fn handle_applied(&mut self, now: Duration, version: u64, held: Vec<HeldGroup>) {
-        if self.fenced_until.is_some_and(|fenced| fenced <= version) {
-            self.fenced_until = None;
-        }
         // Any progress counts: under churn a newer plan is always under way.
         self.unconfirmed_since = (version < self.published.version()).then_some(now);
         let Some((farm_version, groups)) = self.published.applied(version) else {

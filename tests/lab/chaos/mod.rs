@@ -130,6 +130,12 @@ impl RigConfig {
     }
 }
 
+/// More nodes than this do not start at once: what all tell each other then is more than the processors of one small machine read.
+const CROWD: usize = 16;
+
+/// How long one of many may take.
+const CROWD_LIMIT: Duration = Duration::from_secs(30);
+
 impl Rig {
     /// Builds and starts it; returns when every node has its share.
     ///
@@ -137,12 +143,29 @@ impl Rig {
     /// Anything that keeps the farm from serving.
     pub fn serve(config: &RigConfig) -> Result<Self> {
         let rig = Self::build(config)?;
+        if config.nodes > CROWD {
+            rig.serve_one_by_one()?;
+            return Ok(rig);
+        }
         rig.lab.start_daemons()?;
         for node in &rig.lab.nodes {
             rig.install(node)?;
         }
         rig.lab.start_module(MODULE)?;
         Ok(rig)
+    }
+
+    /// Each node starts when those before it serve.
+    fn serve_one_by_one(&self) -> Result<()> {
+        for node in &self.lab.nodes {
+            node.start_farmd()?;
+            node.wait_farmd(CROWD_LIMIT)?;
+            self.install(node)?;
+            node.farm_ok(&["config", MODULE])?;
+            node.farm_ok(&["start", MODULE])?;
+        }
+        let all: Vec<&Node> = self.lab.nodes.iter().collect();
+        self.lab.wait_ready(MODULE, &all, CROWD_LIMIT)
     }
 
     fn build(config: &RigConfig) -> Result<Self> {

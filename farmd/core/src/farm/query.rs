@@ -36,6 +36,11 @@ impl Farm {
             .is_none_or(|m| m.groups.iter().all(Handover::is_released))
     }
 
+    /// True if no bucket of any module is open here.
+    pub(super) fn has_closed_all(&self) -> bool {
+        self.modules.keys().all(|module| self.is_released(module))
+    }
+
     /// True once buckets this node gave up are open elsewhere, or nobody is there to open them: the committed
     /// map gives it nothing, nor does one that is under way, and none is under way that this node has proposed.
     pub fn is_handed_over(&self, module: &ModuleName) -> bool {

@@ -160,7 +160,7 @@ impl Farm {
             sender: self.this,
             lan: 0,
             // "Accepts nothing" is true only once the data plane has closed too.
-            fenced: self.membership.fenced().is_some() && self.modules.keys().all(|name| self.is_released(name)),
+            fenced: self.membership.fenced().is_some() && self.has_closed_all(),
             leaving: self.leaving,
             returning: self.returning,
             joining: self.membership.joining(),

@@ -58,8 +58,9 @@ impl Farm {
                 .flat_map(|m| &mut m.groups)
                 .for_each(|g| g.planned(version));
         }
-        if self.membership.fenced().is_some() && !self.modules.keys().all(|name| self.is_released(name)) {
-            self.closing = Some(self.plan_version);
+        let is_out = self.paused || self.membership.fenced().is_some();
+        if is_out && (plan_changed || !self.has_closed_all()) {
+            self.closed_by = Some(self.plan_version);
         }
         self.transmit(now);
     }

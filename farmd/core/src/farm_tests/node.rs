@@ -81,7 +81,6 @@ pub struct Node {
     pub inbox: VecDeque<Input>,
     /// By its own clock.
     pub last_turn: Duration,
-    pub fenced_until: Option<u64>,
     pub published: u64,
     pub wake_at: Option<Duration>,
     /// When it looks next whether anything comes in, by its own clock, and when it told whom last that it hears him.
@@ -122,7 +121,6 @@ impl Node {
             frozen_plane: false,
             inbox: VecDeque::new(),
             last_turn: Duration::ZERO,
-            fenced_until: None,
             published: 0,
             wake_at: None,
             look_at: Duration::ZERO,
@@ -176,7 +174,6 @@ impl Sim {
         n.map = BucketMap::default();
         n.map_version = 0;
         n.published = 0;
-        n.fenced_until = None;
         n.last_turn = now;
         self.input(i, Input::Timeout)
     }
@@ -264,7 +261,6 @@ impl Sim {
         n.last_turn = now;
         if gap >= self.cluster.detection_time() - self.cluster.heartbeat_interval {
             farm.handle_pause(now);
-            n.fenced_until = Some(farm.plan_version());
             self.note(|| format!("s{i} was paused for {gap:?}"));
             self.publish(i);
         }
@@ -283,9 +279,6 @@ impl Sim {
                     }
                 }
                 Input::Applied(version, held) => {
-                    if n.fenced_until.is_some_and(|fenced| fenced <= version) {
-                        n.fenced_until = None;
-                    }
                     let connections = held.len() as u32;
                     farm.handle_applied(now, version, [((self.module.clone(), 0), (held, connections))].into());
                 }
@@ -353,9 +346,7 @@ impl Sim {
         let n = &mut self.nodes[i];
         let now = n.clock.local(self.now);
         let Some(farm) = &mut n.farm else { return Ok(()) };
-        if n.fenced_until.is_none() {
-            n.plane.lease_until = n.clock.global(farm.lease_until(now));
-        }
+        n.plane.lease_until = n.clock.global(farm.lease_until(now));
         let handed_over = n.stopping && farm.is_handed_over(&self.module);
         let transmits: Vec<_> = std::iter::from_fn(|| farm.poll_transmit()).collect();
         let membership = farm.membership();

@@ -71,12 +71,10 @@ impl Node {
     /// Sends what is due, and lets the data plane accept for as long as nobody takes over.
     pub(super) fn speak(&mut self) {
         let to_all = self.transmit();
-        if self.fenced_until.is_none() {
-            // As of the last look at the clock that would have noticed a pause.
-            let now = self.last_turn;
-            let left = self.farm.lease_until(now).saturating_sub(now);
-            self.lease.renew(self.start + now + left);
-        }
+        // As of the last look at the clock that would have noticed a pause.
+        let now = self.last_turn;
+        let left = self.farm.lease_until(now).saturating_sub(now);
+        self.lease.renew(self.start + now + left);
         // Only now: to find out why takes its time.
         if to_all {
             self.note_pace();
