@@ -41,10 +41,13 @@ fn refused(node: &Node, args: &[&str], code: u8, words: &[&str]) {
 
 /// The name of the node that answers a datagram from this socket.
 fn answers(socket: &UdpSocket) -> String {
-    socket.set_read_timeout(Some(LIMIT)).expect("a limit");
-    socket.send_to(b"who", VOICE).expect("it is sent");
+    socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a limit");
     let mut buffer = [0; 64];
-    let length = socket.recv(&mut buffer).expect("an answer");
+    let length = wait_until(LIMIT, "an answer", || {
+        socket.send_to(b"who", VOICE).expect("it is sent");
+        socket.recv(&mut buffer).ok()
+    });
+    let length = length.expect("somebody answers");
     let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
     text.strip_suffix(" who").expect("a name in front").to_owned()
 }

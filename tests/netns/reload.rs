@@ -382,7 +382,7 @@ fn a_successor_hangs(nodes: usize) {
         are_answered_by_others(&lab, node);
     }
     wait_until(Duration::from_secs(20), "the lease to end", || {
-        (left.elapsed() > Duration::from_secs(13)).then_some(())
+        (away.elapsed() > Duration::from_secs(13)).then_some(())
     })
     .expect("time passes");
     // Nobody has its connections any more.

@@ -164,7 +164,7 @@ pub struct MapReport {
 pub struct GroupReport {
     /// Share it should take; 0 while it is not ready.
     pub weight: u16,
-    /// Highest epoch for which it has released what it loses; that of `committed` at rest.
+    /// Highest epoch for which it has released what it loses; as a rule that of `committed`, and above it where a promise was withdrawn.
     pub promised: Epoch,
     /// Epoch of the map it works with.
     pub committed: Epoch,

@@ -45,8 +45,8 @@ impl Node {
             self.resets.until = now + wait * 2;
         }
         let waits = !missing.is_empty() || now < self.resets.until;
-        // Who has just started has not heard the others yet, which is no news.
-        if waits && !self.resets.told && !missing.is_empty() && !membership.joining() {
+        // Who has just started, or was not run, has not heard the others yet, which is no news.
+        if !self.resets.told && !missing.is_empty() && !membership.joining() {
             self.resets.told = true;
             info!(
                 ms = wait.as_millis(),

@@ -156,7 +156,7 @@ fn full() -> Heartbeat {
     let mut runs = vec![0; 2048];
     runs.resize(4095, 1);
     runs.push(255);
-    let mut groups = vec![GroupReport::default(); 4];
+    let mut groups = vec![GroupReport::default(); 5];
     groups[0] = GroupReport {
         weight: 3,
         promised: Epoch(0x501),
@@ -182,6 +182,7 @@ fn full() -> Heartbeat {
         map: map_of([0, 1].repeat(BUCKETS / 2)),
     });
     groups[3].behind = true;
+    groups[4].promised = Epoch(0x701);
     let module = |name: &str, state, quality| ModuleReport {
         name: name.parse().unwrap(),
         digest: 0,
@@ -313,7 +314,7 @@ const GOLDEN: &str = "
 02                      | module 1: Ethernet addresses: count
 02 00 00 00 00 01       | module 1: Ethernet address 1
 02 00 00 00 00 02       | module 1: Ethernet address 2
-04                      | module 1: groups: count
+05                      | module 1: groups: count
 00 03                   | group 1: weight
 00 00 00 00 00 00 04 00 | group 1: committed, counter 4 of node 0
 08 00                   | group 1: open, 2048
@@ -348,6 +349,11 @@ ff 00 00                | group 1: map: 1 bucket of nobody
 00 x8                   | group 4: committed, none, and promised
 00 00                   | group 4: open
 04                      | group 4: flags, behind
+00 00                   | group 5: weight
+00 x8                   | group 5: committed, none
+00 00                   | group 5: open
+08                      | group 5: flags, promised
+00 00 00 00 00 00 07 01 | group 5: promised, counter 7 of node 1
 04 64 62 2e 32          | module 2: name, db.2
 00 x8                   | module 2: digest
 01                      | module 2: state, WAIT
@@ -371,7 +377,7 @@ ff 00 00                | group 1: map: 1 bucket of nobody
 06 20 01 0d b8 00 00 00 00 00 00 00 00 00 00 00 14 | requester 2: vip, 2001:db8::14
 06 fe 80 00 00 00 00 00 00 00 00 00 00 00 00 00 01 | requester 2: address, fe80::1
 02 00 00 00 00 04       | requester 2: Ethernet address
-87 58 d6 2c 24 b2 39 1a cd 82 19 a1 40 f7 0a 84 | tag: HMAC-SHA-256 under a key of 32 times 01, computed by another implementation
+d3 40 b1 6e 32 86 20 0d 60 4e da df 0c ba 64 f1 | tag: HMAC-SHA-256 under a key of 32 times 01, computed by another implementation
 ";
 
 /// The fields of [`GOLDEN`], each with its name.
