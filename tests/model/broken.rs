@@ -27,7 +27,7 @@ pub enum Broken {
     ForgetsPause,
     /// The lease ends a pulse after the others' detection time.
     LongLease,
-    /// The lease counts from the node's last turn, whatever the others have heard.
+    /// The lease counts from the node's last turn, whatever the others have heard, be it out or not.
     LeaseFromLastTurn,
     /// It promises while it still has open what it is to give away.
     PromisesEarly,
@@ -122,6 +122,9 @@ pub fn lease(broken: Option<Broken>, now: Duration, farm: Option<&Farm>, fixed: 
     match (broken, farm) {
         (Some(Broken::LeaseWhenBack), Some(farm)) if farm.membership().fenced().is_none() => {
             farm.membership().lease_until(now)
+        }
+        (Some(Broken::LeaseFromLastTurn), Some(farm)) if farm.membership().fenced().is_some() => {
+            now + fixed.detection() - fixed.pulse()
         }
         (_, Some(farm)) if farm.is_closing() => now,
         (Some(Broken::LongLease), _) => now + fixed.detection() + fixed.pulse(),
