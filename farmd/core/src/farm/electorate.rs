@@ -110,8 +110,8 @@ impl Farm {
         }
     }
 
-    /// Members that run `module`, or may do so, as far as the others tell. Of one that is not heard here those know that hear it; where they do not say, what
-    /// was heard of it last counts too: its module may have stopped since.
+    /// Members that run `module`, or may do so, as far as the others tell. Of one that is not heard here those know that hear it and have it in their view; where
+    /// none of them says, it may run it: they may only not have come to say so yet, or it is joining, so that the broken way counts against it.
     fn may_run(&self, module: &ModuleName, view: NodeSet) -> NodeSet {
         let reports = self.reports.iter().filter(|(peer, _)| view.contains(**peer));
         let words = reports.filter_map(|(peer, modules)| {
@@ -121,17 +121,8 @@ impl Farm {
             let tells = report.runs != NodeSet::EMPTY;
             tells.then(|| (peer.hears().bits() & !peer.excludes().bits(), report.runs.bits()))
         });
-        let (mut told, mut known) = (0, 0);
-        for (hears, runs) in words {
-            told |= runs;
-            known |= hears;
-        }
-        // While nobody tells who runs it, because the broken way counts against a node that is joining, every member may run it.
-        if told == 0 {
-            return view;
-        }
-        let remembered: NodeSet = self.macs(module).map(|(node, _)| node).collect();
-        NodeSet::from_bits((told | remembered.bits() & !known) & view.bits())
+        let (told, known) = words.fold((0, 0), |(told, known), (hears, runs)| (told | runs, known | hears));
+        NodeSet::from_bits((told | !known) & view.bits())
     }
 
     /// Why this node must not serve `module` although it could: its part of the farm is not the one that serves, or nobody stands between it

@@ -322,3 +322,14 @@ fn patterns_of_broken_ways_between_five() {
         |seed| row(&classes, &orders, seed),
     );
 }
+
+/// In these a node proposed that knew by others of a member, and did not know whether it runs the module: of those that hear it none had come to say so yet.
+#[test]
+fn a_member_that_nobody_speaks_for_may_run_the_module() {
+    let (classes, orders) = (classes(5), orders(5));
+    for seed in [1223, 1445, 1494, 1659, 2766] {
+        if let Err(Breach(text)) = row(&classes, &orders, seed) {
+            panic!("row {seed}: {text}");
+        }
+    }
+}
