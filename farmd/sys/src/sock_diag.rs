@@ -161,7 +161,11 @@ impl SockDiag {
             request(body, family, states, &[0; 48]);
         });
         self.channel.dump(&batch, sequence, |entry| {
-            found.extend(TcpSocket::parse(entry).filter(|socket| locals.contains(&socket.local.ip())));
+            // One may have ended between the kernel's choice and its answer.
+            let asked = |socket: &TcpSocket| {
+                locals.contains(&socket.local.ip()) && 1_u32.checked_shl(socket.state.into()).unwrap_or(0) & states != 0
+            };
+            found.extend(TcpSocket::parse(entry).filter(asked));
         })
     }
 
