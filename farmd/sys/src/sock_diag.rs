@@ -125,8 +125,7 @@ impl SockDiag {
         let mut found = false;
         let end = self.channel.dump(&batch, sequence, |entry| {
             // Where nothing fits better the kernel answers with the listener.
-            found |= TcpSocket::parse(entry)
-                .is_some_and(|s| s.remote == remote && 1_u32.checked_shl(s.state.into()).unwrap_or(0) & CONNECTED != 0);
+            found |= TcpSocket::parse(entry).is_some_and(|socket| socket.remote == remote && socket.is_in(CONNECTED));
         });
         match end {
             Ok(_) => Ok(found),
@@ -162,9 +161,7 @@ impl SockDiag {
         });
         self.channel.dump(&batch, sequence, |entry| {
             // One may have ended between the kernel's choice and its answer.
-            let asked = |socket: &TcpSocket| {
-                locals.contains(&socket.local.ip()) && 1_u32.checked_shl(socket.state.into()).unwrap_or(0) & states != 0
-            };
+            let asked = |socket: &TcpSocket| locals.contains(&socket.local.ip()) && socket.is_in(states);
             found.extend(TcpSocket::parse(entry).filter(asked));
         })
     }
@@ -203,6 +200,11 @@ fn request(body: &mut Batch, family: u8, states: u32, identity: &[u8; 48]) {
 }
 
 impl TcpSocket {
+    /// True if its state is one of `states`, a bit for each.
+    fn is_in(&self, states: u32) -> bool {
+        1_u32.checked_shl(self.state.into()).unwrap_or(0) & states != 0
+    }
+
     /// ```text
     /// inet_diag_msg:     family 1 | state 1 | timer 1 | retransmits 1 | inet_diag_sockid 48 | expires 4 | rqueue 4 | wqueue 4 | uid 4 | inode 4
     /// inet_diag_sockid:  sport 2 | dport 2 (big endian) | source 16 | destination 16 | interface 4 | cookie 8
