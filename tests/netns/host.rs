@@ -7,8 +7,13 @@ use farm_lab::{Lab, LabConfig, MODULE, Mode, ModuleText, Node, VIP, VIP6, Vip, w
 
 use crate::common::{changed, configured, farm_of, install, mentions, on_all, own_row, shell_ok, start};
 
-/// Everything of the host that a farm may touch, as text, one fact per line.
+/// Everything of the host that a farm may touch, as text, one fact per line. The link's own addresses are waited for: the end of their duplicate address
+/// detection changes routes too.
 fn host(node: &Node) -> String {
+    wait_until(Duration::from_secs(5), "the link's own addresses", || {
+        (!shell_ok(node, "ip -6 -o addr show dev eth0").contains("tentative")).then_some(())
+    })
+    .expect("they settle");
     let look = concat!(
         "ip -d addr; echo '# maddr'; ip maddr; echo '# routes'; ip -4 route show table all; ip rule; ip -6 route show table all | grep -v '^multicast'; ip -6 rule; ",
         "echo '# neighbours'; ip -4 neigh show proxy; ip -6 neigh show proxy; echo '# filters'; nft list ruleset; tc filter show dev eth0; tc filter show dev eth0 ingress; tc qdisc show dev eth0; ",
@@ -16,8 +21,7 @@ fn host(node: &Node) -> String {
         "cd /proc/sys/net/ipv4 && grep -H . ip_forward ip_nonlocal_bind tcp_* 2>/dev/null | sort; ",
         "cd /proc/sys/net/ipv6/conf && grep -H . eth0/disable_ipv6 all/disable_ipv6 default/disable_ipv6 eth0/accept_* 2>/dev/null"
     );
-    // Duplicate address detection of the link's own address may still be under way.
-    shell_ok(node, look).replace(" tentative", "")
+    shell_ok(node, look)
 }
 
 /// Fails with the lines that differ.
@@ -34,11 +38,6 @@ fn same(before: &str, now: &str, when: &str) {
 fn serving(config: LabConfig) -> (Lab, String) {
     let lab = Lab::new(config).expect("a lab can be built");
     let node = &lab.nodes[0];
-    wait_until(Duration::from_secs(5), "the link's own addresses", || {
-        let addrs = shell_ok(node, "ip -6 -o addr show dev eth0");
-        (addrs.is_empty() || !addrs.contains("tentative")).then_some(())
-    })
-    .expect("they settle");
     let before = host(node);
     lab.start_daemons().expect("the daemons start");
     for node in &lab.nodes {
