@@ -120,6 +120,29 @@ fn a_module_that_leaves_the_choice_to_farmd_is_served_in_user_space_where_the_pr
     answers(&lab);
 }
 
+#[test]
+fn a_module_is_served_in_user_space_where_the_programs_clock_is_not_farmds() {
+    let config = LabConfig {
+        plane: "auto",
+        ..farm_of(2)
+    };
+    let lab = configured(config, |_, module| module);
+    let [elsewhere, usual] = &lab.nodes[..] else {
+        panic!("two nodes")
+    };
+    assert_eq!(elsewhere.stop_farmd().expect("farmd ends"), Some(0));
+    let ahead = ["unshare", "--time", "--boottime", "100000"];
+    elsewhere.start_farmd_under(&ahead).expect("farmd starts");
+    elsewhere.wait_farmd(LONG).expect("farmd answers");
+    start(&lab, MODULE);
+    wait_told(
+        elsewhere,
+        "raw (farmd runs in a time namespace whose clock is 100000 s off the kernel's",
+    );
+    wait_told(usual, "bpf (eBPF at tc ingress");
+    answers(&lab);
+}
+
 /// Packets of requests for the VIP that the stack has got: where they came in, through the TAP, and with a mark that is left.
 fn came_up(node: &Node) -> [u64; 3] {
     let shown = shell_ok(node, "nft list table inet watch");

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use farm_core::api::ModuleState;
 use farm_core::api::history::Happening;
@@ -38,6 +38,7 @@ use farm_core::id::{Incarnation, ModuleName, NodeId};
 use farm_core::module::state::ModuleEvent;
 use farm_core::wire::auth::ClusterKey;
 use farm_core::wire::heartbeat::BucketSet;
+use farm_sys::clock::BootInstant;
 use farm_sys::event_fd::EventFd;
 use farm_sys::process::Signal;
 use farm_sys::signal_fd::SignalFd;
@@ -75,7 +76,7 @@ const PLANE_LIMIT: Duration = Duration::from_secs(5);
 /// What the loop is made of.
 pub struct Parts {
     /// When the time of the loop and of its plans began.
-    pub start: Instant,
+    pub start: BootInstant,
     /// The cluster.
     pub cluster: ClusterConfig,
     /// Its key.
@@ -142,7 +143,7 @@ struct Stranger {
 
 /// See the module doc.
 pub struct Node {
-    start: Instant,
+    start: BootInstant,
     cluster: ClusterConfig,
     this: NodeId,
     incarnation: Incarnation,

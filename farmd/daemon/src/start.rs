@@ -8,13 +8,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use farm_core::balance::plan::Plan;
 use farm_core::config::{self, Boot, ClusterConfig};
 use farm_core::id::{Incarnation, NodeId};
 use farm_core::wire::auth::ClusterKey;
 use farm_sys::bpf::Predecessor;
+use farm_sys::clock::BootInstant;
 use farm_sys::event_fd::EventFd;
 use farm_sys::signal_fd::SignalFd;
 use farm_sys::{caps, interface, process};
@@ -183,7 +184,7 @@ async fn serve(
     let wake = Arc::new(EventFd::new().map_err(|e| failed("eventfd", &e))?);
     let (events, inbox) = EventSender::channel(Arc::clone(&wake));
     let (lease, counters) = (Arc::new(Lease::new()), Arc::new(Counters::default()));
-    let start = Instant::now();
+    let start = BootInstant::now();
     let timing = Timing {
         start,
         pulse: cluster.heartbeat_interval,

@@ -63,7 +63,7 @@ INLINE long address_frame(struct __sk_buff *skb, __u64 to, __u64 from)
 /* What is not known here may be nobody's: farmd asks the others. False if it has been asked too often lately. */
 OUTLINE int take_turn(struct control *control)
 {
-    __u64 now = ktime_get_ns(), next = READ_ONCE(control->asked);
+    __u64 now = ktime_get_boot_ns(), next = READ_ONCE(control->asked);
 
     /* Processors that come here at the same time may count as one. */
     if (next + ASK_BURST * ASK_INTERVAL < now)
@@ -174,7 +174,7 @@ INLINE int carry_out(struct __sk_buff *skb, struct story *story, const struct co
     if (decision->others || (decision->onward && decision->accepted)) {
         if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
             return drop(story, PLAN_CHANGED);
-        if (ktime_get_ns() >= READ_ONCE(control->lease_until))
+        if (ktime_get_boot_ns() >= READ_ONCE(control->lease_until))
             return drop(story, LEASE_ENDED);
     }
     if (decision->others) {
@@ -303,7 +303,7 @@ INLINE int ingress(struct __sk_buff *skb, struct story *story, struct control *c
     if (verdict != TC_ACT_UNSPEC && READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
         return drop(story, PLAN_CHANGED);
     /* At the end: this processor may have stood still since the frame came. */
-    if ((verdict == TC_ACT_OK || verdict == TC_ACT_REDIRECT) && ktime_get_ns() >= READ_ONCE(control->lease_until))
+    if ((verdict == TC_ACT_OK || verdict == TC_ACT_REDIRECT) && ktime_get_boot_ns() >= READ_ONCE(control->lease_until))
         return drop(story, LEASE_ENDED);
     return verdict;
 }

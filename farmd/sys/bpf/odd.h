@@ -179,7 +179,7 @@ OUTLINE void remember(const struct packet *packet)
 {
     struct fragment_key key = fragment_key(packet, packet->protocol);
     struct fragment first = {
-        .seen = ktime_get_ns(),
+        .seen = ktime_get_boot_ns(),
         .source_port = packet->source_port,
         .destination_port = packet->destination_port,
         .protocol = packet->protocol,
@@ -195,7 +195,7 @@ OUTLINE void recall(struct packet *packet)
     struct fragment_key key = fragment_key(packet, packet->protocol);
     struct fragment *first = map_lookup(&FRAGMENTS, &key);
 
-    if (!first || ktime_get_ns() - first->seen > FRAGMENT_LIFETIME) {
+    if (!first || ktime_get_boot_ns() - first->seen > FRAGMENT_LIFETIME) {
         packet->kind = LOOSE;
         packet->is_portless = 1;
         return;

@@ -74,7 +74,7 @@ INLINE void tell(struct control *control, struct event *event, const struct stor
 {
     __u32 captured = event->captured;
 
-    event->at = ktime_get_ns();
+    event->at = ktime_get_boot_ns();
     event->sent_to = story->sent_to | story->goes_to;
     event->place = story->place;
     event->outcome = story->outcome;

@@ -101,7 +101,7 @@ INLINE int early(struct xdp_md *ctx, int sends)
         return XDP_PASS;
     if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
         return refuse(PLAN_CHANGED);
-    if (verdict == XDP_TX && ktime_get_ns() >= READ_ONCE(control->lease_until))
+    if (verdict == XDP_TX && ktime_get_boot_ns() >= READ_ONCE(control->lease_until))
         return refuse(LEASE_ENDED);
     return verdict;
 }

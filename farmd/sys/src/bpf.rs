@@ -91,7 +91,7 @@ fn failed(what: &str, error: &dyn std::error::Error) -> BpfError {
     failed
 }
 
-/// Until when the program accepts, in nanoseconds of [`monotonic_nanos`]. Any thread may renew it, with one store to memory.
+/// Until when the program accepts, in nanoseconds of [`BootInstant`](crate::clock::BootInstant). Any thread may renew it, with one store to memory.
 #[derive(Clone, Debug)]
 pub struct KernelLease(Arc<Shared>);
 
@@ -172,14 +172,6 @@ impl Drop for Shared {
         // SAFETY: the very mapping that was made; nobody borrows from it any more.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
     }
-}
-
-/// Nanoseconds of CLOCK_MONOTONIC, which is the program's clock and that of `std::time::Instant`.
-pub fn monotonic_nanos() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid place for the answer; this clock is always there.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// Outcome of one frame in a dry run.

@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod caps;
 pub mod change_socket;
+pub mod clock;
 pub mod conntrack;
 pub mod event_fd;
 pub mod icmp;

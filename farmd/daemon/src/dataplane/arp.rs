@@ -17,6 +17,7 @@ use farm_core::id::MacAddr;
 use farm_core::requesters::Requesters;
 use farm_core::wire::arp::Arp;
 use farm_core::wire::heartbeat::Requester;
+use farm_sys::clock::BootInstant;
 use tracing::{debug, warn};
 
 use super::neighbour::{Counts, Heard, announcement};
@@ -121,7 +122,7 @@ impl Responder {
                 learned.push(requester);
             }
             let counts = Counts::of(vip.addr);
-            match answer(plan, vip, &heard).filter(|_| lease.holds(Instant::now())) {
+            match answer(plan, vip, &heard).filter(|_| lease.holds(BootInstant::now())) {
                 Some(mac) => self.send(
                     interface,
                     &heard.answer(vip.own_mac, mac),

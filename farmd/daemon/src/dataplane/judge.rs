@@ -21,6 +21,7 @@ use farm_core::config::L2Mode;
 use farm_core::id::{NodeId, NodeSet};
 use farm_core::trace::{Cause, Outcome};
 use farm_core::wire::packet::{L4, Packet};
+use farm_sys::clock::BootInstant;
 use farm_sys::packet_socket::{PacketRing, VNET_HEADER as VNET};
 use tracing::{debug, warn};
 
@@ -231,7 +232,7 @@ impl Judge {
         let came = self.snap(bytes);
         // For each frame anew: this thread may have stood still since the last one, and others have answered since.
         let now = Instant::now();
-        if !self.lease.holds(now) {
+        if !self.lease.holds(BootInstant::now()) {
             self.counters.add(Count::LeaseEnded, 1);
             self.tell(came, bytes.len(), &decision, Outcome::Dropped, Cause::LeaseEnded);
             return;
@@ -399,7 +400,7 @@ impl Judge {
             }
             let decision = self.decide(&packet);
             let (came, length) = (self.snap(&bytes), bytes.len());
-            let leased = self.lease.holds(now);
+            let leased = self.lease.holds(BootInstant::now());
             let elsewhere = decision.owner.filter(|owner| *owner != self.plan.this);
             match (decision.verdict, elsewhere) {
                 // It was kept until the new owner works, which is no longer waited for.
@@ -438,7 +439,7 @@ impl Judge {
     /// Gives recorded connection requests that are due to the stack or to their new owner.
     pub fn replay(&mut self, due: Vec<replay::Due>, interfaces: &[Interface]) {
         for mut due in due {
-            let leased = self.lease.holds(Instant::now());
+            let leased = self.lease.holds(BootInstant::now());
             self.tell_replay(&due, leased);
             if !leased {
                 self.counters.add(Count::LeaseEnded, 1);

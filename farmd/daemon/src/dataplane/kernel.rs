@@ -10,7 +10,6 @@ pub mod tables;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use farm_core::balance::plan::{Plan, VipPlan};
 use farm_core::balance::{flow, fragment};
@@ -19,9 +18,8 @@ use farm_core::id::{BUCKETS, MacAddr, NodeId, NodeSet};
 use farm_core::wire::heartbeat::BucketSet;
 use farm_core::wire::packet::{L4, Packet};
 use farm_sys::bpf::trace::Events;
-use farm_sys::bpf::{
-    Attachment, BpfError, Control, Filter, KernelLease, NEAR, Predecessor, SLOTS, monotonic_nanos, slot_of,
-};
+use farm_sys::bpf::{Attachment, BpfError, Control, Filter, KernelLease, NEAR, Predecessor, SLOTS, slot_of};
+use farm_sys::clock::BootInstant;
 use farm_sys::sysctl;
 use tracing::{info, warn};
 
@@ -160,7 +158,7 @@ impl Kernel {
     /// What the first fragment of `packet`'s datagram carried, if the program has seen it not too long ago.
     pub fn first_fragment(&self, packet: &Packet) -> Option<L4> {
         let first = self.filter.first_fragment(fragment::key(packet))?;
-        let age = Duration::from_nanos(monotonic_nanos().saturating_sub(first.seen));
+        let age = BootInstant::from_nanos(first.seen).elapsed();
         let (source, destination) = (first.source_port, first.destination_port);
         (age <= fragment::LIFETIME).then_some(match first.protocol {
             flow::TCP => L4::Tcp {

@@ -186,7 +186,10 @@ fn what_goes_on_to_a_member_is_sent_by_the_driver_or_by_tc() {
         let (run, counted) = bench.run_early(&again.tcp(4000, 80, Flags::Ack), true);
         assert_eq!((run.code, &counted[..]), (DROP, &[Reason::Foreign as usize][..]));
         // Past the lease nothing leaves.
-        bench.kernel.lease().renew(farm_sys::bpf::monotonic_nanos());
+        bench
+            .kernel
+            .lease()
+            .renew(farm_sys::clock::BootInstant::now().as_nanos());
         let (run, counted) = bench.run_early(&frame, true);
         assert_eq!(run.code, DROP);
         assert!(counted.contains(&(Count::LeaseEnded as usize)));

@@ -1,6 +1,7 @@
 //! The twin that tells of frames against the ordinary program: the same verdicts, bytes and counters, and the truth about them.
 
 use farm_sys::bpf::trace::{Event, Outcome};
+use farm_sys::clock::BootInstant;
 
 use super::*;
 
@@ -205,7 +206,7 @@ fn past_the_lease_it_went_nowhere() {
         (told.outcome, told.sent_to),
         (Outcome::SentOn, [id(1)].into_iter().collect())
     );
-    bench.kernel.lease().renew(monotonic_nanos());
+    bench.kernel.lease().renew(BootInstant::now().as_nanos());
     let told = bench.tell(&frame).event.unwrap();
     assert_eq!((told.outcome, told.why), (Outcome::Dropped, Count::LeaseEnded as usize));
     assert!(told.sent_to.is_empty(), "{told:?}");

@@ -359,7 +359,10 @@ fn past_the_lease_and_without_a_plan_nothing_passes() {
         bench.kernel.set_passes_up(passes_up);
         bench.kernel.lease().renew(u64::MAX);
         assert_eq!(bench.run(&frame).0.code, bench.accepted());
-        bench.kernel.lease().renew(farm_sys::bpf::monotonic_nanos());
+        bench
+            .kernel
+            .lease()
+            .renew(farm_sys::clock::BootInstant::now().as_nanos());
         let (run, counted) = bench.run(&frame);
         assert_eq!(run.code, SHOT);
         assert!(counted.contains(&(Count::LeaseEnded as usize)));

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use count::{Count, Counters};
 use farm_core::balance::flow::FlowKey;
@@ -32,6 +32,7 @@ use farm_core::balance::plan::Plan;
 use farm_core::config::PlaneChoice;
 use farm_core::wire::heartbeat::Requester;
 use farm_sys::bpf::{self, KernelLease};
+use farm_sys::clock::BootInstant;
 use kernel::tables::NoRoom;
 use tokio::sync::oneshot;
 
@@ -82,7 +83,7 @@ pub trait DataPlane: Send + Sync {
     /// Asks some requesters whether they are there: what they answer shows that something comes in.
     fn ask_around(&self);
     /// A node has died: until `until` peers are asked for connections that this host does not know ([`crate::event::Event::Unknown`]), and those that nobody has are reset.
-    fn watch_orphans(&self, until: Instant);
+    fn watch_orphans(&self, until: BootInstant);
     /// All peers have said which of the connections `asked` for they have, or, with `None`, one has not.
     fn learn_flows(&self, asked: Vec<FlowKey>, theirs: Option<BTreeSet<FlowKey>>);
     /// Of the resets that come out of the TAP each leaves after this time, or, with `None`, at once.
@@ -100,7 +101,7 @@ pub trait DataPlane: Send + Sync {
     /// Who may listen to what becomes of each frame.
     fn tracer(&self) -> trace::Tracer;
     /// Has what is in the kernel stay at work until `until` when this ends, for the farmd that takes this process's place: nothing is open by the plan at work.
-    fn leave(&self, until: Instant);
+    fn leave(&self, until: BootInstant);
     /// Ends it and waits until it has ended.
     fn stop(&mut self);
 }
@@ -178,9 +179,7 @@ pub struct LocalDevice {
 /// Until when VIP frames may be accepted, shared by the owner loop, which renews it, and the data plane, which obeys it, in user space and in the kernel.
 #[derive(Debug)]
 pub struct Lease {
-    start: Instant,
-    /// The kernel's name for `start`.
-    start_nanos: u64,
+    /// Of [`BootInstant`]: the lease of a host that is suspended ends too.
     until_nanos: AtomicU64,
     kernel: OnceLock<KernelLease>,
 }
@@ -188,45 +187,31 @@ pub struct Lease {
 impl Lease {
     /// A lease that has already ended.
     pub fn new() -> Self {
-        // Read first: in the kernel the lease ends at the same time, or a little earlier.
-        let start_nanos = bpf::monotonic_nanos();
         Self {
-            start: Instant::now(),
-            start_nanos,
             until_nanos: AtomicU64::new(0),
             kernel: OnceLock::new(),
         }
     }
 
     /// Extends the lease to `until`.
-    pub fn renew(&self, until: Instant) {
-        let nanos = until.saturating_duration_since(self.start).as_nanos();
-        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+    pub fn renew(&self, until: BootInstant) {
+        let nanos = until.as_nanos();
         self.until_nanos.store(nanos, Ordering::Release);
         if let Some(kernel) = self.kernel.get() {
-            kernel.renew(if nanos == 0 {
-                0
-            } else {
-                self.start_nanos.saturating_add(nanos)
-            });
+            kernel.renew(nanos);
         }
     }
 
     /// `kernel` is renewed along with this one from here on.
     pub fn extend_to(&self, kernel: KernelLease) {
-        let nanos = self.until_nanos.load(Ordering::Acquire);
-        kernel.renew(if nanos == 0 {
-            0
-        } else {
-            self.start_nanos.saturating_add(nanos)
-        });
+        kernel.renew(self.until_nanos.load(Ordering::Acquire));
         // One program at most in the life of a data plane.
         let _ = self.kernel.set(kernel);
     }
 
     /// True if frames may be accepted at `now`.
-    pub fn holds(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.start) < Duration::from_nanos(self.until_nanos.load(Ordering::Acquire))
+    pub fn holds(&self, now: BootInstant) -> bool {
+        now.as_nanos() < self.until_nanos.load(Ordering::Acquire)
     }
 }
 
@@ -310,7 +295,7 @@ mod tests {
     #[test]
     fn a_lease_ends_and_may_be_renewed() {
         let lease = Lease::new();
-        let now = Instant::now();
+        let now = BootInstant::now();
         assert!(!lease.holds(now));
         lease.renew(now + Duration::from_secs(1));
         assert!(lease.holds(now) && !lease.holds(now + Duration::from_secs(1)));

@@ -33,6 +33,7 @@ use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::Plan;
 use farm_core::wire::heartbeat::{BucketSet, Requester};
 use farm_sys::bpf::Predecessor;
+use farm_sys::clock::BootInstant;
 use farm_sys::event_fd::EventFd;
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
@@ -73,13 +74,13 @@ enum Command {
     Tap(Option<LocalDevice>),
     Learn(Requester),
     AskAround,
-    WatchOrphans(Instant),
+    WatchOrphans(BootInstant),
     Flows(Vec<FlowKey>, Option<BTreeSet<FlowKey>>),
     ResetWait(Option<Duration>),
     WithdrawResets(Duration),
     Listed(Listed),
     Trace(Option<Begun>),
-    Leave(Instant),
+    Leave(BootInstant),
     CaughtUp(oneshot::Sender<()>),
     Stop,
 }
@@ -213,7 +214,7 @@ impl DataPlane for RawPlane {
         self.send(Command::AskAround);
     }
 
-    fn watch_orphans(&self, until: Instant) {
+    fn watch_orphans(&self, until: BootInstant) {
         self.send(Command::WatchOrphans(until));
     }
 
@@ -229,7 +230,7 @@ impl DataPlane for RawPlane {
         self.send(Command::WithdrawResets(silence));
     }
 
-    fn leave(&self, until: Instant) {
+    fn leave(&self, until: BootInstant) {
         self.send(Command::Leave(until));
     }
 

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use farm_core::balance::decide::{Decision, Verdict, decide};
 use farm_core::balance::filter::{self, Insn};
@@ -25,6 +25,7 @@ use farm_core::balance::plan::{Plan, VipPlan};
 use farm_core::config::L2Mode;
 use farm_core::id::{MacAddr, NodeId, NodeSet};
 use farm_core::wire::packet::{L4, Packet};
+use farm_sys::clock::BootInstant;
 use farm_sys::packet_socket::{PacketRing, VNET_HEADER as VNET};
 use tracing::debug;
 
@@ -45,7 +46,7 @@ const TAKE_OVER: Duration = Duration::from_millis(500);
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// When the owner loop's time began; [`Plan::gone`] counts from here.
-    pub start: Instant,
+    pub start: BootInstant,
     /// Time between two heartbeats.
     pub pulse: Duration,
     /// Silence after which a peer is down.
@@ -58,7 +59,7 @@ pub struct SynRing {
     interface: u32,
     ring: PacketRing,
     program: Vec<Insn>,
-    read_at: Instant,
+    read_at: BootInstant,
     truncated: u64,
 }
 
@@ -73,7 +74,7 @@ impl SynRing {
             interface,
             ring: PacketRing::open_small(interface, SLOTS, &super::kernel_program(&program))?,
             program,
-            read_at: Instant::now(),
+            read_at: BootInstant::now(),
             truncated: 0,
         })
     }
@@ -92,14 +93,14 @@ impl SynRing {
     }
 
     /// Hands each request to `f`, oldest first, with the moment it came in; returns how many were lost.
-    fn read(&mut self, mut f: impl FnMut(Instant, &mut [u8])) -> u64 {
-        let (now, clock) = (Instant::now(), SystemTime::now());
+    fn read(&mut self, mut f: impl FnMut(BootInstant, &mut [u8])) -> u64 {
+        let (now, clock) = (BootInstant::now(), SystemTime::now());
         let since = now.saturating_duration_since(self.read_at);
         self.read_at = now;
         let read = self.ring.recv_timed(SLOTS as usize, |arrived, bytes| {
             // The system's clock may be set between the two; a request is never older than the reading before.
             let age = clock.duration_since(arrived).unwrap_or_default().min(since);
-            f(now.checked_sub(age).unwrap_or(now), bytes);
+            f(now.saturating_sub(age), bytes);
         });
         if let Err(error) = read {
             // The ring of frames tells of an interface that goes down.
@@ -172,7 +173,7 @@ impl Recorder {
         self.learn_peers(plan);
         let lost = ring.read(|at, frame| self.record(plan, at, frame));
         self.counters.add(Count::ReplayOverflow, lost);
-        self.expire(Instant::now());
+        self.expire(BootInstant::now());
     }
 
     /// True if a node fell silent so lately that a recorded request may await it.
@@ -234,7 +235,7 @@ impl Recorder {
         self.timing.detection + self.timing.pulse + TAKE_OVER
     }
 
-    fn expire(&mut self, now: Instant) {
+    fn expire(&mut self, now: BootInstant) {
         let now = now.saturating_duration_since(self.timing.start);
         let keep = self.keep();
         while self.records.front().is_some_and(|r| r.at + keep < now) {
@@ -254,7 +255,7 @@ impl Recorder {
     }
 
     /// Keeps a request that another node is to answer.
-    fn record(&mut self, plan: &Plan, at: Instant, bytes: &mut [u8]) {
+    fn record(&mut self, plan: &Plan, at: BootInstant, bytes: &mut [u8]) {
         let Some(packet) = bytes.get(VNET..).and_then(Packet::parse) else {
             return;
         };

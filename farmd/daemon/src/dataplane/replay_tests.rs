@@ -3,6 +3,7 @@ use farm_core::balance::hash::Seed;
 use farm_core::balance::plan::{BucketState, GroupPlan, RulePlan};
 use farm_core::config::{Affinity, PlaneChoice, Protocol, XdpChoice};
 use farm_core::id::BUCKETS;
+use farm_sys::clock::BootInstant;
 
 use super::*;
 
@@ -26,7 +27,7 @@ fn mac(i: u8) -> MacAddr {
 /// A recorder whose loop began `ago` before now, so that a take-over can be told in the past tense.
 fn recorder(ago: Duration) -> Recorder {
     let timing = Timing {
-        start: Instant::now().checked_sub(ago).unwrap(),
+        start: BootInstant::now().saturating_sub(ago),
         pulse: TIMING_PULSE,
         detection: TIMING_DETECTION,
     };

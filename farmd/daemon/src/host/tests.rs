@@ -51,11 +51,11 @@ impl DataPlane for Shelf {
     }
     fn learn(&self, _: Requester) {}
     fn ask_around(&self) {}
-    fn watch_orphans(&self, _: std::time::Instant) {}
+    fn watch_orphans(&self, _: farm_sys::clock::BootInstant) {}
     fn learn_flows(&self, _: Vec<FlowKey>, _: Option<BTreeSet<FlowKey>>) {}
     fn set_reset_wait(&self, _: Option<Duration>) {}
     fn withdraw_resets(&self, _: Duration) {}
-    fn leave(&self, _: std::time::Instant) {}
+    fn leave(&self, _: farm_sys::clock::BootInstant) {}
     fn stop(&mut self) {}
 }
 

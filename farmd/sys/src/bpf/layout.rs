@@ -241,7 +241,7 @@ pub(super) fn fragment_key((source, destination, protocol, identification): Data
 /// What the first fragment of a datagram carried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FirstFragment {
-    /// When the program saw it, in nanoseconds of [`super::monotonic_nanos`].
+    /// When the program saw it, in nanoseconds of [`BootInstant`](crate::clock::BootInstant).
     pub seen: u64,
     /// Protocol of what it carried.
     pub protocol: u8,

@@ -32,7 +32,7 @@ pub enum Outcome {
 /// One frame, as the program tells of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Event<'a> {
-    /// Nanoseconds of [`super::monotonic_nanos`].
+    /// Nanoseconds of [`BootInstant`](crate::clock::BootInstant).
     pub at: u64,
     /// Interface it came in on.
     pub ifindex: u32,

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use farm_core::balance::resets::Fate;
 use farm_core::wire::packet;
+use farm_sys::clock::BootInstant;
 use tracing::{debug, info};
 
 use super::{Judge, VNET};
@@ -51,7 +52,7 @@ impl Judge {
 
     /// By the interface by which it was to leave: that of its address. A node that may have been taken over resets nobody.
     fn send_reset(&self, interfaces: &[Interface], bytes: &[u8]) {
-        if !self.lease.holds(Instant::now()) {
+        if !self.lease.holds(BootInstant::now()) {
             return self.counters.add(Count::LeaseEnded, 1);
         }
         let vip = packet::bare_reset_source(&bytes[VNET..]).and_then(|source| self.plan.vip(source));

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
 use farm_sys::bpf::{Attachment, BpfError, Filter};
-use farm_sys::interface;
+use farm_sys::{clock, interface};
 use tracing::{debug, info, warn};
 
 use super::Worker;
@@ -32,6 +32,13 @@ pub(super) fn kernel(plan: &Plan, lease: &Lease, counters: &Counters) -> Result<
     if wanted == "none" {
         return Err(BpfError::new(format!(
             "{ATTACHMENT} says that this host takes no program"
+        )));
+    }
+    let ahead = clock::ahead_of_kernel();
+    if ahead != 0 {
+        // The lease would end at another time than it says, or never.
+        return Err(BpfError::new(format!(
+            "farmd runs in a time namespace whose clock is {ahead} s off the kernel's"
         )));
     }
     let mut filter = Filter::load()?;

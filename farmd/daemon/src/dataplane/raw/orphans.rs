@@ -1,5 +1,6 @@
 //! The part of the data plane's thread that has peers asked for connections which this host does not know ([`farm_core::balance::orphans`]).
 
+use farm_sys::clock::BootInstant;
 use std::time::{Duration, Instant};
 
 use super::Worker;
@@ -11,8 +12,8 @@ const QUESTION_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Worker {
     /// A node has died: segments that this host does not know may be nobody's.
-    pub(super) fn watch_orphans(&mut self, until: Instant) {
-        let left = until.saturating_duration_since(Instant::now());
+    pub(super) fn watch_orphans(&mut self, until: BootInstant) {
+        let left = until.saturating_duration_since(BootInstant::now());
         self.judge.orphans.watch(self.judge.elapsed() + left);
         self.tell_asks();
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};
+use farm_sys::clock::BootInstant;
 use tracing::{debug, warn};
 
 use super::interface::join_groups;
@@ -51,7 +52,7 @@ impl Worker {
     /// Swaps the plan between two frames. What has come before is judged by the old one: a bucket opens here after another node has closed it,
     /// and what came before that is the other node's.
     fn apply(&mut self, plan: Arc<Plan>) {
-        if !self.judge.lease.holds(Instant::now()) {
+        if !self.judge.lease.holds(BootInstant::now()) {
             // What came in while this host did not run has been answered by others.
             self.discard_backlog();
         }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use farm_core::balance::flow::FlowKey;
 use farm_core::balance::plan::Plan;
+use farm_sys::clock::BootInstant;
 use tracing::debug;
 
 use super::{RING_SLOTS, Worker};
@@ -27,7 +28,7 @@ impl Worker {
 
     /// Answers, or sends on, what a node that is gone was to answer, apart from the flows in `answered`.
     pub(super) fn replay(&mut self, answered: &BTreeSet<FlowKey>) {
-        if !self.judge.lease.holds(Instant::now()) {
+        if !self.judge.lease.holds(BootInstant::now()) {
             return;
         }
         let (plan, known) = (&self.judge.plan, &mut self.judge.known);

@@ -11,8 +11,9 @@ use std::thread::{self, JoinHandle};
 use farm_core::balance::decide::Reason;
 use farm_core::id::{NodeId, NodeSet};
 use farm_core::trace::{Cause, Outcome};
+use farm_sys::bpf::Count;
 use farm_sys::bpf::trace::{self as told, Event, Events};
-use farm_sys::bpf::{Count, monotonic_nanos};
+use farm_sys::clock::BootInstant;
 use farm_sys::event_fd::EventFd;
 use tracing::warn;
 
@@ -78,7 +79,7 @@ fn read(mut events: Events, tracer: &Tracer, stop: &EventFd) {
             }
         }
         // The two clocks drift apart, and the one of them is set now and then.
-        let start = unix_us().saturating_sub(monotonic_nanos() / 1000);
+        let start = unix_us().saturating_sub(BootInstant::now().as_nanos() / 1000);
         events.read(BATCH, |event| tracer.offer(&frame(&event, start)));
         let untold = events.untold();
         if untold > 0 {
