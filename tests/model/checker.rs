@@ -36,6 +36,8 @@ pub struct Farms {
     pub other_cluster: bool,
     /// The first two nodes do not talk with each other from the beginning on.
     pub apart: bool,
+    /// For how long the first two nodes do not talk with each other just before the checker begins.
+    pub blink: Duration,
     /// Missed heartbeats after which a node is down.
     pub lost: u32,
     /// Faults of one run.
@@ -56,7 +58,7 @@ impl Farms {
     /// down (4), faults in all (1), `lans` (1), the `weight` of the first node (1), and what the fields of [`Budget`] are called. `any_order`
     /// (datagrams overtake each other without limit), `flows`, `majority` and `witness` (the partition policies), `other` and `cluster` (the
     /// last node has another configuration of the module, another `cluster.xml`), and `apart` (the first two nodes have lost each other before
-    /// the checker begins) take 0 or 1.
+    /// the checker begins) take 0 or 1. `blink` is for how many milliseconds, just before it begins, the first two nodes do not talk with each other.
     ///
     /// # Errors
     /// Says which word is none of these.
@@ -70,6 +72,7 @@ impl Farms {
             other_module: false,
             other_cluster: false,
             apart: false,
+            blink: Duration::ZERO,
             lost: 4,
             budget: Budget {
                 faults: 1,
@@ -96,6 +99,7 @@ impl Farms {
                 "other" if value < 2 => farms.other_module = value > 0,
                 "cluster" if value < 2 => farms.other_cluster = value > 0,
                 "apart" if value < 2 => farms.apart = value > 0,
+                "blink" => farms.blink = Duration::from_millis(value.into()),
                 name => *farms.budget.word(name).ok_or_else(wrong)? = value,
             }
         }
@@ -134,6 +138,7 @@ impl Farms {
             other_module: last.filter(|_| self.other_module),
             other_cluster: last.filter(|_| self.other_cluster),
             apart: self.apart,
+            blink: self.blink,
             remembers: match self.budget.faults {
                 // Of two nobody is told.
                 _ if self.budget.deaf == 0 || self.nodes == 2 => Duration::ZERO,

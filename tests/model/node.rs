@@ -50,6 +50,8 @@ pub struct Fixed {
     pub other_cluster: Option<NodeId>,
     /// The first two nodes do not talk with each other when the checker begins.
     pub apart: bool,
+    /// For how long they do not just before the checker begins.
+    pub blink: Duration,
     /// How far back a node remembers what it was told by commands.
     pub remembers: Duration,
 }

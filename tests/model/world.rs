@@ -142,19 +142,28 @@ impl World {
             }
             world.now = until;
         }
-        while world.now < START + warm_up {
-            world.next(fixed);
-        }
+        world.run_until(START + warm_up, fixed);
+        let split = Action::Split(world.nodes[0].id, world.nodes[1].id);
         if fixed.apart {
-            world.act(Action::Split(world.nodes[0].id, world.nodes[1].id), fixed);
-            while world.now < START + 2 * warm_up {
-                world.next(fixed);
-            }
+            world.act(split, fixed);
+            world.run_until(START + 2 * warm_up, fixed);
+        }
+        if !fixed.blink.is_zero() {
+            world.act(split, fixed);
+            world.run_until(world.now + fixed.blink, fixed);
+            world.act(Action::Mend, fixed);
         }
         world.budget = budget;
         world.calm_since = world.now;
         world.finish_step(fixed);
         world
+    }
+
+    /// Without a fault.
+    fn run_until(&mut self, until: Duration, fixed: &Fixed) {
+        while self.now < until {
+            self.next(fixed);
+        }
     }
 
     /// A node.
