@@ -258,8 +258,9 @@ fn two_faults_of_different_kinds_meet_between_three() {
             "nodes=3 faults=2 crash=1 cut=1 lose=1 late=1 twice=1",
             "nodes=3 crash=1 pick=1",
             "nodes=3 cut=1 pick=1",
+            "nodes=3 faults=2 pause=1 lose=1",
         ],
-        &[],
+        &["nodes=3 faults=2 pause=1 crash=1"],
     );
 }
 

@@ -8,6 +8,7 @@ mod bench;
 mod bulk;
 mod chaos;
 mod common;
+mod container;
 mod continuity;
 mod cut_off;
 mod drain;

@@ -2,7 +2,7 @@
 //!
 //! Owns one netlink socket. A service in a container has its sockets in another network namespace, where [`crate::sock_diag`]
 //! does not see them; then the host's conntrack entry stands for the socket. The raw data plane asks at a change of the map.
-//! It never changes an entry and keeps no copy of the table.
+//! It keeps no copy of the table, and changes it only where it is told to forget a connection.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,6 +18,7 @@ const SUBSYSTEM: u16 = 1;
 
 // linux/netfilter/nfnetlink_conntrack.h
 const GET: u16 = 1;
+const DELETE: u16 = 2;
 const GET_STATS: u16 = 5;
 const GLOBAL_ENTRIES: u16 = 1;
 const ORIGINAL: u16 = 1;
@@ -56,6 +57,8 @@ pub struct CtFlow {
     pub client: SocketAddr,
     /// The address and port that the client speaks to, before translation.
     pub vip: SocketAddr,
+    /// The address and port that answer, after it.
+    pub server: SocketAddr,
 }
 
 /// A reusable question channel to the kernel's connection tracking.
@@ -151,20 +154,44 @@ impl Conntrack {
         let Some(channel) = &mut self.channel else {
             return Ok(false);
         };
-        let wanted = CtFlow { client, vip };
         let sequence = channel.next_sequence();
         let mut batch = Batch::default();
         batch.message(SUBSYSTEM << 8 | GET, NLM_F_REQUEST | NLM_F_ACK, sequence, |body| {
-            wanted.question(body);
+            original_tuple(body, client, vip);
         });
         let mut found = false;
-        let end = channel.dump(&batch, sequence, |entry| found |= CtFlow::parse(entry) == Some(wanted));
+        let end = channel.dump(&batch, sequence, |entry| {
+            found |= CtFlow::parse(entry).is_some_and(|flow| (flow.client, flow.vip) == (client, vip));
+        });
         match end {
             Ok(_) => Ok(found),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(sockopt::context(
                 &error,
                 format_args!("tracked connection {client} to {vip}"),
+            )),
+        }
+    }
+
+    /// Has the kernel forget a connection: what comes of it from here on is that of no connection it knows. Success if it knows none.
+    ///
+    /// # Errors
+    /// What the kernel reports; `PermissionDenied` without CAP_NET_ADMIN.
+    pub fn forget(&mut self, flow: &CtFlow) -> io::Result<()> {
+        let Some(channel) = &mut self.channel else {
+            return Ok(());
+        };
+        let sequence = channel.next_sequence();
+        let mut batch = Batch::default();
+        batch.message(SUBSYSTEM << 8 | DELETE, NLM_F_REQUEST | NLM_F_ACK, sequence, |body| {
+            original_tuple(body, flow.client, flow.vip);
+        });
+        match channel.dump(&batch, sequence, |_| {}) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(sockopt::context(
+                &error,
+                format_args!("tracked connection {} to {}", flow.client, flow.vip),
             )),
         }
     }
@@ -220,36 +247,29 @@ impl CtFlow {
         let (client, vip) = tcp_tuple(attribute(entry, ORIGINAL)?)?;
         let (server, _) = tcp_tuple(attribute(entry, REPLY)?)?;
         let state = attribute(attribute(attribute(entry, PROTOCOL_STATE)?, TCP)?, TCP_STATE)?;
-        (server != vip && LIVE.contains(state.first()?)).then_some(Self { client, vip })
+        (server != vip && LIVE.contains(state.first()?)).then_some(Self { client, vip, server })
     }
+}
 
-    /// The tuple of the original direction, as [`Self::parse`] reads it.
-    fn question(&self, body: &mut Batch) {
-        let family = if self.vip.is_ipv4() {
-            libc::AF_INET
-        } else {
-            libc::AF_INET6
-        };
-        body.put(&[family as u8, 0, 0, 0]).nested(ORIGINAL, |tuple| {
-            tuple.nested(TUPLE_ADDRESSES, |addresses| {
-                for (end, v4, v6) in [
-                    (self.client, SOURCE_V4, SOURCE_V6),
-                    (self.vip, DESTINATION_V4, DESTINATION_V6),
-                ] {
-                    match end.ip() {
-                        IpAddr::V4(address) => addresses.attribute(v4, &address.octets()),
-                        IpAddr::V6(address) => addresses.attribute(v6, &address.octets()),
-                    };
-                }
-            });
-            tuple.nested(TUPLE_PROTOCOL, |protocol| {
-                protocol
-                    .attribute(PROTOCOL_NUMBER, &[libc::IPPROTO_TCP as u8])
-                    .attribute(SOURCE_PORT, &self.client.port().to_be_bytes())
-                    .attribute(DESTINATION_PORT, &self.vip.port().to_be_bytes());
-            });
+/// The tuple of the original direction, as [`CtFlow::parse`] reads it.
+fn original_tuple(body: &mut Batch, client: SocketAddr, vip: SocketAddr) {
+    let family = if vip.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    body.put(&[family as u8, 0, 0, 0]).nested(ORIGINAL, |tuple| {
+        tuple.nested(TUPLE_ADDRESSES, |addresses| {
+            for (end, v4, v6) in [(client, SOURCE_V4, SOURCE_V6), (vip, DESTINATION_V4, DESTINATION_V6)] {
+                match end.ip() {
+                    IpAddr::V4(address) => addresses.attribute(v4, &address.octets()),
+                    IpAddr::V6(address) => addresses.attribute(v6, &address.octets()),
+                };
+            }
         });
-    }
+        tuple.nested(TUPLE_PROTOCOL, |protocol| {
+            protocol
+                .attribute(PROTOCOL_NUMBER, &[libc::IPPROTO_TCP as u8])
+                .attribute(SOURCE_PORT, &client.port().to_be_bytes())
+                .attribute(DESTINATION_PORT, &vip.port().to_be_bytes());
+        });
+    });
 }
 
 /// Source and destination of one direction, if it is TCP.
@@ -312,20 +332,21 @@ mod tests {
         .concat()
     }
 
-    fn flow(client: &str, vip: &str) -> CtFlow {
+    fn flow(client: &str, vip: &str, server: &str) -> CtFlow {
         CtFlow {
             client: client.parse().unwrap(),
             vip: vip.parse().unwrap(),
+            server: server.parse().unwrap(),
         }
     }
 
     #[test]
     fn the_flow_is_what_the_client_sees() {
         let v4 = entry(libc::IPPROTO_TCP, CLIENT, VIP, SERVER, ESTABLISHED);
-        assert_eq!(CtFlow::parse(&v4), Some(flow(CLIENT, VIP)));
-        let (client, vip) = ("[fd00::2]:40000", "[fd00::99]:80");
-        let v6 = entry(libc::IPPROTO_TCP, client, vip, "[fd00:1::2]:8080", ESTABLISHED);
-        assert_eq!(CtFlow::parse(&v6), Some(flow(client, vip)));
+        assert_eq!(CtFlow::parse(&v4), Some(flow(CLIENT, VIP, SERVER)));
+        let (client, vip, server) = ("[fd00::2]:40000", "[fd00::99]:80", "[fd00:1::2]:8080");
+        let v6 = entry(libc::IPPROTO_TCP, client, vip, server, ESTABLISHED);
+        assert_eq!(CtFlow::parse(&v6), Some(flow(client, vip, server)));
     }
 
     #[test]
@@ -338,8 +359,9 @@ mod tests {
 
     #[test]
     fn another_port_is_elsewhere_and_the_vip_itself_is_not() {
-        let redirected = entry(libc::IPPROTO_TCP, CLIENT, VIP, "198.18.0.99:8080", ESTABLISHED);
-        assert_eq!(CtFlow::parse(&redirected), Some(flow(CLIENT, VIP)));
+        let port = "198.18.0.99:8080";
+        let redirected = entry(libc::IPPROTO_TCP, CLIENT, VIP, port, ESTABLISHED);
+        assert_eq!(CtFlow::parse(&redirected), Some(flow(CLIENT, VIP, port)));
         assert_eq!(
             CtFlow::parse(&entry(libc::IPPROTO_TCP, CLIENT, VIP, VIP, ESTABLISHED)),
             None

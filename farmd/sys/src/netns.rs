@@ -1,14 +1,16 @@
-//! Network namespaces: stacks of their own for the lab, for tests, and for several daemons on one machine.
+//! Network namespaces: stacks of their own for the lab, for tests, for several daemons on one machine, and for containers.
 //!
 //! Owns a namespace through a descriptor, so it has no name, no mount and no trace when its last user is gone. The daemon
-//! itself never enters one: it is started in one.
+//! is started in one; it enters others only for as long as it takes to open a socket there.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -45,6 +47,31 @@ impl NetNs {
         })
     }
 
+    /// The namespaces of all processes that this one may look into, each once and the calling thread's own first.
+    ///
+    /// # Errors
+    /// If the own one or the list of processes cannot be read.
+    pub fn of_all_processes() -> io::Result<Vec<Self>> {
+        let identity = |path: &Path| fs::metadata(path).map(|it| (it.dev(), it.ino()));
+        let mut seen = BTreeSet::from([identity(Path::new(OWN))?]);
+        let mut all = vec![Self::current()?];
+        for process in fs::read_dir("/proc")? {
+            let path = process?.path().join("ns/net");
+            // What is no process has none, and a process may end meanwhile.
+            let Ok(which) = identity(&path) else { continue };
+            if seen.contains(&which) {
+                continue;
+            }
+            if let Ok(file) = File::open(&path) {
+                seen.insert(which);
+                all.push(Self {
+                    fd: Arc::new(file.into()),
+                });
+            }
+        }
+        Ok(all)
+    }
+
     /// Moves the calling thread into the namespace until the guard is dropped. Other threads stay where they are.
     pub fn enter(&self) -> io::Result<NetNsGuard> {
         let before = Self::current()?;
@@ -60,11 +87,20 @@ impl NetNs {
     /// # Panics
     /// If the thread cannot enter the namespace, which only a missing CAP_SYS_ADMIN can cause.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        match self.try_run(f) {
+            Ok(value) => value,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// As [`Self::run`], where entering may fail.
+    ///
+    /// # Errors
+    /// `PermissionDenied` without CAP_SYS_ADMIN over the namespace.
+    pub fn try_run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
         on_fresh_thread(|| {
-            if let Err(error) = setns(&self.fd) {
-                panic!("cannot enter the network namespace: {error}");
-            }
-            f()
+            setns(&self.fd).map_err(|error| sockopt::context(&error, "cannot enter the network namespace"))?;
+            Ok(f())
         })
     }
 

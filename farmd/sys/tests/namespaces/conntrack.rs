@@ -170,10 +170,11 @@ impl Translated {
     }
 }
 
-fn flow_of(client: &TcpStream) -> CtFlow {
+fn flow_of(client: &TcpStream, server: SocketAddr) -> CtFlow {
     CtFlow {
         client: client.local_addr().unwrap(),
         vip: client.peer_addr().unwrap(),
+        server,
     }
 }
 
@@ -192,7 +193,7 @@ fn lists_a_connection_while_it_lives(family: &Family) {
     assert_eq!(peer, client.local_addr().unwrap(), "the client's own address");
     client.write_all(b"ask").unwrap();
     server.read_exact(&mut [0; 3]).unwrap();
-    let flow = flow_of(&client);
+    let flow = flow_of(&client, inner);
     assert_eq!(host.flows(), [flow]);
     assert!(host.has(flow) && host.conntrack.tracks().unwrap());
     let mut other = flow;
@@ -230,6 +231,32 @@ fn an_ipv6_connection_into_a_container_is_listed_while_it_lives() {
     lists_a_connection_while_it_lives(&V6);
 }
 
+fn a_forgotten_connection_is_none(family: &Family) {
+    if !lab::privileged() {
+        return;
+    }
+    let mut host = Translated::new(family);
+    let inner = SocketAddr::new(family.container.parse().unwrap(), INNER);
+    let listener = host.c.run(|| TcpListener::bind(inner).unwrap());
+    let (gone, stays) = (host.connect(80, LIMIT).unwrap(), host.connect(80, LIMIT).unwrap());
+    let _servers = [listener.accept().unwrap(), listener.accept().unwrap()];
+    let (gone, stays) = (flow_of(&gone, inner), flow_of(&stays, inner));
+    for _ in ["known", "unknown by now"] {
+        host.conntrack.forget(&gone).unwrap();
+        assert_eq!(host.flows(), [stays]);
+    }
+}
+
+#[test]
+fn a_connection_that_is_to_be_forgotten_is_none_any_more() {
+    a_forgotten_connection_is_none(&V4);
+}
+
+#[test]
+fn an_ipv6_connection_that_is_to_be_forgotten_is_none_any_more() {
+    a_forgotten_connection_is_none(&V6);
+}
+
 #[test]
 fn a_tracked_connection_to_the_vip_itself_is_not_listed() {
     if !lab::privileged() {
@@ -241,11 +268,12 @@ fn a_tracked_connection_to_the_vip_itself_is_not_listed() {
     let _server = listener.accept().unwrap();
     assert_eq!(host.tracked(), 1);
     assert_eq!(host.flows(), []);
-    assert!(!host.has(flow_of(&direct)));
+    let inner = SocketAddr::new(host.vip, INNER);
+    assert!(!host.has(flow_of(&direct, inner)));
 
     // The same socket under another port of the VIP is one that the socket table shows under a port no client asked for.
     let translated = host.connect(82, LIMIT).unwrap();
-    assert_eq!(host.flows(), [flow_of(&translated)]);
+    assert_eq!(host.flows(), [flow_of(&translated, inner)]);
 }
 
 #[test]
@@ -282,7 +310,8 @@ fn a_table_full_of_other_traffic_costs_little() {
     }
     const COUNT: u16 = 20_000;
     let mut host = Translated::new(&V4);
-    let listener = host.c.run(|| TcpListener::bind((V4.container, INNER)).unwrap());
+    let inner = SocketAddr::new(V4.container.parse().unwrap(), INNER);
+    let listener = host.c.run(|| TcpListener::bind(inner).unwrap());
     let client = host.connect(80, LIMIT).unwrap();
     let _server = listener.accept().unwrap();
     host.lab.b.run(|| {
@@ -298,7 +327,7 @@ fn a_table_full_of_other_traffic_costs_little() {
     let flows = host.flows();
     let elapsed = begin.elapsed();
     println!("one among {tracked} in {elapsed:?}");
-    assert_eq!(flows, [flow_of(&client)]);
+    assert_eq!(flows, [flow_of(&client, inner)]);
     // Room for a busy machine and an older kernel that lists all of them.
     assert!(elapsed < Duration::from_millis(500), "{elapsed:?} for {tracked}");
 }
