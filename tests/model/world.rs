@@ -109,7 +109,7 @@ impl Hash for World {
 
 impl World {
     /// `nodes` nodes that have started a third of a pulse after each other and have run for `warm_up`, and as long again after the first two
-    /// have lost each other, if they have.
+    /// have lost each other, if they have, or for as long as they have just lost each other.
     pub fn new(fixed: &Fixed, nodes: usize, budget: Budget, warm_up: Duration) -> Self {
         let ids = (0..nodes).filter_map(NodeId::new);
         let mut world = Self {

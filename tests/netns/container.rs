@@ -26,7 +26,8 @@ struct Container {
 }
 
 impl Container {
-    fn of(node: &Node) -> Self {
+    /// With `masquerade` it takes all clients for its host.
+    fn of(node: &Node, masquerade: bool) -> Self {
         let space = Space::create("container").expect("a namespace");
         connect(node.space(), "c1", &space, "c0").expect("a link");
         let host = Ipv4Addr::new(198, 18, 200, 1);
@@ -44,17 +45,19 @@ impl Container {
         node.space()
             .nft(&format!(
                 "table ip published {{ chain arrival {{ type nat hook prerouting priority -100; \
-                 ip daddr {VIP} tcp dport {PUBLISHED} dnat to {INNER}; }}; }}"
+                 ip daddr {VIP} tcp dport {PUBLISHED} dnat to {INNER}; }}; \
+                 chain passage {{ type nat hook postrouting priority 100; {}; }}; }}",
+                if masquerade { "oif c1 masquerade" } else { "" }
             ))
             .expect("a translation");
-        // Ends with the node's power.
+        // Ends with the node's power at the latest.
         let init = node.init_pid().expect("the node has power").to_string();
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net={}", space.path()))
             .args(["--target", &init, "--pid", "--mount", "--"])
-            .args(["sh", "-c", "echo; exec sleep 600"])
-            .stdin(Stdio::null())
+            .args(["sh", "-c", "echo; exec cat"])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let mut process = spawn_kept(command).expect("a process");
         let mut told = process.stdout.take().expect("its output");
@@ -66,8 +69,8 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // What is not there any more need not be ended.
-        let _ = self.process.kill();
+        drop(self.process.stdin.take());
+        // The node's power may have ended it.
         let _ = self.process.wait();
     }
 }
@@ -98,7 +101,7 @@ fn connections(lab: &Lab) -> Vec<TcpStream> {
 }
 
 /// A farm of two whose first node has a container behind the published port, and the connections to it, both ends.
-fn farm_with_container() -> (Lab, Container, Vec<TcpStream>, Vec<TcpStream>) {
+fn farm_with_container(masquerade: bool) -> (Lab, Container, Vec<TcpStream>, Vec<TcpStream>) {
     let config = LabConfig {
         groups: vec![
             Group::tcp("web", 80, "on_addr"),
@@ -113,7 +116,7 @@ fn farm_with_container() -> (Lab, Container, Vec<TcpStream>, Vec<TcpStream>) {
         node.install_text(MODULE, &module, &["80".to_owned()])
             .expect("a module");
     }
-    let container = Container::of(&lab.nodes[0]);
+    let container = Container::of(&lab.nodes[0], masquerade);
     lab.start_module(MODULE).expect("the module starts");
     let clients = connections(&lab);
     assert!(clients.len() > 5, "{}", clients.len());
@@ -147,9 +150,8 @@ fn end_with(streams: &[TcpStream], kind: ErrorKind) {
     }
 }
 
-#[test]
-fn connections_that_end_in_a_container_are_reset_at_both_ends_when_the_time_of_a_drain_is_over() {
-    let (lab, _container, clients, servers) = farm_with_container();
+fn are_reset_by_a_drain(masquerade: bool) {
+    let (lab, _container, clients, servers) = farm_with_container(masquerade);
     let from: BTreeSet<String> = clients
         .iter()
         .map(|c| c.local_addr().expect("its own").ip().to_string())
@@ -162,15 +164,38 @@ fn connections_that_end_in_a_container_are_reset_at_both_ends_when_the_time_of_a
 }
 
 #[test]
-fn connections_of_a_container_that_has_gone_end_with_the_drain_and_their_clients_learn_it_when_they_speak() {
-    let (lab, container, clients, servers) = farm_with_container();
-    // Nothing of it says goodbye.
-    lab.nodes[0].space().ip(&["link del c1"]).expect("the container goes");
-    drop((container, servers));
-    let said = drained(&lab);
-    mentions(&said, &[&format!("drained; {} connections were reset", clients.len())]);
-    for mut client in &clients {
-        client.write_all(b"x").expect("it goes out");
-    }
+fn connections_that_end_in_a_container_are_reset_at_both_ends_when_the_time_of_a_drain_is_over() {
+    are_reset_by_a_drain(false);
+}
+
+#[test]
+fn a_container_that_takes_all_clients_for_its_host_is_none_the_less_found() {
+    are_reset_by_a_drain(true);
+}
+
+#[test]
+fn a_stop_resets_connections_that_end_in_a_container() {
+    let (lab, _container, clients, servers) = farm_with_container(false);
+    lab.nodes[0].farm_ok(&["stop", MODULE]).expect("it stops");
     end_with(&clients, ErrorKind::ConnectionReset);
+    end_with(&servers, ErrorKind::ConnectionAborted);
+}
+
+#[test]
+fn connections_of_a_container_that_has_gone_end_with_the_drain_and_their_clients_learn_it_when_they_speak() {
+    for way_only in [false, true] {
+        let (lab, container, clients, servers) = farm_with_container(false);
+        // Nothing of it says goodbye.
+        lab.nodes[0]
+            .space()
+            .ip(&["link del c1"])
+            .expect("the container is cut off");
+        let _left = way_only.then_some((container, servers));
+        let said = drained(&lab);
+        mentions(&said, &[&format!("drained; {} connections were reset", clients.len())]);
+        for mut client in &clients {
+            client.write_all(b"x").expect("it goes out");
+        }
+        end_with(&clients, ErrorKind::ConnectionReset);
+    }
 }

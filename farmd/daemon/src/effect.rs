@@ -5,6 +5,7 @@
 //! their address goes away.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -241,7 +242,7 @@ impl Executor {
                     witnesses.values().for_each(|witness| witness.set_whole(now));
                 }
                 Effect::DivertResets(on) => self.host.divert_resets(on),
-                Effect::ResetConnections { module, vips } => self.reset_connections(&module, &vips),
+                Effect::ResetConnections { module, vips } => self.reset_connections(&module, vips).await,
                 Effect::Configure {
                     module,
                     others,
@@ -291,7 +292,8 @@ impl Executor {
                     self.events.send(Event::SharesKept { job, result });
                 }
                 Effect::ResetHeld { job, plan, groups } => {
-                    let result = reset::held(&plan, &groups).map_err(|e| e.to_string());
+                    let result = blocking(move || reset::held(&plan, &groups)).await;
+                    let result = result.map_err(|e| e.to_string());
                     self.events.send(Event::HeldReset { job, result });
                 }
                 Effect::CheckReload { by, replies } => {
@@ -372,8 +374,8 @@ impl Executor {
     }
 
     /// Clients of a VIP that goes away learn so at once instead of waiting for an answer.
-    fn reset_connections(&self, module: &ModuleName, vips: &[IpAddr]) {
-        match reset::all(vips) {
+    async fn reset_connections(&self, module: &ModuleName, vips: Vec<IpAddr>) {
+        match blocking(move || reset::all(&vips)).await {
             Ok(0) => {}
             Ok(count) => self
                 .journal
@@ -388,4 +390,10 @@ impl Executor {
             ),
         }
     }
+}
+
+/// Runs what takes its time on a thread for such, in whose time checkers and questions go on.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(io::Error::other).flatten()
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns the choice of sockets and nothing else; it asks the kernel each time. The executor calls it when a VIP leaves
 //! and when the time of a drain is over. A connection that the host's connection tracking sends on to a container is ended
-//! there; what no socket answers for any more, as the container has gone, is forgotten.
+//! there; one whose container has gone, or that goes on to another machine, is forgotten by connection tracking. It blocks its thread.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use farm_core::balance::plan::{BucketState, Plan};
 use farm_sys::conntrack::{Conntrack, CtFlow};
 use farm_sys::netns::NetNs;
-use farm_sys::sock_diag::SockDiag;
+use farm_sys::sock_diag::{SockDiag, TcpSocket};
 
 use crate::dataplane::connections::{Connection, place};
 
@@ -54,75 +54,97 @@ fn reset(vips: &[IpAddr], chosen: impl Fn(SocketAddr, SocketAddr) -> bool) -> io
     let mut diag = SockDiag::open()?;
     for socket in diag.tcp_sockets(vips)? {
         if chosen(socket.local, socket.remote) {
-            tally.note(diag.destroy(&socket));
+            tally.destroy(&mut diag, &socket);
         }
     }
-    let mut conntrack = Conntrack::open()?;
-    let mut flows = conntrack.tcp_flows(vips)?;
-    flows.retain(|flow| chosen(flow.vip, flow.client));
-    if !flows.is_empty() {
-        end_translated(&flows, &mut conntrack, &mut tally);
+    if let Err(error) = reset_translated(vips, chosen, diag, &mut tally) {
+        tally.failed = Some(error);
     }
     tally.failed.map_or(Ok(tally.count), Err)
 }
 
-/// Ends connections at the sockets that answer for them, in whichever network namespace of this host these are.
-fn end_translated(flows: &[CtFlow], conntrack: &mut Conntrack, tally: &mut Tally) {
+/// The same of what this host translates to another address or port. `diag` asks here.
+fn reset_translated(
+    vips: &[IpAddr],
+    chosen: impl Fn(SocketAddr, SocketAddr) -> bool,
+    mut diag: SockDiag,
+    tally: &mut Tally,
+) -> io::Result<()> {
+    let mut conntrack = Conntrack::open()?;
+    let mut flows = conntrack.tcp_flows(vips)?;
+    flows.retain(|flow| chosen(flow.vip, flow.client));
+    if flows.is_empty() {
+        return Ok(());
+    }
     let servers: BTreeSet<IpAddr> = flows.iter().map(|flow| flow.server.ip()).collect();
     let servers: Vec<IpAddr> = servers.into_iter().collect();
-    let mut left: BTreeMap<_, &CtFlow> = flows.iter().map(|flow| ((flow.server, flow.client), flow)).collect();
-    let spaces = match NetNs::of_all_processes() {
-        Ok(spaces) => spaces,
-        Err(error) => return tally.note(Err(error)),
-    };
-    let mut all_seen = true;
-    for space in spaces {
-        let sockets = space.try_run(SockDiag::open).flatten().and_then(|mut diag| {
-            let sockets = diag.tcp_sockets(&servers)?;
-            Ok((diag, sockets))
-        });
-        match sockets {
-            Ok((mut diag, sockets)) => {
-                for socket in sockets {
-                    if left.remove(&(socket.local, socket.remote)).is_some() {
-                        tally.note(diag.destroy(&socket));
-                    }
-                }
+    let mut unanswered: BTreeMap<_, CtFlow> = flows.into_iter().map(|flow| ((flow.server, flow.peer), flow)).collect();
+    let mut ended = Vec::new();
+    let mut end_here = |diag: &mut SockDiag, unanswered: &mut BTreeMap<_, CtFlow>| -> io::Result<()> {
+        for socket in diag.tcp_sockets(&servers)? {
+            if let Some(flow) = unanswered.remove(&(socket.local, socket.remote))
+                && tally.destroy(diag, &socket)
+            {
+                ended.push(flow);
             }
-            Err(error) => {
-                all_seen = false;
-                tally.note(Err(error));
+        }
+        Ok(())
+    };
+    end_here(&mut diag, &mut unanswered)?;
+    let mut hidden = None;
+    if !unanswered.is_empty() {
+        let (spaces, whole) = NetNs::of_others()?;
+        hidden = (!whole).then(|| io::Error::other("not every process may be looked at"));
+        for space in spaces {
+            if unanswered.is_empty() {
+                break;
+            }
+            let looked = space.try_run(SockDiag::open).flatten();
+            if let Err(error) = looked.and_then(|mut diag| end_here(&mut diag, &mut unanswered)) {
+                hidden = Some(error);
             }
         }
     }
-    // A reset on its way out ends what is tracked, too. What stays has lost its container, or the way to it.
-    for flow in still_tracked(flows, conntrack) {
-        let is_new = left.contains_key(&(flow.server, flow.client));
-        if is_new && !all_seen {
-            // It may be where it could not be looked, and is left to be told.
-            continue;
-        }
-        let forgotten = conntrack.forget(flow);
-        if is_new || forgotten.is_err() {
-            tally.note(forgotten);
+    // A reset ends what is tracked on its way out. What stays has lost the way to the container.
+    wait_ended(&mut ended, &mut conntrack)?;
+    for flow in ended {
+        conntrack.forget(&flow)?;
+    }
+    match hidden {
+        // Who answers for it may be where it could not be looked.
+        Some(error) if !unanswered.is_empty() => Err(error),
+        // The container has gone, or it is another machine.
+        _ => {
+            for flow in unanswered.into_values() {
+                conntrack.forget(&flow)?;
+                tally.count += 1;
+            }
+            Ok(())
         }
     }
 }
 
-/// Those of `flows` that are tracked yet when resets have had the time to pass.
-fn still_tracked<'a>(flows: &'a [CtFlow], conntrack: &mut Conntrack) -> Vec<&'a CtFlow> {
-    let vips: BTreeSet<IpAddr> = flows.iter().map(|flow| flow.vip.ip()).collect();
-    let vips: Vec<IpAddr> = vips.into_iter().collect();
-    let mut tracked: Vec<&CtFlow> = flows.iter().collect();
-    for _ in 0..LOOKS {
-        let Ok(listed) = conntrack.tcp_flows(&vips) else { break };
-        tracked.retain(|flow| listed.binary_search(flow).is_ok());
-        if tracked.is_empty() {
+/// Leaves those of `flows` that are tracked yet when resets have had the time to pass.
+fn wait_ended(flows: &mut Vec<CtFlow>, conntrack: &mut Conntrack) -> io::Result<()> {
+    for look in 0..LOOKS {
+        if look > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        let mut failed = None;
+        flows.retain(|flow| {
+            conntrack.has_tcp(flow.vip, flow.client).unwrap_or_else(|error| {
+                failed = Some(error);
+                true
+            })
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if flows.is_empty() {
             break;
         }
-        std::thread::sleep(PAUSE);
     }
-    tracked
+    Ok(())
 }
 
 /// What has come of connections that were to end.
@@ -133,12 +155,17 @@ struct Tally {
 }
 
 impl Tally {
-    fn note(&mut self, result: io::Result<()>) {
-        match result {
+    /// False if the socket is still there.
+    fn destroy(&mut self, diag: &mut SockDiag, socket: &TcpSocket) -> bool {
+        match diag.destroy(socket) {
             Ok(()) => self.count += 1,
             // It has ended by itself meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => self.failed = Some(error),
+            Err(error) => {
+                self.failed = Some(error);
+                return false;
+            }
         }
+        true
     }
 }

@@ -69,7 +69,7 @@ enum count {
 
 struct control {
     __u64 epoch;       /* of the plan in force; 0: none yet, nothing is judged */
-    __u64 lease_until; /* CLOCK_MONOTONIC, ns: past it nothing is accepted */
+    __u64 lease_until; /* CLOCK_BOOTTIME, ns: past it nothing is accepted */
     __u32 seed0;
     __u32 seed1;
     __u32 tap;     /* interface through which farmd gets what it judges itself, and the stack what is accepted unless that passes up */
@@ -79,7 +79,7 @@ struct control {
     __u8 unused;
     __u64 snap;   /* bytes of each frame for whoever listens; 0: nobody does */
     __u64 untold; /* frames that there was no room to tell of */
-    __u64 asked;  /* CLOCK_MONOTONIC, ns: when what may be nobody's may next be put to farmd */
+    __u64 asked;  /* CLOCK_BOOTTIME, ns: when what may be nobody's may next be put to farmd */
 };
 
 /* Stands in the mark of what is accepted where it came in; the nf_tables rule there lets it by and takes it off. */
@@ -95,7 +95,7 @@ enum outcome { ACCEPTED, DROPPED, SENT_ON, LEFT_TO_FARMD };
 
 /* What became of a frame, for whoever listens; as much of the frame follows as was captured. */
 struct event {
-    __u64 at;      /* CLOCK_MONOTONIC, ns */
+    __u64 at;      /* CLOCK_BOOTTIME, ns */
     __u64 sent_to; /* a bit for each node that it was sent on to */
     __u32 ifindex;
     __u32 length; /* of the whole frame */
@@ -157,7 +157,7 @@ struct fragment_key {
 
 /* What its first fragment carried. */
 struct fragment {
-    __u64 seen; /* CLOCK_MONOTONIC, ns */
+    __u64 seen; /* CLOCK_BOOTTIME, ns */
     __u16 source_port, destination_port;
     __u8 protocol;
     __u8 kind;

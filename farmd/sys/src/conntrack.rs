@@ -59,6 +59,8 @@ pub struct CtFlow {
     pub vip: SocketAddr,
     /// The address and port that answer, after it.
     pub server: SocketAddr,
+    /// Whom these take for the client: its own end, unless that is translated too.
+    pub peer: SocketAddr,
 }
 
 /// A reusable question channel to the kernel's connection tracking.
@@ -245,9 +247,14 @@ impl CtFlow {
     fn parse(entry: &[u8]) -> Option<Self> {
         let entry = entry.get(GENERIC_HEADER..)?;
         let (client, vip) = tcp_tuple(attribute(entry, ORIGINAL)?)?;
-        let (server, _) = tcp_tuple(attribute(entry, REPLY)?)?;
+        let (server, peer) = tcp_tuple(attribute(entry, REPLY)?)?;
         let state = attribute(attribute(attribute(entry, PROTOCOL_STATE)?, TCP)?, TCP_STATE)?;
-        (server != vip && LIVE.contains(state.first()?)).then_some(Self { client, vip, server })
+        (server != vip && LIVE.contains(state.first()?)).then_some(Self {
+            client,
+            vip,
+            server,
+            peer,
+        })
     }
 }
 
@@ -322,10 +329,14 @@ mod tests {
     }
 
     fn entry(protocol: i32, client: &str, vip: &str, server: &str, state: u8) -> Vec<u8> {
+        entry_by(protocol, client, vip, server, client, state)
+    }
+
+    fn entry_by(protocol: i32, client: &str, vip: &str, server: &str, peer: &str, state: u8) -> Vec<u8> {
         [
             vec![libc::AF_INET as u8, 0, 0, 0],
             attr(ORIGINAL, &tuple(protocol, client, vip)),
-            attr(REPLY, &tuple(protocol, server, client)),
+            attr(REPLY, &tuple(protocol, server, peer)),
             attr(STATUS, &0x1aa_u32.to_be_bytes()),
             attr(PROTOCOL_STATE, &attr(TCP, &attr(TCP_STATE, &[state]))),
         ]
@@ -337,6 +348,7 @@ mod tests {
             client: client.parse().unwrap(),
             vip: vip.parse().unwrap(),
             server: server.parse().unwrap(),
+            peer: client.parse().unwrap(),
         }
     }
 
@@ -347,6 +359,17 @@ mod tests {
         let (client, vip, server) = ("[fd00::2]:40000", "[fd00::99]:80", "[fd00:1::2]:8080");
         let v6 = entry(libc::IPPROTO_TCP, client, vip, server, ESTABLISHED);
         assert_eq!(CtFlow::parse(&v6), Some(flow(client, vip, server)));
+    }
+
+    #[test]
+    fn whom_the_server_sees_is_the_client_unless_that_is_translated_too() {
+        let gateway = "198.18.1.1:1024";
+        let entry = entry_by(libc::IPPROTO_TCP, CLIENT, VIP, SERVER, gateway, ESTABLISHED);
+        let expected = CtFlow {
+            peer: gateway.parse().unwrap(),
+            ..flow(CLIENT, VIP, SERVER)
+        };
+        assert_eq!(CtFlow::parse(&entry), Some(expected));
     }
 
     #[test]

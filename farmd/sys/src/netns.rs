@@ -37,6 +37,7 @@ impl NetNs {
             loopback_up()?;
             Self::current()
         })
+        .flatten()
     }
 
     /// The network namespace that the calling thread is in.
@@ -47,29 +48,38 @@ impl NetNs {
         })
     }
 
-    /// The namespaces of all processes that this one may look into, each once and the calling thread's own first.
+    /// The namespaces of all processes but the calling thread's own, each once, and whether each process could be looked at. Processes outside the calling
+    /// process's own PID namespace are not seen.
     ///
     /// # Errors
     /// If the own one or the list of processes cannot be read.
-    pub fn of_all_processes() -> io::Result<Vec<Self>> {
+    pub fn of_others() -> io::Result<(Vec<Self>, bool)> {
         let identity = |path: &Path| fs::metadata(path).map(|it| (it.dev(), it.ino()));
         let mut seen = BTreeSet::from([identity(Path::new(OWN))?]);
-        let mut all = vec![Self::current()?];
+        let (mut found, mut whole) = (Vec::new(), true);
         for process in fs::read_dir("/proc")? {
-            let path = process?.path().join("ns/net");
-            // What is no process has none, and a process may end meanwhile.
-            let Ok(which) = identity(&path) else { continue };
-            if seen.contains(&which) {
+            let process = process?;
+            if !process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit) {
                 continue;
             }
-            if let Ok(file) = File::open(&path) {
-                seen.insert(which);
-                all.push(Self {
+            let path = process.path().join("ns/net");
+            let opened = identity(&path).and_then(|which| {
+                if seen.insert(which) {
+                    File::open(&path).map(Some)
+                } else {
+                    Ok(None)
+                }
+            });
+            match opened {
+                Ok(file) => found.extend(file.map(|file| Self {
                     fd: Arc::new(file.into()),
-                });
+                })),
+                // It has ended meanwhile, or is about to.
+                Err(error) if error.kind() == io::ErrorKind::NotFound || !process.path().exists() => {}
+                Err(_) => whole = false,
             }
         }
-        Ok(all)
+        Ok((found, whole))
     }
 
     /// Moves the calling thread into the namespace until the guard is dropped. Other threads stay where they are.
@@ -96,12 +106,13 @@ impl NetNs {
     /// As [`Self::run`], where entering may fail.
     ///
     /// # Errors
-    /// `PermissionDenied` without CAP_SYS_ADMIN over the namespace.
+    /// `PermissionDenied` without CAP_SYS_ADMIN over the namespace; what the system says if it has no room for a thread.
     pub fn try_run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
         on_fresh_thread(|| {
             setns(&self.fd).map_err(|error| sockopt::context(&error, "cannot enter the network namespace"))?;
             Ok(f())
         })
+        .flatten()
     }
 
     /// Makes `cmd` start inside the namespace. Nothing is mounted: it sees the same files (`/sys` included) as its parent.
@@ -206,9 +217,12 @@ fn setns(fd: &OwnedFd) -> io::Result<()> {
 }
 
 /// Runs `f` on a thread that ends with it, so that what `f` does to its thread ends too.
-fn on_fresh_thread<T: Send>(f: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| match scope.spawn(f).join() {
-        Ok(value) => value,
-        Err(panic) => std::panic::resume_unwind(panic),
+fn on_fresh_thread<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, f)?;
+        match thread.join() {
+            Ok(value) => Ok(value),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     })
 }

@@ -24,9 +24,9 @@
 //!
 //! flags, bit 0 the least significant  0         1          2          3       4          5                    6
 //!   of the heartbeat                  F fenced  L leaving  J joining  E echo  H hearsay  R leaving to return  X excludes
-//!   of a hearsay                      joining   leaving
-//!   of a module                       joining   S sets     withheld
-//!   of a group                        B held    M map      behind     P promised
+//!   of a hearsay                      J joining  L leaving
+//!   of a module                       J joining  S sets     W withheld
+//!   of a group                        B held     M map      D behind   P promised
 //! ```
 //!
 //! Numbers are big endian; *beat* counts the datagrams that went to everybody; a *sequence number* begins at a number that follows from the incarnation, and an

@@ -175,6 +175,7 @@ fn flow_of(client: &TcpStream, server: SocketAddr) -> CtFlow {
         client: client.local_addr().unwrap(),
         vip: client.peer_addr().unwrap(),
         server,
+        peer: client.local_addr().unwrap(),
     }
 }
 

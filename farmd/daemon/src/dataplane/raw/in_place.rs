@@ -7,7 +7,6 @@
 //! plan when that accepts what this host has connections of. Then the old one goes. So each frame is judged by one of the two, and none by neither.
 
 use std::sync::{Arc, PoisonError};
-
 use std::time::Instant;
 
 use farm_core::balance::plan::{BucketState, GroupPlan, Plan};

@@ -1,7 +1,8 @@
 //! The part of the data plane's thread that has peers asked for connections which this host does not know ([`farm_core::balance::orphans`]).
 
-use farm_sys::clock::BootInstant;
 use std::time::{Duration, Instant};
+
+use farm_sys::clock::BootInstant;
 
 use super::Worker;
 use crate::dataplane::Count;
