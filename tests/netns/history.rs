@@ -280,6 +280,8 @@ fn a_merge_tells_what_each_side_yields() {
         Some((merge?.get(alone.name())?, counts.get(alone.name())?))
     });
     assert_eq!(yields.map(|(yields, keeps)| yields + keeps), Some(4096), "{told:#?}");
+    mentions(&log_of(alone, MODULE), &[": both sides served: "]);
+    mentions(&log_of(alone, MODULE), &["node3 yields "]);
 
     // Where it hears before it is heard it steps out.
     let told = meet_again(&lab, "in", || own_row(alone, MODULE).why.contains("stepped out"));

@@ -298,9 +298,10 @@ fn judge(way: Way, seen: &Seen, outcome: &mut Outcome) -> [String; 15] {
     }
     if let Some(first) = fates.nobody.first() {
         let what = format!(
-            "{} requests were accepted by no node, goal 0; the first one {}",
+            "{} requests were accepted by no node, goal 0; the first one {}; {}",
             fates.nobody.len(),
-            first.describe()
+            first.describe(),
+            owners::story(first, &seen.evidence, &seen.rounds, PROFILE)
         );
         found(false, what);
     }

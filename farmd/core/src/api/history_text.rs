@@ -3,6 +3,7 @@
 //! Pure: text out of values. The command line lays it out; a console may show the same words.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use super::history::{Departure, DepartureCause, Happening, HistoryEntry, MapCause, Move, Owned};
 
@@ -385,6 +386,12 @@ fn cause_word(cause: DepartureCause) -> &'static str {
         DepartureCause::CutOff => "nothing at all comes in there",
         DepartureCause::LeftOut => "others do not hear it",
         DepartureCause::Unknown => "unknown cause",
+    }
+}
+
+impl fmt::Display for MapCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&cause(self, false))
     }
 }
 

@@ -1,5 +1,7 @@
-//! Frames in a text file with what becomes of each by one plan, written down once and read by people: `kernel/fixtures.txt`. The core and the program must both do what stands
-//! there, so that an error that they share is seen. `FARM_WRITE_FIXTURES=1` writes the file anew, for whoever looks at the difference.
+//! Frames in a text file with what becomes of each by one plan, written down once and read by people: `kernel/fixtures.txt`. The core, the program at tc and at XDP, and the
+//! socket filter must all do what stands there, so that an error that they share is seen. `FARM_WRITE_FIXTURES=1` writes the file anew, for whoever looks at the difference.
+
+use farm_sys::packet_socket::dry_run;
 
 use super::*;
 
@@ -72,6 +74,57 @@ fn what_becomes_of_each_frame_is_what_stands_in_the_file() {
     assert!(file.lines().count() - HEAD.lines().count() >= 200);
 }
 
+/// What becomes of each frame, why, the frame, and the line for a failure report.
+fn lines(file: &str) -> Vec<(&str, &str, Vec<u8>, String)> {
+    let lines = file.lines().enumerate().filter(|(_, line)| !line.starts_with('#'));
+    lines
+        .map(|(i, line)| {
+            let [what, why, frame] = line.split(' ').collect::<Vec<_>>()[..] else {
+                panic!("line {}", i + 1)
+            };
+            (what, why, bytes(frame), format!("line {}: {line}", i + 1))
+        })
+        .collect()
+}
+
+fn is_v6(frame: &[u8]) -> bool {
+    frame[12..14] == [0x86, 0xdd]
+}
+
+/// In user space a frame is judged by the core if the socket filter lets it through.
+#[test]
+fn the_socket_filter_lets_through_what_is_accepted_or_sent_on_there() {
+    let file = std::fs::read_to_string(FILE).unwrap();
+    for detail in [filter::Detail::Buckets, filter::Detail::Vips] {
+        let [v4, v6] = [vip(), vip6()].map(|addr| {
+            let plan = plan_for(addr);
+            kernel_program(&filter::build(&plan, plan.vips[0].interface, detail))
+        });
+        let (mut through, mut kept_out) = (0, 0);
+        for (what, _, frame, context) in lines(&file) {
+            // As the kernel shows it to a packet socket: without its outer tag.
+            let shown = match frame[12..14] {
+                [0x81, 0] | [0x88, 0xa8] => [&frame[..12], &frame[16..]].concat(),
+                _ => frame,
+            };
+            let taken = dry_run(if is_v6(&shown) { &v6 } else { &v4 }, &shown).unwrap();
+            match what {
+                // Two tags are more than a packet socket is shown to be taken off: such frames are the program's alone.
+                _ if !matches!(shown[12..14], [0x08, 0x00] | [0x86, 0xdd]) => assert_eq!(taken, 0, "{context}"),
+                "accept" | "send" => {
+                    assert_eq!(taken, shown.len(), "{context}");
+                    through += 1;
+                }
+                _ if taken == 0 => kept_out += 1,
+                _ => {}
+            }
+        }
+        assert!(through > 100, "{through} had to get through");
+        // Frames for other addresses, at least.
+        assert!(kept_out > 0, "{kept_out} were kept out");
+    }
+}
+
 #[test]
 fn the_program_does_what_stands_in_the_file() {
     let file = std::fs::read_to_string(FILE).unwrap();
@@ -81,13 +134,9 @@ fn the_program_does_what_stands_in_the_file() {
     let mut seen = BTreeMap::new();
     let mut installed = vip();
     bench.kernel.install(&plan_for(installed), &[]);
-    for (i, line) in file.lines().enumerate().filter(|(_, line)| !line.starts_with('#')) {
-        let [what, why, frame] = line.split(' ').collect::<Vec<_>>()[..] else {
-            panic!("line {}", i + 1)
-        };
-        let frame = bytes(frame);
+    for (what, why, frame, line) in lines(&file) {
         // IPv6 comes second; what else the type of a frame is, it may be damaged.
-        if installed == vip() && frame[12..14] == [0x86, 0xdd] {
+        if installed == vip() && is_v6(&frame) {
             installed = vip6();
             bench.kernel.install(&plan_for(installed), &[]);
         }
@@ -97,10 +146,10 @@ fn the_program_does_what_stands_in_the_file() {
             "send" => REDIRECT,
             "drop" => SHOT,
             "pass" => UNSPEC,
-            other => panic!("line {}: {other}", i + 1),
+            other => panic!("{line}: {other}"),
         };
         let bare = without_tags(&frame);
-        let context = || format!("line {}: {line}\n{run:?} counted {counted:?}", i + 1);
+        let context = || format!("{line}\n{run:?} counted {counted:?}");
         // What cannot even be read ends here, where the core leaves it to the nf_tables rule.
         let ends_here = what == "pass" && why == "-" && run.code == SHOT && counted == [Reason::Malformed as usize];
         assert!(run.code == expected || ends_here, "{}", context());
@@ -113,6 +162,9 @@ fn the_program_does_what_stands_in_the_file() {
         }
         let as_it_came = run.code == UNSPEC && run.frame == frame;
         assert!(as_it_came || run.frame[12..] == bare[12..], "{}", context());
+        for sends in [false, true] {
+            bench.compare_early(&plan_for(installed), &frame, false, sends);
+        }
         *seen.entry(what.to_owned()).or_insert(0) += 1;
     }
     assert!(

@@ -276,12 +276,26 @@ impl Node {
         if let handover::Event::Committed { counts, .. } | handover::Event::Adopted { counts, .. } = event {
             self.chronicle.holdings.note(module, group, counts);
         }
+        self.log_merge(module, &what);
         let seq = self.chronicle.add(Some(module), what, now);
         let key = (module.clone(), group);
         match self.farm.map(module, group) {
             Some(_) if *event == handover::Event::Shut => self.chronicle.origins.close(&key, seq, self.this),
             Some(map) => self.chronicle.origins.note(&key, seq, map, self.this),
             None => {}
+        }
+    }
+
+    /// In the module's log too, which otherwise has only what this node itself gives up.
+    fn log_merge(&self, module: &ModuleName, what: &Happening) {
+        let (Happening::MapChanged { group, map, causes, .. } | Happening::MapLearned { group, map, causes, .. }) =
+            what
+        else {
+            return;
+        };
+        for merge in causes.iter().filter(|cause| matches!(cause, MapCause::Merge { .. })) {
+            let text = format!("map {map}: {merge} (group {group})");
+            self.journal.write(module, "farm", 'E', &text);
         }
     }
 

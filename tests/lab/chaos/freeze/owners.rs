@@ -169,6 +169,20 @@ fn describe(asked: &[Instant], ports: &Times, rounds: &[Round], profile: Profile
     said.join("; ")
 }
 
+/// When `asked` and its repetitions went out, who answered, and the rounds around it.
+pub(super) fn story(asked: &Asked, evidence: &Evidence, rounds: &[Round], profile: Profile) -> String {
+    let within = |at: &Instant| *at + SLACK >= asked.begun && *at <= asked.ended + SLACK;
+    let attempts = evidence
+        .syns
+        .iter()
+        .filter(|(attempt, times)| Some(attempt.client) == asked.local && times.iter().any(within));
+    let told = attempts.map(|(attempt, times)| {
+        let answers = evidence.syn_acks.get(attempt).cloned().unwrap_or_default();
+        format!("to {}: {}", attempt.vip, describe(times, &answers, rounds, profile))
+    });
+    told.collect::<Vec<_>>().join("; ")
+}
+
 /// How the requests of the clients ended.
 #[derive(Debug, Default)]
 pub(super) struct Fates<'a> {
@@ -454,6 +468,32 @@ mod tests {
         assert_eq!(
             (fates.elsewhere.len(), fates.nobody.len(), fates.wrong.len()),
             (3, 3, 1)
+        );
+    }
+
+    #[test]
+    fn the_story_of_a_request_has_its_own_repetitions_and_the_rounds_around_them() {
+        let zero = Instant::now();
+        let client = SocketAddr::from(([198, 18, 0, 100], 1));
+        let attempt = |sequence| Attempt {
+            client,
+            vip: SocketAddr::from(([198, 18, 0, 20], 80)),
+            sequence,
+        };
+        let mut evidence = Evidence::default();
+        let tries = [1010, 2010, 4010].map(|at| after(zero, at)).to_vec();
+        evidence.syns.insert(attempt(7), tries);
+        evidence.syns.insert(attempt(8), vec![after(zero, 9000)]);
+        let asked = Asked {
+            local: Some(client),
+            begun: after(zero, 1010),
+            ended: after(zero, 6010),
+            outcome: Err(Failure::ConnectTimeout),
+        };
+        assert_eq!(
+            story(&asked, &evidence, &round(zero, false), PROFILE),
+            "to 198.18.0.20:80: asked at 0.0, 1000.0, 3000.0 ms; \
+             p1 was stopped from -10.0 to 990.0 ms, and all served before 1590.0 ms"
         );
     }
 }
