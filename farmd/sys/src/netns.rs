@@ -64,11 +64,13 @@ impl NetNs {
             }
             let path = process.path().join("ns/net");
             let opened = identity(&path).and_then(|which| {
-                if seen.insert(which) {
-                    File::open(&path).map(Some)
-                } else {
-                    Ok(None)
+                if seen.contains(&which) {
+                    return Ok(None);
                 }
+                let file = File::open(&path)?;
+                // Not before: where this process has just ended another one of its namespace is to be asked.
+                seen.insert(which);
+                Ok(Some(file))
             });
             match opened {
                 Ok(file) => found.extend(file.map(|file| Self {
