@@ -18,19 +18,33 @@
 #include "tables.h"
 #include "trace.h"
 
+/*
+ * What becomes of a frame is counted when it is certain, in ingress(). Until then a verdict has the action for tc in its lowest byte, and above it the
+ * counter; a story would hold more than the stack does.
+ */
+#define ACTION(verdict) ((verdict) & 0xff)
+#define CAUSE(verdict) ((verdict) >> 8 & 0xff)
+#define ALSO_FORWARDED (1 << 16)
+#define ALSO_BYTES (1 << 17)
+
+_Static_assert(COUNTS <= 0x100, "a counter has one byte in a verdict");
+
+INLINE int counted_as(__u32 why, long action)
+{
+    return ACTION(action) | why << 8;
+}
+
 INLINE int drop(struct story *story, __u32 why)
 {
-    count(why);
     end_story(story, DROPPED, why);
-    return TC_ACT_SHOT;
+    return counted_as(why, TC_ACT_SHOT);
 }
 
 /* To farmd, which reads what the TAP is to send. */
 INLINE int punt(struct story *story, const struct control *control)
 {
-    count(PUNTED);
     end_story(story, LEFT_TO_FARMD, PUNTED);
-    return redirect(control->tap, 0);
+    return counted_as(PUNTED, redirect(control->tap, 0));
 }
 
 INLINE int accept(struct __sk_buff *skb, struct story *story, const struct control *control, __u32 why)
@@ -45,10 +59,8 @@ INLINE int accept(struct __sk_buff *skb, struct story *story, const struct contr
     } else if (skb_store_bytes(skb, 0, control->tap_mac, ETH_ALEN, 0)) {
         return drop(story, TAP_FAILED);
     }
-    count(why);
     end_story(story, ACCEPTED, why);
-    add(BYTES_ACCEPTED, skb->len);
-    return passes_up ? TC_ACT_OK : redirect(control->tap, BPF_F_INGRESS);
+    return counted_as(why, passes_up ? TC_ACT_OK : redirect(control->tap, BPF_F_INGRESS)) | ALSO_BYTES;
 }
 
 /* Rewrites both Ethernet addresses. */
@@ -190,11 +202,9 @@ INLINE int carry_out(struct __sk_buff *skb, struct story *story, const struct co
             count(FORWARD_FAILED);
             lost = FORWARD_FAILED;
         } else if (!decision->accepted) {
-            count(decision->why);
-            count(FORWARDED);
             end_story(story, SENT_ON, decision->why);
             story->goes_to = owner;
-            return redirect(packet->key.ifindex, 0);
+            return counted_as(decision->why, redirect(packet->key.ifindex, 0)) | ALSO_FORWARDED;
         } else if (clone_redirect(skb, packet->key.ifindex, 0)) {
             count(FORWARD_FAILED);
         } else {
@@ -299,13 +309,21 @@ INLINE int ingress(struct __sk_buff *skb, struct story *story, struct control *c
     if ((void *)(long)skb->data + want > (void *)(long)skb->data_end && skb_pull_data(skb, want))
         return TC_ACT_UNSPEC;
     verdict = judge(skb, story, control, epoch);
-    /* So many plans later the slot may have been written while it was read. What was wrongly taken for the host's own meets the nf_tables chain. */
-    if (verdict != TC_ACT_UNSPEC && READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
-        return drop(story, PLAN_CHANGED);
+    /* What was wrongly taken for the host's own meets the nf_tables chain. */
+    if (verdict == TC_ACT_UNSPEC)
+        return verdict;
+    /* So many plans later the slot may have been written while it was read. */
+    if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
+        verdict = drop(story, PLAN_CHANGED);
     /* At the end: this processor may have stood still since the frame came. */
-    if ((verdict == TC_ACT_OK || verdict == TC_ACT_REDIRECT) && ktime_get_boot_ns() >= READ_ONCE(control->lease_until))
-        return drop(story, LEASE_ENDED);
-    return verdict;
+    else if (ACTION(verdict) != TC_ACT_SHOT && ktime_get_boot_ns() >= READ_ONCE(control->lease_until))
+        verdict = drop(story, LEASE_ENDED);
+    count(CAUSE(verdict));
+    if (verdict & ALSO_FORWARDED)
+        count(FORWARDED);
+    if (verdict & ALSO_BYTES)
+        add(BYTES_ACCEPTED, skb->len);
+    return ACTION(verdict);
 }
 
 SEC("classifier")
@@ -328,19 +346,18 @@ int farm_traced(struct __sk_buff *skb)
     __u32 zero = 0;
     struct control *control = map_lookup(&CONTROL, &zero);
     struct story story = {.is_told = 1};
-    struct event *event;
+    int verdict, observed;
     __u64 epoch;
-    int verdict;
 
     if (!control)
         return TC_ACT_UNSPEC;
     epoch = begin(skb, control);
     if (!epoch)
         return TC_ACT_UNSPEC;
-    event = observe(skb, control);
+    observed = observe(skb, control);
     verdict = ingress(skb, &story, control, epoch);
-    if (event && verdict != TC_ACT_UNSPEC)
-        tell(control, event, &story);
+    if (observed && verdict != TC_ACT_UNSPEC)
+        tell(control, &story);
     return verdict;
 }
 

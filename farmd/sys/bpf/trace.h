@@ -48,8 +48,8 @@ INLINE void place_story(struct story *story, const struct place *place)
     story->owner = place->entry >> OWNER_SHIFT;
 }
 
-/* The frame as it came in, before anything is written to it; NULL if it is not to be told of. */
-INLINE struct event *observe(struct __sk_buff *skb, const struct control *control)
+/* The frame as it came in, before anything is written to it; 0 if it is not to be told of. */
+INLINE int observe(struct __sk_buff *skb, const struct control *control)
 {
     __u32 zero = 0, captured = skb->len;
     struct event *event = map_lookup(&DRAFT, &zero);
@@ -67,13 +67,18 @@ INLINE struct event *observe(struct __sk_buff *skb, const struct control *contro
     event->captured = captured;
     event->ifindex = skb->ifindex;
     event->length = skb->len;
-    return event;
+    return 1;
 }
 
-INLINE void tell(struct control *control, struct event *event, const struct story *story)
+/* Of the frame that this processor has observed. */
+INLINE void tell(struct control *control, const struct story *story)
 {
-    __u32 captured = event->captured;
+    __u32 zero = 0, captured;
+    struct event *event = map_lookup(&DRAFT, &zero);
 
+    if (!event)
+        return;
+    captured = event->captured;
     event->at = ktime_get_boot_ns();
     event->sent_to = story->sent_to | story->goes_to;
     event->place = story->place;

@@ -15,12 +15,6 @@
 /* Frames up to this length are sent on, if they lie in one piece. */
 #define MAX_SENT 0x3fff
 
-INLINE int refuse(__u32 why)
-{
-    count(why);
-    return XDP_DROP;
-}
-
 /* A packet socket waits for it, although the decision has no use for it. */
 INLINE int is_heard(const struct frame *frame, struct packet *packet, __u32 why)
 {
@@ -40,7 +34,8 @@ INLINE int is_heard(const struct frame *frame, struct packet *packet, __u32 why)
     return packet->v6 && packet->protocol == IPPROTO_ICMPV6 && !packet->is_echo;
 }
 
-INLINE int judge_early(struct xdp_md *ctx, const struct control *control, __u64 epoch, int sends)
+/* `cause` is what the verdict is counted as. */
+INLINE int judge_early(struct xdp_md *ctx, const struct control *control, __u64 epoch, int sends, __u32 *cause)
 {
     struct frame frame = {
         .data = (void *)(long)ctx->data,
@@ -51,11 +46,10 @@ INLINE int judge_early(struct xdp_md *ctx, const struct control *control, __u64 
     struct packet packet = {};
     struct place place = {};
     struct decision decision;
-    __u32 why = 0;
 
-    switch (find_place(&frame, control, epoch, &packet, &place, &why)) {
+    switch (find_place(&frame, control, epoch, &packet, &place, cause)) {
     case REFUSED:
-        return is_heard(&frame, &packet, why) ? XDP_PASS : refuse(why);
+        return is_heard(&frame, &packet, *cause) ? XDP_PASS : XDP_DROP;
     case GOES_ON:
         break;
     default:
@@ -64,6 +58,7 @@ INLINE int judge_early(struct xdp_md *ctx, const struct control *control, __u64 
     if (packet.kind == OPENING_TCP || is_left(&packet, &place) || needs_socket(&packet, &place))
         return XDP_PASS;
     decision = decide(&packet, &place, 0);
+    *cause = decision.why;
     if (decision.accepted)
         return XDP_PASS;
     if (decision.onward && decision.to) {
@@ -72,19 +67,18 @@ INLINE int judge_early(struct xdp_md *ctx, const struct control *control, __u64 
         if (frame.data + (frame.length & MAX_SENT) > frame.end || frame.data + ETH_HLEN > frame.end)
             return XDP_PASS;
         put_macs(frame.data, decision.to, place.vip->own_mac);
-        count(decision.why);
-        count(FORWARDED);
         return XDP_TX;
     }
     if (decision.onward)
         count(FORWARD_UNKNOWN);
-    return refuse(decision.why);
+    return XDP_DROP;
 }
 
 INLINE int early(struct xdp_md *ctx, int sends)
 {
     __u32 zero = 0;
     struct control *control = map_lookup(&CONTROL, &zero);
+    __u32 cause = 0;
     __u64 epoch;
     int verdict;
 
@@ -96,13 +90,19 @@ INLINE int early(struct xdp_md *ctx, int sends)
     /* Somebody listens: the program at tc does it all, and tells. */
     if (READ_ONCE(control->snap))
         return XDP_PASS;
-    verdict = judge_early(ctx, control, epoch, sends);
+    verdict = judge_early(ctx, control, epoch, sends, &cause);
     if (verdict == XDP_PASS)
         return XDP_PASS;
-    if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1)
-        return refuse(PLAN_CHANGED);
-    if (verdict == XDP_TX && ktime_get_boot_ns() >= READ_ONCE(control->lease_until))
-        return refuse(LEASE_ENDED);
+    if (READ_ONCE(control->epoch) - epoch >= SLOTS - 1) {
+        verdict = XDP_DROP;
+        cause = PLAN_CHANGED;
+    } else if (verdict == XDP_TX && ktime_get_boot_ns() >= READ_ONCE(control->lease_until)) {
+        verdict = XDP_DROP;
+        cause = LEASE_ENDED;
+    }
+    count(cause);
+    if (verdict == XDP_TX)
+        count(FORWARDED);
     return verdict;
 }
 

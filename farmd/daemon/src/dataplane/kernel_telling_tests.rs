@@ -210,6 +210,8 @@ fn past_the_lease_it_went_nowhere() {
     let told = bench.tell(&frame).event.unwrap();
     assert_eq!((told.outcome, told.why), (Outcome::Dropped, Count::LeaseEnded as usize));
     assert!(told.sent_to.is_empty(), "{told:?}");
+    let (run, counted) = bench.run(&frame);
+    assert_eq!((run.code, counted), (SHOT, vec![Count::LeaseEnded as usize]));
 }
 
 #[test]

@@ -76,6 +76,8 @@ impl Lab {
             configure("a0", MAC_A, ADDR_A);
         });
         b.run(|| configure("b0", MAC_B, ADDR_B));
+        a.run(|| wait_for_carrier("a0"));
+        b.run(|| wait_for_carrier("b0"));
         Self { a, b }
     }
 
@@ -102,6 +104,15 @@ fn configure(name: &str, mac: [u8; 6], addr: Ipv4Addr) {
         netlink.addr_add(index, IpAddr::V4(addr), 24).await.unwrap();
         netlink.link_up(index).await.unwrap();
     });
+}
+
+/// The kernel tells a moment later that both ends of a cable are up.
+fn wait_for_carrier(name: &str) {
+    let begin = Instant::now();
+    while !interface::link(name).unwrap().up {
+        assert!(begin.elapsed() < LIMIT, "{name} has no carrier");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// What iproute2 tells about a link in the calling thread's namespace, as a second opinion.
