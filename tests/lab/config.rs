@@ -107,6 +107,8 @@ pub struct LabConfig {
     pub witness: Option<Ipv4Addr>,
     /// `dataplane` of `<vip>`, or `xdp` for `bpf` with `xdp="on"`; by default what the variable `FARM_PLANE` says, or `auto`.
     pub plane: &'static str,
+    /// A node may have to judge frames in user space although `auto` leaves it the choice; else that is an error where `FARM_NEED_BPF` is set.
+    pub falls_back: bool,
     /// How farmd attaches its program, its variable `FARM_ATTACH`: `tcx` or `clsact`; by default what the caller's own says, or what the kernel has.
     pub attach: &'static str,
 }
@@ -127,6 +129,7 @@ impl Default for LabConfig {
             partition: "",
             witness: None,
             plane: plane_by_environment(),
+            falls_back: false,
             attach: "",
         }
     }

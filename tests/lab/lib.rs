@@ -325,7 +325,12 @@ impl Lab {
             }
             Some(())
         })
-        .with_context(|| format!("last seen: {last}\n{}", self.logs()))
+        .with_context(|| format!("last seen: {last}\n{}", self.logs()))?;
+        let means_kernel = self.config.plane == "auto" && !self.config.falls_back;
+        if means_kernel && std::env::var_os("FARM_NEED_BPF").is_some() {
+            nodes.iter().try_for_each(|node| judges_in_kernel(node, module))?;
+        }
+        Ok(())
     }
 
     /// The switch carries nothing any more between these pairs of its ports, in neither direction; what was cut so before is mended first.
@@ -432,6 +437,16 @@ impl Drop for Lab {
 }
 
 /// Why `node` does not see exactly `names` serving with fair shares.
+/// An error where the node judges the module's frames in user space.
+fn judges_in_kernel(node: &Node, module: &str) -> Result<()> {
+    let status = node.status()?;
+    let of = status.modules.iter().find(|m| m.name == module);
+    match of.filter(|m| !m.dataplane.is_empty() && m.dataplane != "bpf") {
+        Some(m) => bail!("{}: {} ({})", node.name(), m.dataplane, m.dataplane_why),
+        None => Ok(()),
+    }
+}
+
 fn ready_shares(node: &Node, module: &str, names: &[&str], equal: bool) -> Result<()> {
     let status = node.status()?;
     let seen = status

@@ -31,6 +31,8 @@ pub enum Broken {
     LeaseFromLastTurn,
     /// It promises while it still has open what it is to give away.
     PromisesEarly,
+    /// It passes on a promise that was not given yet.
+    PassesOnMore,
     /// It says that it hears everybody.
     SaysItHears,
     /// It takes itself for heard by everybody.
@@ -234,6 +236,10 @@ pub fn forge(
     }
     if broken == Broken::NeverWithdraws {
         kept.note_promise(farm, fixed);
+    }
+    if broken == Broken::PassesOnMore {
+        let groups = heartbeat.relayed.iter_mut().flat_map(|word| &mut word.module.groups);
+        groups.for_each(|group| group.promised = group.promised.max(newest.unwrap_or_default()));
     }
     let groups = heartbeat.modules.iter_mut().flat_map(|m| &mut m.groups);
     for group in groups {

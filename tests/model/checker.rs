@@ -34,8 +34,8 @@ pub struct Farms {
     pub other_module: bool,
     /// The last node has another `cluster.xml`.
     pub other_cluster: bool,
-    /// The first two nodes do not talk with each other from the beginning on.
-    pub apart: bool,
+    /// So many pairs do not talk with each other from the beginning on: the first two nodes, the next two, and so on.
+    pub apart: usize,
     /// For how long the first two nodes do not talk with each other just before the checker begins.
     pub blink: Duration,
     /// Missed heartbeats after which a node is down.
@@ -57,8 +57,8 @@ impl Farms {
     /// Of words such as `nodes=3 lost=5 faults=2 crash=1`: number of nodes (2 if it is not said), missed heartbeats after which one is
     /// down (4), faults in all (1), `lans` (1), the `weight` of the first node (1), and what the fields of [`Budget`] are called. `any_order`
     /// (datagrams overtake each other without limit), `flows`, `majority` and `witness` (the partition policies), `other` and `cluster` (the
-    /// last node has another configuration of the module, another `cluster.xml`), and `apart` (the first two nodes have lost each other before
-    /// the checker begins) take 0 or 1. `blink` is for how many milliseconds, just before it begins, the first two nodes do not talk with each other.
+    /// last node has another configuration of the module, another `cluster.xml`) take 0 or 1. `apart` is how many pairs, from the first node on, have lost each
+    /// other before the checker begins. `blink` is for how many milliseconds, just before it begins, the first two nodes do not talk with each other.
     ///
     /// # Errors
     /// Says which word is none of these.
@@ -71,7 +71,7 @@ impl Farms {
             partition: PartitionPolicy::Serve,
             other_module: false,
             other_cluster: false,
-            apart: false,
+            apart: 0,
             blink: Duration::ZERO,
             lost: 4,
             budget: Budget {
@@ -98,10 +98,13 @@ impl Farms {
                 "flows" => farms.flows = value > 0,
                 "other" if value < 2 => farms.other_module = value > 0,
                 "cluster" if value < 2 => farms.other_cluster = value > 0,
-                "apart" if value < 2 => farms.apart = value > 0,
+                "apart" => farms.apart = value.into(),
                 "blink" => farms.blink = Duration::from_millis(value.into()),
                 name => *farms.budget.word(name).ok_or_else(wrong)? = value,
             }
+        }
+        if 2 * farms.apart > farms.nodes {
+            return Err(format!("`{spec}`: {} pairs are more than the nodes make", farms.apart));
         }
         Ok(farms)
     }

@@ -133,8 +133,9 @@ fn two_nodes_lose_each_other() {
             "nodes=2 split=1 mend=1",
             "nodes=3 split=1 mend=1",
             "nodes=4 split=1 mend=1",
+            "nodes=4 faults=2 split=2",
         ],
-        &["nodes=4 faults=2 split=2"],
+        &[],
     );
 }
 
@@ -206,6 +207,24 @@ fn of_a_divided_farm_those_serve_that_the_witness_answers() {
             "nodes=3 witness=1 faults=2 hide=1 crash=1",
         ],
         &["nodes=2 witness=1 faults=3 hide=2 split=1 show=2"],
+    );
+}
+
+#[test]
+fn where_nobody_talks_with_all_a_third_passes_on_what_is_said() {
+    all_hold(
+        &[
+            "nodes=4 apart=2 crash=1 restart=1",
+            "nodes=4 apart=2 stop=1 start=1",
+            "nodes=4 apart=2 pause=1",
+            "nodes=4 apart=2 faults=2 crash=1 lose=1",
+            "nodes=4 apart=2 faults=2 stop=1 lose=1",
+            "nodes=4 apart=2 faults=2 stop=1 late=1",
+        ],
+        &[
+            "nodes=4 apart=2 faults=2 stop=1 crash=1",
+            "nodes=4 apart=2 faults=2 pause=1 lose=1",
+        ],
     );
 }
 

@@ -48,8 +48,8 @@ pub struct Fixed {
     pub other_module: Option<NodeId>,
     /// The node that has another `cluster.xml`.
     pub other_cluster: Option<NodeId>,
-    /// The first two nodes do not talk with each other when the checker begins.
-    pub apart: bool,
+    /// So many pairs of nodes, from the first on, do not talk with each other when the checker begins.
+    pub apart: usize,
     /// For how long they do not just before the checker begins.
     pub blink: Duration,
     /// How far back a node remembers what it was told by commands.

@@ -263,7 +263,7 @@ impl World {
         None
     }
 
-    /// It takes two observers to evict a node, where there is a hub between it and the one that does not talk with it.
+    /// It takes two observers to evict a node, where there are three or more.
     fn check_accuracy(&self, fixed: &Fixed) -> Option<Breach> {
         if self.now < self.calm_since + fixed.recovery {
             return None;
@@ -271,7 +271,7 @@ impl World {
         let running = self.nodes.iter().map(|n| &**n);
         let running: Vec<&Node> = running.filter(|n| n.farm.is_some() && !n.paused).collect();
         let missed = |a: &Node| running.iter().filter(|b| !self.talk(a, b, fixed)).count();
-        if !running.iter().any(|n| missed(n) == 0) {
+        if running.len() < 3 {
             return None;
         }
         let members: Vec<&Node> = running.iter().copied().filter(|n| missed(n) <= 1).collect();

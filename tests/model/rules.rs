@@ -5,6 +5,7 @@
 //! | a plan counts as confirmed when the data plane works with it | `ConfirmsEarly` | exclusion |
 //! | a promise is given when all that the map takes is closed | `PromisesEarly` | exclusion |
 //! | a commit needs the promise of every active member | `CommitsEarly` | exclusion |
+//! | what is passed on is what was said | `PassesOnMore` | self-fencing |
 //! | a part that lacks the majority does not serve (`majority`) | `ServesInAnyPart` | exclusion |
 //! | who lacks nodes serves while the witness answers (`witness`) | `BelievesInWitness` | exclusion |
 //! | who has another configuration is kept out | `HidesConfiguration` | exclusion |
@@ -27,7 +28,7 @@
 //! | who has connections in buckets of others says in which | `HidesConnections` | continuity |
 //! | a map moves no more than the shares ask for | `MovesTooMuch` | few moves |
 //! | what came in while a node was not run is old | `TakesOldHeartbeats` | completeness |
-//! | it takes two to evict a node, where somebody talks with all | `EvictsAlone` | accuracy |
+//! | it takes two to evict a node, of three or more | `EvictsAlone` | accuracy |
 //! | a number that is not above the last one is refused | `TakesRecordings` | completeness |
 //! | a row ages from when the first node heard it, and ends | `KeepsRowsYoung` | completeness |
 //! | a circle that only hears another one steps out | `HidesThoseThatDoNotHearIt` | self-fencing |
@@ -157,9 +158,9 @@ fn everybody_answers() {
 
 #[test]
 fn who_has_stepped_out_has_closed() {
-    // Two have lost each other, and with them the other two share the buckets; then it loses one of these.
-    caught(
-        "nodes=4 apart=1 split=1",
+    // It loses two others, and is out, and still hears the last.
+    caught_in_large(
+        "nodes=4 faults=2 split=2",
         Broken::SaysItHasSteppedOut,
         3,
         Promise::SelfFencing,
@@ -169,7 +170,7 @@ fn who_has_stepped_out_has_closed() {
 #[test]
 fn who_has_committed_nothing_has_nothing_open() {
     caught_in_large(
-        "nodes=4 apart=1 split=1",
+        "nodes=4 faults=2 split=2",
         Broken::SaysNothingCommitted,
         3,
         Promise::SelfFencing,
@@ -270,6 +271,17 @@ fn what_waited_is_not_taken_for_fresh() {
         Broken::TakesOldHeartbeats,
         1,
         Promise::Completeness,
+    );
+}
+
+#[test]
+fn what_is_passed_on_is_what_was_said() {
+    // The third stands between the first, which proposes, and the second.
+    caught(
+        "nodes=4 apart=2 faults=2 stop=1 slow=1",
+        Broken::PassesOnMore,
+        2,
+        Promise::SelfFencing,
     );
 }
 

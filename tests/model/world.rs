@@ -143,13 +143,15 @@ impl World {
             world.now = until;
         }
         world.run_until(START + warm_up, fixed);
-        let split = Action::Split(world.nodes[0].id, world.nodes[1].id);
-        if fixed.apart {
-            world.act(split, fixed);
+        let split = |world: &Self, pair: usize| Action::Split(world.nodes[2 * pair].id, world.nodes[2 * pair + 1].id);
+        for pair in 0..fixed.apart {
+            world.act(split(&world, pair), fixed);
+        }
+        if fixed.apart > 0 {
             world.run_until(START + 2 * warm_up, fixed);
         }
         if !fixed.blink.is_zero() {
-            world.act(split, fixed);
+            world.act(split(&world, 0), fixed);
             world.run_until(world.now + fixed.blink, fixed);
             world.act(Action::Mend, fixed);
         }

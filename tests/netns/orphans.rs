@@ -5,10 +5,11 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use farm_lab::hold::{HoldConfig, Holder};
-use farm_lab::http::Failure;
+use farm_lab::http::{Connection, Failure};
 use farm_lab::{LabConfig, MODULE, Mode, VIP, wait_until};
+use tokio::runtime;
 
-use crate::common::{configured, counter, farm_of};
+use crate::common::{configured, counter, farm_of, on_all, shell_ok};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const LONG: Duration = Duration::from_secs(20);
@@ -73,4 +74,54 @@ fn clients_of_a_dead_node_are_reset_where_another_has_connections_in_the_bucket(
 #[test]
 fn clients_of_a_dead_node_are_reset_in_user_space_too() {
     the_dead_nodes_clients_are_reset(Mode::Directed, "raw");
+}
+
+/// A client whose connection the first node has ended, and which comes again with the same address and port, to the second one.
+#[test]
+fn who_has_come_to_the_heir_before_is_reset_too() {
+    const PORT: u16 = 7000;
+    let lab = configured(
+        LabConfig {
+            client_addrs: 12,
+            ..farm_of(2)
+        },
+        |_, module| module,
+    );
+    let [first, second] = [0, 1].map(|i| &lab.nodes[i]);
+    on_all(&lab, &["start", MODULE]);
+    lab.wait_ready(MODULE, &[first, second], LONG).expect("both serve");
+    let addrs = lab.client.addrs().to_vec();
+    let open = async |addr| {
+        Connection::open_from((addr, PORT), WEB, LONG)
+            .await
+            .expect("a connection")
+    };
+    lab.client.space().run(|| {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let mut known = Vec::new();
+            for addr in addrs {
+                let node = open(addr).await.get_last("/", LONG).await.expect("an answer");
+                known.extend(node.contains(first.name()).then_some(addr));
+            }
+            assert!(!known.is_empty(), "some are the first node's");
+            first.farm_ok(&["drain"]).expect("it gives all away");
+            let mut connections = Vec::new();
+            for addr in &known {
+                let mut connection = open(*addr).await;
+                let node = connection.get("/", LONG).await.expect("an answer");
+                assert!(node.contains(second.name()), "{addr}: {node}");
+                connections.push(connection);
+            }
+            first.farm_ok(&["undrain"]).expect("it serves again");
+            lab.wait_ready(MODULE, &[first, second], LONG).expect("both serve");
+            let remembered = shell_ok(first, "ss -H -t -a -n state time-wait sport = :80");
+            assert!(remembered.lines().count() >= known.len(), "{remembered}");
+            second.crash().expect("it has power");
+            for (mut connection, addr) in connections.into_iter().zip(known) {
+                let failure = connection.get("/", LONG).await.expect_err("its server is dead");
+                assert_eq!(failure, Failure::Reset, "{addr}: {}", first.log_tail(20));
+            }
+        });
+    });
 }

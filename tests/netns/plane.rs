@@ -110,6 +110,7 @@ fn a_module_that_wants_the_kernel_is_not_served_in_user_space_where_the_program_
 fn a_module_that_leaves_the_choice_to_farmd_is_served_in_user_space_where_the_program_cannot_be_attached() {
     let config = LabConfig {
         plane: "auto",
+        falls_back: true,
         attach: "clsact",
         ..farm_of(1)
     };
@@ -124,6 +125,7 @@ fn a_module_that_leaves_the_choice_to_farmd_is_served_in_user_space_where_the_pr
 fn a_module_is_served_in_user_space_where_the_programs_clock_is_not_farmds() {
     let config = LabConfig {
         plane: "auto",
+        falls_back: true,
         ..farm_of(2)
     };
     let lab = configured(config, |_, module| module);

@@ -10,6 +10,7 @@
 pub mod away;
 mod electorate;
 mod query;
+mod relay;
 mod transmit;
 mod turn;
 
@@ -25,6 +26,7 @@ use crate::requesters::Requesters;
 use crate::wire::auth::ClusterKey;
 use crate::wire::heartbeat::{BucketSet, Heartbeat, ModuleReport, ParseError, Requester};
 use away::Away;
+use relay::Relays;
 
 /// What the daemon says of one of its modules.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -170,7 +172,9 @@ pub struct Farm {
     interval: Duration,
     lans: Vec<NodeSet>,
     membership: Membership,
+    /// What peers say of their modules: those that are heard, and others of which somebody passes it on.
     reports: BTreeMap<NodeId, Vec<ModuleReport>>,
+    relays: Relays,
     /// Ethernet addresses that a peer has told per module; kept while it is in the view, heard or not.
     macs: BTreeMap<NodeId, Vec<(ModuleName, Vec<MacAddr>)>>,
     modules: BTreeMap<ModuleName, Module>,
@@ -231,6 +235,7 @@ impl Farm {
             lans: lans.collect(),
             membership: Membership::new(config, this, now),
             reports: BTreeMap::new(),
+            relays: Relays::default(),
             macs: BTreeMap::new(),
             modules: BTreeMap::new(),
             requesters: Requesters::default(),
@@ -282,6 +287,7 @@ impl Farm {
         let nothing_new = same_cluster
             && before == flags(self)
             && heartbeat.hearsay.is_empty()
+            && heartbeat.relayed.is_empty()
             && (!newest || self.reports.get(&heartbeat.sender) == Some(&heartbeat.modules));
         // Nearly all heartbeats are so. What only time changes is looked at with each of this node's own, and when the membership asks for it.
         if nothing_new && self.at_rest && self.membership.is_at_rest() && now < self.next_heartbeat {
@@ -295,7 +301,15 @@ impl Farm {
             let macs = heartbeat.modules.iter().filter(|m| m.active());
             let macs = macs.map(|m| (m.name.clone(), m.macs.clone())).collect();
             self.macs.insert(heartbeat.sender, macs);
-            self.reports.insert(heartbeat.sender, heartbeat.modules);
+            let before = self.reports.insert(heartbeat.sender, heartbeat.modules);
+            let is_news = before.as_ref() != self.reports.get(&heartbeat.sender);
+            self.relays.remove(heartbeat.sender);
+            if is_news && self.passes_on().iter().any(|(node, _)| *node == heartbeat.sender) {
+                self.next_heartbeat = now;
+            }
+            for word in heartbeat.relayed {
+                self.take_relayed(now, word);
+            }
         } else if !same_cluster {
             self.reports.remove(&heartbeat.sender);
         }
@@ -335,6 +349,7 @@ impl Farm {
     /// given anew.
     pub fn handle_pause(&mut self, now: Duration) {
         self.membership.handle_pause(now);
+        self.relays = Relays::default();
         self.next_heartbeat = now;
         self.paused = true;
         self.turn(now);

@@ -17,7 +17,7 @@ use farm_core::config::{ClusterConfig, ModuleConfig};
 use farm_core::id::{ModuleName, NodeId, NodeSet};
 use farm_core::wire::command::Request;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
-use tracing::{debug, error};
+use tracing::{debug, error, info, warn};
 
 use crate::admission::Other;
 use crate::checker::CheckerSet;
@@ -129,6 +129,13 @@ pub enum Effect {
         plan: Arc<Plan>,
         /// Of these groups, by position in the plan.
         groups: Vec<usize>,
+    },
+    /// Forget connections that have ended, in buckets in which these nodes, which have died, had a say.
+    ForgetEnded {
+        /// By which plan.
+        plan: Arc<Plan>,
+        /// Who has died.
+        dead: NodeSet,
     },
     /// Find out whether another farmd would start with the files there are now.
     CheckReload {
@@ -296,6 +303,7 @@ impl Executor {
                     let result = result.map_err(|e| e.to_string());
                     self.events.send(Event::HeldReset { job, result });
                 }
+                Effect::ForgetEnded { plan, dead } => forget_ended(plan, dead),
                 Effect::CheckReload { by, replies } => {
                     let result = crate::start::check(&self.folders, self.named.as_deref()).map_err(|e| e.to_string());
                     self.events.send(Event::ReloadChecked { by, replies, result });
@@ -393,6 +401,23 @@ impl Executor {
 }
 
 /// Runs what takes its time on a thread for such, in whose time checkers and questions go on.
+/// Nobody waits for it: it has to be done before a client of the dead speaks that has come to this node before, which few have.
+fn forget_ended(plan: Arc<Plan>, dead: NodeSet) {
+    tokio::spawn(async move {
+        match blocking(move || reset::forget_ended(&plan, dead)).await {
+            Ok(0) => {}
+            Ok(count) => info!(
+                count,
+                "connections that had ended are forgotten: their clients may be those of a node that has died"
+            ),
+            Err(error) => warn!(
+                %error,
+                "connections that have ended cannot be forgotten: a client of a dead node that has the same address and port as one of them learns a minute later that its connection is gone"
+            ),
+        }
+    });
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(io::Error::other).flatten()

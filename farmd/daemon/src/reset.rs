@@ -10,9 +10,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use farm_core::balance::plan::{BucketState, Plan};
+use farm_core::id::NodeSet;
 use farm_sys::conntrack::{Conntrack, CtFlow};
 use farm_sys::netns::NetNs;
-use farm_sys::sock_diag::{SockDiag, TcpSocket};
+use farm_sys::sock_diag::{SockDiag, TcpSocket, state};
 
 use crate::dataplane::connections::{Connection, place};
 
@@ -46,6 +47,37 @@ fn is_held(plan: &Plan, groups: &[usize], vip: SocketAddr, client: SocketAddr) -
             BucketState::Draining | BucketState::Foreign => true,
             BucketState::Own | BucketState::Guarded => false,
         }
+}
+
+/// Forgets connections that have ended here and are remembered (TIME_WAIT), in buckets in which `dead` nodes had a say by `plan`; how many there were. Their
+/// clients may have come again to one of those with the same address and port: the memory would acknowledge their segments where they are to be
+/// reset (RFC 9293, section 3.10.7.4).
+///
+/// # Errors
+/// The last one, after all were tried; `Unsupported` on kernels that end no socket in TIME_WAIT.
+pub fn forget_ended(plan: &Plan, dead: NodeSet) -> io::Result<u32> {
+    let vips: Vec<IpAddr> = plan.vips.iter().map(|vip| vip.addr).collect();
+    let mut tally = Tally::default();
+    let mut diag = SockDiag::open()?;
+    let mut sockets = diag.tcp_sockets_with_time_wait(&vips)?;
+    sockets.retain(|socket| socket.state == state::TIME_WAIT && was_served_by(plan, dead, socket.local, socket.remote));
+    for socket in &sockets {
+        tally.destroy(&mut diag, socket);
+    }
+    tally.failed.map_or(Ok(tally.count), Err)
+}
+
+fn was_served_by(plan: &Plan, nodes: NodeSet, vip: SocketAddr, client: SocketAddr) -> bool {
+    let Some((group, bucket, _)) = place(plan, Connection { vip, client }) else {
+        return false;
+    };
+    let group = &plan.groups[group];
+    let is_owner = group
+        .owners
+        .owner_at(bucket.index())
+        .is_some_and(|owner| nodes.contains(owner));
+    let holders = group.holders.get(&bucket.index());
+    is_owner || holders.is_some_and(|holders| holders.bits() & nodes.bits() != 0)
 }
 
 /// `chosen` is asked with the address and port that the client speaks to, and the client's own.

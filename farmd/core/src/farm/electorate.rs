@@ -16,6 +16,8 @@ pub(super) struct Electorate {
     pub reference: Option<(NodeId, u64)>,
     /// Who proposes maps.
     pub coordinator: Option<NodeId>,
+    /// It, and the one with which it does not talk, if nobody talks with all: what they say of the module has to be passed on.
+    pub apart: NodeSet,
     /// The view without the nodes that run the module and cannot agree with the others that do.
     pub view: NodeSet,
     /// Those, as seen by this node if it talks with all that run the module; told to those that do not.
@@ -41,15 +43,17 @@ impl Farm {
     ///
     /// The configuration that counts is that of the member with the newest committed map: a newcomer never
     /// displaces those that serve. If nobody serves yet it is that of the lowest active member. Maps are proposed by the lowest that has that
-    /// configuration, has joined, is not withheld, and talks both ways with all that run the module. Where nobody does, [`crate::membership::view::Links::settle`]
-    /// tells who does not take part.
+    /// configuration, has joined, is not withheld, and talks both ways with all that run the module; where nobody does so, by the lowest of those that
+    /// do not talk with one other. [`crate::membership::view::Links::settle`] tells who does not take part.
     pub(super) fn electorate(&self, name: &ModuleName) -> Electorate {
         let view = self.membership.view();
         let reports = || self.reports.iter().filter(|(peer, _)| view.contains(**peer));
         let mut active: Vec<Candidate> = reports()
             .filter_map(|(peer, modules)| {
                 let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
-                let peer_joining = self.membership.peer(*peer).is_some_and(|p| p.joining() || p.fenced());
+                // What is passed on is of nodes that have joined and have not stepped out.
+                let direct = self.membership.peer(*peer).filter(|_| !self.relays.has(*peer));
+                let peer_joining = direct.is_some_and(|p| p.joining() || p.fenced());
                 Some(Candidate {
                     node: *peer,
                     digest: report.digest,
@@ -94,10 +98,19 @@ impl Farm {
             let able = c.able && (c.node != self.this || withheld.is_none());
             able && reference.is_some_and(|(_, digest)| digest == c.digest)
         };
-        let coordinator = active.iter().filter(|c| hubs.contains(c.node)).find(eligible);
+        let proposers = if hubs.is_empty() { members } else { hubs };
+        let coordinator = active.iter().filter(|c| proposers.contains(c.node)).find(eligible);
+        // Nothing is agreed on without the word of all that may have something open.
+        let unheard = members.bits() & unheard.bits() != 0;
+        let coordinator = coordinator.map(|c| c.node).filter(|c| *c != self.this || !unheard);
+        let parted = |c: NodeId| members.iter().filter(move |n| *n == c || !links.talk(c, *n)).collect();
         Electorate {
             reference,
-            coordinator: coordinator.map(|c| c.node),
+            coordinator,
+            apart: coordinator
+                .filter(|c| !hubs.contains(*c))
+                .map(parted)
+                .unwrap_or_default(),
             withheld,
             view: NodeSet::from_bits(view.bits() & !(runs.bits() & !members.bits())),
             leaves_out: if sees_all {
@@ -106,14 +119,16 @@ impl Farm {
                 NodeSet::EMPTY
             },
             runs,
-            unheard: members.bits() & unheard.bits() != 0,
+            unheard,
         }
     }
 
     /// Members that run `module`, or may do so, as far as the others tell. Of one that is not heard here those know that hear it and have it in their view; where
     /// none of them says, it may run it: they may only not have come to say so yet, or it is joining, so that the broken way counts against it.
     fn may_run(&self, module: &ModuleName, view: NodeSet) -> NodeSet {
-        let reports = self.reports.iter().filter(|(peer, _)| view.contains(**peer));
+        // Whom a node hears that is not heard here is not known as soon as what it says of its modules.
+        let reports = self.reports.iter();
+        let reports = reports.filter(|(peer, _)| view.contains(**peer) && !self.relays.has(**peer));
         let words = reports.filter_map(|(peer, modules)| {
             let report = modules.iter().find(|r| r.name == *module)?;
             let peer = self.membership.peer(*peer)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::handover::Handover;
 use crate::id::{Incarnation, ModuleName, NodeId, NodeSet};
-use crate::wire::heartbeat::{Heartbeat, MAX_REQUESTERS, ModuleReport};
+use crate::wire::heartbeat::{Echo, Heartbeat, MAX_DATAGRAM, MAX_REQUESTERS, ModuleReport};
 
 use super::electorate::Electorate;
 use super::{Farm, Transmit};
@@ -19,6 +19,8 @@ const MAPS_FOLLOW: Duration = Duration::from_millis(1);
 const SEEK: u16 = 4;
 /// Nodes up to which each heartbeat carries requesters.
 const FEW: usize = 8;
+/// Bytes of a heartbeat that come after it is measured: the echo, and how much is passed on.
+const ROOM: usize = Echo::LENGTH + 1;
 /// Heartbeats per pulse to peers to or from which some have gone missing.
 const NUDGES: u32 = 4;
 /// Heartbeats that may go out before their time one after the other, with news or as answers.
@@ -172,9 +174,11 @@ impl Farm {
             excludes: self.membership.excluded(),
             echo: None,
             hearsay: self.membership.hearsay(now),
+            relayed: Vec::new(),
             modules,
             requesters: self.requesters.next(requesters),
         };
+        self.add_relayed(&mut heartbeat);
         for (lan, all) in self.lans.iter().enumerate() {
             let to = match receivers {
                 To::All => *all,
@@ -194,6 +198,23 @@ impl Farm {
             });
         }
         left_out
+    }
+
+    /// Adds what this node passes on, as far as there is room: another one first each time.
+    fn add_relayed(&self, heartbeat: &mut Heartbeat) {
+        let mut words = self.relayed();
+        let Some(turn) = self.seq.checked_rem(words.len() as u64) else {
+            return;
+        };
+        words.rotate_left(turn as usize);
+        let mut room = MAX_DATAGRAM.saturating_sub(heartbeat.emit(&self.key).len() + ROOM);
+        words.retain(|word| {
+            let length = word.length();
+            let fits = length <= room;
+            room -= if fits { length } else { 0 };
+            fits
+        });
+        heartbeat.relayed = words;
     }
 
     /// What to say of each module.

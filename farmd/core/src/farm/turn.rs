@@ -32,7 +32,9 @@ impl Farm {
             self.next_heartbeat = now;
         }
         let heard = self.membership.heard(now);
-        self.reports.retain(|peer, _| heard.contains(*peer));
+        self.forget_relayed(now, heard);
+        self.reports
+            .retain(|peer, _| heard.contains(*peer) || self.relays.has(*peer));
         // Who has left to be back at once goes on to have its connections, and gets their frames.
         let away: NodeSet = self.away.nodes().collect();
         let known = NodeSet::from_bits(heard.bits() | self.membership.view().bits() | away.bits());
@@ -122,6 +124,7 @@ impl Farm {
         });
         let reports = &self.reports;
         let membership = &self.membership;
+        let relays = &self.relays;
         let away = &self.away;
         let Some(module) = self.modules.get_mut(name) else {
             return false;
@@ -137,13 +140,14 @@ impl Farm {
         for (i, group) in module.groups.iter_mut().enumerate() {
             let peers = reports.iter().filter_map(|(peer, modules)| {
                 let report = modules.iter().find(|r| r.name == *name).filter(|r| r.active())?;
-                let fenced = membership.peer(*peer).is_some_and(|p| p.fenced());
+                let is_relayed = relays.has(*peer);
+                let fenced = !is_relayed && membership.peer(*peer).is_some_and(|p| p.fenced());
                 // Who is withheld has no part in what the others agree on. If it knew what this node has done last when it said so: two that serve again at the
                 // same time must not each take the other to be out.
                 let knows = || membership.peer(*peer)?.acked_at();
                 let is_out = report.withheld && knows().is_some_and(|at| at > since);
                 let eligible = report.digest == module.local.digest && !is_out;
-                let hears_us = membership.may_count_on_us(now, *peer);
+                let hears_us = is_relayed || membership.may_count_on_us(now, *peer);
                 Some((
                     *peer,
                     PeerGroup {

@@ -125,6 +125,67 @@ fn one_pair_that_does_not_talk_evicts_nobody_and_hand_overs_go_by_the_third() {
 }
 
 #[test]
+fn pairs_of_which_no_two_share_a_node_evict_nobody_and_the_rest_passes_on_what_is_said() {
+    for (nodes, one_way) in [(4, None), (4, Some([true, true])), (4, Some([true, false])), (6, None)] {
+        let mut sim = Sim::started(nodes, 34);
+        let before = sim.counts();
+        let since = sim.now;
+        let pairs: Vec<(usize, usize)> = (0..nodes).step_by(2).map(|a| (a, a + 1)).collect();
+        let cut_all = |sim: &mut Sim| {
+            for (i, &(a, b)) in pairs.iter().enumerate() {
+                if one_way.is_none_or(|ways| ways[i]) {
+                    sim.act(Action::Cut(a, b));
+                }
+                if one_way.is_none_or(|ways| !ways[i]) {
+                    sim.act(Action::Cut(b, a));
+                }
+            }
+        };
+        cut_all(&mut sim);
+        run_without_two_owners(&mut sim, ms(1500));
+        let of = format!("{nodes} nodes, {one_way:?}");
+        assert_eq!((sim.counts(), sim.proposals(since)), (before, 0), "{of}: nothing moves");
+        for node in 0..nodes {
+            assert_eq!(sim.farm(node).membership().view().len(), nodes, "{of}, s{node}");
+        }
+        let share = BUCKETS / nodes;
+        for node in 0..nodes {
+            sim.act(Action::Weight(node, 0));
+            run_without_two_owners(&mut sim, ms(300));
+            assert_eq!(sim.counts()[node], 0, "{of}: s{node} gives everything");
+            assert_eq!(sim.counts().iter().sum::<usize>(), BUCKETS, "{of}");
+            sim.act(Action::Weight(node, 1));
+            run_without_two_owners(&mut sim, ms(300));
+            let counts = sim.counts();
+            assert!(
+                counts.iter().all(|c| (share..=share + 1).contains(c)),
+                "{of}: {counts:?}"
+            );
+        }
+        // Its partner talks with all that are left.
+        for node in 0..nodes {
+            sim.act(Action::Crash(node));
+            let crash_and_move = sim.detection() + ms(300);
+            run_without_two_owners(&mut sim, crash_and_move);
+            assert_eq!(sim.counts().iter().sum::<usize>(), BUCKETS, "{of}: without s{node}");
+            assert_eq!(sim.counts()[node], 0, "{of}");
+            sim.act(Action::Restart(node));
+            sim.act(Action::Start(node));
+            run_without_two_owners(&mut sim, ms(1000));
+            let counts = sim.counts();
+            assert!(
+                counts.iter().all(|c| (share..=share + 1).contains(c)),
+                "{of}: {counts:?}"
+            );
+        }
+        sim.act(Action::MendAll);
+        run_without_two_owners(&mut sim, ms(600));
+        sim.check_covered().unwrap();
+        assert!((0..nodes).all(|node| sim.farm(node).passes_on().is_empty()), "{of}");
+    }
+}
+
+#[test]
 fn where_the_third_does_not_run_the_module_one_of_the_pair_does_not_take_part() {
     for both in [false, true] {
         let mut sim = Sim::started(3, 32);

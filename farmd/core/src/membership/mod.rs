@@ -360,6 +360,11 @@ impl Membership {
         self.joining || self.waiting
     }
 
+    /// Silence after which a peer is down.
+    pub fn detection_time(&self) -> Duration {
+        self.timing.detection_time
+    }
+
     /// How long a node that starts is joining.
     pub fn join_time(&self) -> Duration {
         self.join_time

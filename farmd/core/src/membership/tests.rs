@@ -79,6 +79,7 @@ fn heartbeat(config: &ClusterConfig, sender: usize, incarnation: u64, seq: u64) 
         excludes: NodeSet::EMPTY,
         echo: None,
         hearsay: Vec::new(),
+        relayed: Vec::new(),
         modules: Vec::new(),
         requesters: Vec::new(),
     }

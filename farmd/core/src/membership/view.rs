@@ -83,9 +83,9 @@ impl Links {
 
     /// Those of `nodes` that can agree with each other, and among them the *hubs*, that talk with all the others.
     ///
-    /// One pair that does not talk costs nobody his place as long as somebody talks with all: messages that matter go by the hub. A
-    /// node goes if it fails to talk with two others (of two nodes: with the other one), or, while there is no hub, with one. Of several
-    /// the one goes that talks with the fewest; among equals the one that the fewest hear, because the deaf cannot know that
+    /// A node goes if it fails to talk with two others, or, of two nodes, with the other one. Pairs that do not talk cost nobody his place as long as no node
+    /// is in two of them: messages that matter go by a hub, or, where every node is in such a pair, are passed on by those that talk with both of one.
+    /// Of several the one goes that talks with the fewest; among equals the one that the fewest hear, because the deaf cannot know that
     /// they are; then the higher id.
     pub fn settle(&self, nodes: NodeSet) -> (NodeSet, NodeSet) {
         // By whom each is not heard, and with whom it does not talk. Nearly always these are empty.
@@ -101,14 +101,13 @@ impl Links {
         loop {
             let within = |set: NodeSet| NodeSet::from_bits(set.bits() & left.bits()).len();
             let silent = |n: NodeId| within(apart[n.index()]);
-            let hubs: NodeSet = left.iter().filter(|n| silent(*n) == 0).collect();
-            let allowed = usize::from(left.len() > 2 && !hubs.is_empty());
+            let allowed = usize::from(left.len() > 2);
             let rank = |n: &NodeId| {
                 let heard_by = left.len() - 1 - within(unheard[n.index()]);
                 (std::cmp::Reverse(silent(*n)), heard_by, std::cmp::Reverse(*n))
             };
             match left.iter().filter(|n| silent(*n) > allowed).min_by_key(rank) {
-                None => return (left, hubs),
+                None => return (left, left.iter().filter(|n| silent(*n) == 0).collect()),
                 Some(worst) => left.remove(worst),
             }
         }
@@ -340,18 +339,22 @@ mod tests {
     }
 
     #[test]
-    fn without_a_hub_somebody_goes() {
-        // 0 and 1, and 2 and 3, do not hear each other: nobody talks with all.
-        let cut = [(0, 1), (1, 0), (2, 3), (3, 2)];
-        assert_eq!(
-            all(4, &cut),
-            vec![
-                Some(set(&[0, 1, 2])),
-                Some(set(&[0, 1, 2])),
-                Some(set(&[0, 1, 2])),
-                None
-            ]
-        );
+    fn without_a_hub_nobody_goes_for_what_one_node_says() {
+        // 0 and 1, and 2 and 3, do not hear each other, or one of them does not: nobody talks with all.
+        for cut in [&[(0, 1), (1, 0), (2, 3), (3, 2)][..], &[(0, 1), (3, 2)]] {
+            assert_eq!(all(4, cut), vec![Some(set(&[0, 1, 2, 3])); 4], "{cut:?}");
+            let links = agree(&ears(0, 4, cut)).links;
+            assert_eq!(links.settle(set(&[0, 1, 2, 3])), (set(&[0, 1, 2, 3]), NodeSet::EMPTY));
+            assert_eq!(
+                links.settle(set(&[0, 1, 2])),
+                (set(&[0, 1, 2]), set(&[2])),
+                "whose partner is gone is a hub"
+            );
+        }
+        // 4 hears neither 0 nor 1, which two observers know; then 2 and 3 are the only pair.
+        let cut = [(0, 4), (1, 4), (2, 3)];
+        let rest = Some(set(&[0, 1, 2, 3]));
+        assert_eq!(all(5, &cut), vec![rest, rest, rest, rest, None]);
     }
 
     #[test]

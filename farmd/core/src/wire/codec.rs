@@ -8,7 +8,7 @@ use crate::api::{ModuleState, Quality};
 use crate::balance::assign::BucketMap;
 use crate::config::MAX_GROUPS;
 use crate::id::{BUCKETS, Epoch, Incarnation, MacAddr, ModuleName, NodeId, NodeSet};
-use crate::wire::heartbeat::{Ack, BucketSet, GroupReport, Hearsay, MapReport, ModuleReport, ParseError};
+use crate::wire::heartbeat::{Ack, BucketSet, GroupReport, Hearsay, MapReport, ModuleReport, ParseError, Relayed};
 
 /// Longest text in a report, in bytes; longer ones are cut.
 pub(super) const MAX_TEXT: usize = 160;
@@ -89,6 +89,13 @@ impl Writer {
         self.u64(h.seq);
         self.u32(h.age_us);
         self.u64(h.hears.bits());
+    }
+
+    pub(super) fn relayed(&mut self, r: &Relayed) {
+        self.u8(r.node.as_u8());
+        self.u64(r.incarnation.0);
+        self.u64(r.seq);
+        self.module(&r.module);
     }
 
     pub(super) fn module(&mut self, m: &ModuleReport) {
@@ -257,6 +264,15 @@ impl<'a> Reader<'a> {
             joining: flags & 1 != 0,
             leaving: flags & 2 != 0,
             hears: NodeSet::from_bits(self.u64()?),
+        })
+    }
+
+    pub(super) fn relayed(&mut self) -> Result<Relayed, ParseError> {
+        Ok(Relayed {
+            node: self.node()?,
+            incarnation: Incarnation(self.u64()?),
+            seq: self.u64()?,
+            module: self.module()?,
         })
     }
 

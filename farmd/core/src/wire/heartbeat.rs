@@ -5,13 +5,14 @@
 //! change is sent at once and repeated at every pulse.
 //!
 //! ```text
-//! magic "FARM" (4), version = 4 (1), sender (1), lan (1), flags (1), beat (2),
+//! magic "FARM" (4), version = 5 (1), sender (1), lan (1), flags (1), beat (2),
 //! incarnation (8), sequence number (8), digest of cluster.xml (8),
 //! hears: node set (8), and for each node in it, ascending: ack (3),
 //! with X: excludes: node set (8),
 //! with E: echo { node (1), ack (3), kept for microseconds (3) },
 //! with H: n (1), n x hearsay { node (1), flags (1), incarnation (8), sequence number (8),
 //!   age in microseconds (4), hears: node set (8) },
+//! with P: n (1), n x relayed { node (1), incarnation (8), sequence number (8), module },
 //! n (1), n x module { name: text, configuration digest (8), state (1), quality (1), flags (1),
 //!   with S: runs: node set (8), leaves out: node set (8),
 //!   why: text, n (1), n x Ethernet address (6),
@@ -22,8 +23,8 @@
 //! n (1), n x requester { vip: address, address, Ethernet address (6) },
 //! tag (16): first half of HMAC-SHA-256 over "farm datagram 1" and all of the above
 //!
-//! flags, bit 0 the least significant  0         1          2          3       4          5                    6
-//!   of the heartbeat                  F fenced  L leaving  J joining  E echo  H hearsay  R leaving to return  X excludes
+//! flags, bit 0 the least significant  0         1          2          3       4          5                    6           7
+//!   of the heartbeat                  F fenced  L leaving  J joining  E echo  H hearsay  R leaving to return  X excludes  P relayed
 //!   of a hearsay                      J joining  L leaving
 //!   of a module                       J joining  S sets     W withheld
 //!   of a group                        B held     M map      D behind   P promised
@@ -49,7 +50,11 @@ use crate::wire::codec::{Reader, Writer};
 /// First bytes of every datagram.
 const MAGIC: &[u8; 4] = b"FARM";
 /// Version of this format; another one is refused and counted.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
+/// Most reports of others that one heartbeat carries: of each module those of two nodes.
+pub const MAX_RELAYED: usize = 2 * MAX_MODULES;
+/// Longest datagram, in bytes: what UDP over IPv4 can carry.
+pub const MAX_DATAGRAM: usize = 65_507;
 /// Most requesters that one heartbeat carries.
 pub const MAX_REQUESTERS: usize = 8;
 
@@ -244,6 +249,11 @@ pub struct Echo {
     pub kept_us: u32,
 }
 
+impl Echo {
+    /// Bytes of it in a datagram.
+    pub const LENGTH: usize = 7;
+}
+
 /// What a node has said of itself, passed on by another one for those that do not hear it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hearsay {
@@ -261,6 +271,28 @@ pub struct Hearsay {
     pub leaving: bool,
     /// Whom it heard.
     pub hears: NodeSet,
+}
+
+/// What a node has said of one of its modules, passed on by another one for a node that does not hear it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Relayed {
+    /// Who has said it.
+    pub node: NodeId,
+    /// Its start number then.
+    pub incarnation: Incarnation,
+    /// The number of its heartbeat.
+    pub seq: u64,
+    /// What it has said.
+    pub module: ModuleReport,
+}
+
+impl Relayed {
+    /// Bytes of it in a datagram.
+    pub fn length(&self) -> usize {
+        let mut w = Writer(Vec::new());
+        w.relayed(self);
+        w.0.len()
+    }
 }
 
 /// A node's state.
@@ -295,6 +327,8 @@ pub struct Heartbeat {
     pub echo: Option<Echo>,
     /// What it knows of the others, while some node of which it knows does not hear another.
     pub hearsay: Vec<Hearsay>,
+    /// What others say of their modules, for those that do not hear them, where no node talks with all.
+    pub relayed: Vec<Relayed>,
     /// Its modules.
     pub modules: Vec<ModuleReport>,
     /// Some requesters it knows, in turn.
@@ -350,7 +384,8 @@ impl Heartbeat {
             | u8::from(self.echo.is_some()) << 3
             | u8::from(!self.hearsay.is_empty()) << 4
             | u8::from(self.returning) << 5
-            | u8::from(!self.excludes.is_empty()) << 6);
+            | u8::from(!self.excludes.is_empty()) << 6
+            | u8::from(!self.relayed.is_empty()) << 7);
         w.u16(self.beat);
         w.u64(self.incarnation.0);
         w.u64(self.seq);
@@ -366,6 +401,9 @@ impl Heartbeat {
         }
         if !self.hearsay.is_empty() {
             w.list(&self.hearsay, MAX_NODES, Writer::hearsay);
+        }
+        if !self.relayed.is_empty() {
+            w.list(&self.relayed, MAX_RELAYED, Writer::relayed);
         }
         w.list(&self.modules, MAX_MODULES, Writer::module);
         w.list(&self.requesters, MAX_REQUESTERS, |w, r| {
@@ -418,6 +456,10 @@ impl Heartbeat {
             hearsay: match flags & 16 {
                 0 => Vec::new(),
                 _ => r.list(MAX_NODES, Reader::hearsay)?,
+            },
+            relayed: match flags & 128 {
+                0 => Vec::new(),
+                _ => r.list(MAX_RELAYED, Reader::relayed)?,
             },
             modules: r.list(MAX_MODULES, Reader::module)?,
             requesters: r.list(MAX_REQUESTERS, |r| {

@@ -18,8 +18,12 @@ fn map_of(owners: Vec<u8>) -> BucketMap {
     BucketMap::from_bytes(owners.into_boxed_slice().try_into().unwrap()).unwrap()
 }
 
+fn ids_of(nodes: usize) -> impl Iterator<Item = NodeId> {
+    (0..nodes).filter_map(NodeId::new)
+}
+
 fn sample(nodes: usize, with_map: bool) -> Heartbeat {
-    let ids: Vec<NodeId> = (0..nodes).filter_map(NodeId::new).collect();
+    let ids: Vec<NodeId> = ids_of(nodes).collect();
     let weights: BTreeMap<_, _> = ids.iter().map(|n| (*n, 1)).collect();
     let map = assign(&BucketMap::default(), &weights);
     Heartbeat {
@@ -53,6 +57,7 @@ fn sample(nodes: usize, with_map: bool) -> Heartbeat {
                 hears: NodeSet::from_bits(5),
             })
             .collect(),
+        relayed: Vec::new(),
         modules: vec![ModuleReport {
             name: "web".parse().unwrap(),
             digest: 3,
@@ -90,7 +95,19 @@ fn sample(nodes: usize, with_map: bool) -> Heartbeat {
 #[test]
 fn what_is_emitted_is_read_back() {
     for (nodes, with_map) in [(1, false), (3, true), (64, true)] {
-        let sent = sample(nodes, with_map);
+        let mut sent = sample(nodes, with_map);
+        if with_map {
+            let relayed = ids_of(nodes).map(|node| Relayed {
+                node,
+                incarnation: Incarnation(u64::MAX),
+                seq: 1 << 40,
+                module: ModuleReport {
+                    why: "it is said".to_owned(),
+                    ..sent.modules[0].clone()
+                },
+            });
+            sent.relayed = relayed.collect();
+        }
         let mut read = Heartbeat::parse(&key(), &sent.emit(&key())).unwrap();
         assert_eq!(read.modules[0].why, "é".repeat(MAX_TEXT / 2));
         read.modules[0].why.clone_from(&sent.modules[0].why);
@@ -123,7 +140,7 @@ fn the_fullest_heartbeat_fits_into_a_udp_datagram() {
     }
     heartbeat.requesters = vec![heartbeat.requesters[0]; MAX_REQUESTERS];
     let datagram = heartbeat.emit(&key());
-    assert!(datagram.len() <= 65_507, "{} bytes", datagram.len());
+    assert!(datagram.len() <= MAX_DATAGRAM, "{} bytes", datagram.len());
     assert_eq!(Heartbeat::parse(&key(), &datagram).unwrap().modules.len(), MAX_MODULES);
 }
 
@@ -234,6 +251,12 @@ fn full() -> Heartbeat {
                 hears: NodeSet::EMPTY,
             },
         ],
+        relayed: vec![Relayed {
+            node: node(6),
+            incarnation: Incarnation(0x9192_9394_9596_9798),
+            seq: 0xa1a2_a3a4_a5a6_a7a8,
+            module: module("w", ModuleState::Up, Quality::Ready),
+        }],
         modules: vec![
             ModuleReport {
                 digest: 0x8182_8384_8586_8788,
@@ -274,10 +297,10 @@ fn full() -> Heartbeat {
 /// these, and the name of the field.
 const GOLDEN: &str = "
 46 41 52 4d             | magic
-04                      | version
+05                      | version
 01                      | sender
 02                      | lan
-7f                      | flags F L J E H R X
+ff                      | flags F L J E H R X P
 01 02                   | beat
 11 12 13 14 15 16 17 18 | incarnation
 21 22 23 24 25 26 27 28 | sequence number
@@ -302,6 +325,18 @@ const GOLDEN: &str = "
 00 00 00 00 00 00 00 02 | hearsay 2: sequence number
 00 00 00 03             | hearsay 2: age, 3 us
 00 x8                   | hearsay 2: hears nobody
+01                      | relayed: count
+06                      | relayed 1: node
+91 92 93 94 95 96 97 98 | relayed 1: incarnation
+a1 a2 a3 a4 a5 a6 a7 a8 | relayed 1: sequence number
+01 77                   | relayed 1: module: name, w
+00 x8                   | relayed 1: module: digest
+02                      | relayed 1: module: state, UP
+02                      | relayed 1: module: quality, Ready
+00                      | relayed 1: module: flags
+00                      | relayed 1: module: why, nothing
+00                      | relayed 1: module: Ethernet addresses: count
+00                      | relayed 1: module: groups: count
 03                      | modules: count
 03 77 65 62             | module 1: name, web
 81 82 83 84 85 86 87 88 | module 1: digest
@@ -377,7 +412,7 @@ ff 00 00                | group 1: map: 1 bucket of nobody
 06 20 01 0d b8 00 00 00 00 00 00 00 00 00 00 00 14 | requester 2: vip, 2001:db8::14
 06 fe 80 00 00 00 00 00 00 00 00 00 00 00 00 00 01 | requester 2: address, fe80::1
 02 00 00 00 00 04       | requester 2: Ethernet address
-d3 40 b1 6e 32 86 20 0d 60 4e da df 0c ba 64 f1 | tag: HMAC-SHA-256 under a key of 32 times 01, computed by another implementation
+fc e2 4e e5 53 75 b4 37 86 f7 9e a8 91 78 da 11 | tag: HMAC-SHA-256 under a key of 32 times 01, computed by another implementation
 ";
 
 /// The fields of [`GOLDEN`], each with its name.
