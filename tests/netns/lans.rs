@@ -284,6 +284,65 @@ fn a_pair_that_does_not_hear_each_other_costs_nobody_his_place() {
     assert_eq!(alarms(hub, before[2]), Vec::<HistoryEntry>::new(), "{}", hub.name());
 }
 
+/// The first two nodes do not hear each other, nor do the other two: no node talks with all, and still everything can be agreed.
+#[test]
+fn two_pairs_that_do_not_hear_each_other_cost_nobody_his_place() {
+    let lab = flooded_farm(LabConfig {
+        nodes: 4,
+        ..LabConfig::default()
+    });
+    let names: Vec<String> = lab.nodes.iter().map(|node| node.name().to_owned()).collect();
+    let before: Vec<u64> = lab.nodes.iter().map(newest).collect();
+    let prober = probing(&lab);
+    let ways = [(0, 1), (1, 0), (2, 3), (3, 2)].map(|(from, to)| {
+        let (from, to) = (lab.nodes[from].port(), lab.nodes[to].port());
+        format!("iifname \"{from}\" oifname \"{to}\" ether type ip udp dport 4800 drop; ")
+    });
+    lab.switch
+        .nft(&format!(
+            "table bridge pairs {{ chain c {{ type filter hook forward priority -300; {} }}; }}\n",
+            ways.concat()
+        ))
+        .expect("their heartbeats do not come in");
+    let all_are_in = || {
+        for node in &lab.nodes {
+            let view = node.status().expect("the node answers").cluster.view;
+            assert_eq!(view, names, "{}", node.name());
+        }
+    };
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        all_are_in();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // The first proposes, and does not talk with the second.
+    for node in &lab.nodes[1..3] {
+        let others: Vec<&Node> = lab.nodes.iter().filter(|n| n.name() != node.name()).collect();
+        node.farm_ok(&["drain"]).expect("it gives all away");
+        let buckets = |of: &Node| own_row(of, MODULE).shares.iter().map(|s| s.buckets).sum::<u32>();
+        assert_eq!(buckets(node), 0, "{}", node.name());
+        assert_eq!(others.iter().map(|of| buckets(of)).sum::<u32>(), 4096);
+        node.farm_ok(&["undrain"]).expect("it takes its share again");
+        wait_until(LIMIT, "its share", || {
+            (lab.nodes.iter().all(|of| buckets(of) == 1024)).then_some(())
+        })
+        .unwrap_or_else(|e| panic!("{e}: {:?}", lab.nodes.iter().map(buckets).collect::<Vec<_>>()));
+        all_are_in();
+    }
+    lab.switch
+        .nft("delete table bridge pairs\n")
+        .expect("they come in again");
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), LIMIT)
+        .expect("all serve");
+    let probe = prober.stop().expect("the prober ends");
+    assert_eq!(probe.report.lost(), 0, "{:?}", probe.report.failures());
+    for (node, before) in lab.nodes.iter().zip(before) {
+        let views = alarms(node, before);
+        let views = views.iter().filter(|e| matches!(e.what, Happening::ViewChanged { .. }));
+        assert_eq!(views.count(), 0, "nobody went, as {} sees it", node.name());
+    }
+}
+
 /// Heartbeats that came from a node's port so far: to the broadcast address, and to single nodes.
 fn on_the_wire(lab: &Lab, port: usize) -> (u64, u64) {
     let mut nft = lab.switch.command("nft");

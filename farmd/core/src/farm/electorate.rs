@@ -16,8 +16,8 @@ pub(super) struct Electorate {
     pub reference: Option<(NodeId, u64)>,
     /// Who proposes maps.
     pub coordinator: Option<NodeId>,
-    /// It, and the one with which it does not talk, if nobody talks with all: what they say of the module has to be passed on.
-    pub apart: NodeSet,
+    /// Those that run the module and can agree on it.
+    pub members: NodeSet,
     /// The view without the nodes that run the module and cannot agree with the others that do.
     pub view: NodeSet,
     /// Those, as seen by this node if it talks with all that run the module; told to those that do not.
@@ -103,14 +103,10 @@ impl Farm {
         // Nothing is agreed on without the word of all that may have something open.
         let unheard = members.bits() & unheard.bits() != 0;
         let coordinator = coordinator.map(|c| c.node).filter(|c| *c != self.this || !unheard);
-        let parted = |c: NodeId| members.iter().filter(move |n| *n == c || !links.talk(c, *n)).collect();
         Electorate {
             reference,
             coordinator,
-            apart: coordinator
-                .filter(|c| !hubs.contains(*c))
-                .map(parted)
-                .unwrap_or_default(),
+            members,
             withheld,
             view: NodeSet::from_bits(view.bits() & !(runs.bits() & !members.bits())),
             leaves_out: if sees_all {

@@ -1,7 +1,7 @@
 //! What a node says of a module, passed on to one that does not hear it.
 //!
-//! Who proposes maps of a module needs the word of all that run it, and they need its own. Mostly it talks with all of them. Where nobody does, since
-//! each does not talk with one other, the lowest of the rest passes on what the proposer and that other one say. Called by [`super::Farm`] only.
+//! All that run a module need each other's word: who proposes maps, to have their promises, and all the others, to know who has connections where.
+//! Of two that do not talk, the lowest that talks with both passes on what they say. Called by [`super::Farm`] only.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,12 +43,17 @@ impl Farm {
             return Vec::new();
         }
         let modules = self.modules.keys().flat_map(|name| {
-            let electorate = self.electorate(name);
-            let apart = electorate.apart;
-            let between = electorate.runs.iter().filter(|n| electorate.view.contains(*n));
-            let mut between = between.filter(|n| !apart.contains(*n) && apart.iter().all(|a| links.talk(*n, a)));
-            let is_lowest = between.next() == Some(self.this);
-            apart.iter().filter(move |_| is_lowest).map(|node| (node, name.clone()))
+            let members = self.electorate(name).members;
+            let is_lowest = |a: NodeId, b: NodeId| {
+                let mut between = members.iter().filter(|n| ![a, b].contains(n));
+                between.find(|n| links.talk(*n, a) && links.talk(*n, b)) == Some(self.this)
+            };
+            let has_way_by_this = |a: &NodeId| {
+                let mut parted = members.iter().filter(|b| b != a && !links.talk(*a, *b));
+                parted.any(|b| is_lowest(*a, b))
+            };
+            let words = members.iter().filter(has_way_by_this);
+            words.map(|node| (node, name.clone())).collect::<Vec<_>>()
         });
         modules.collect()
     }

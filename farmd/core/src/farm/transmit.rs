@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::handover::Handover;
 use crate::id::{Incarnation, ModuleName, NodeId, NodeSet};
-use crate::wire::heartbeat::{Echo, Heartbeat, MAX_DATAGRAM, MAX_REQUESTERS, ModuleReport};
+use crate::wire::heartbeat::{Echo, Heartbeat, MAX_DATAGRAM, MAX_RELAYED, MAX_REQUESTERS, ModuleReport};
 
 use super::electorate::Electorate;
 use super::{Farm, Transmit};
@@ -208,6 +208,7 @@ impl Farm {
         };
         words.rotate_left(turn as usize);
         let mut room = MAX_DATAGRAM.saturating_sub(heartbeat.emit(&self.key).len() + ROOM);
+        words.truncate(MAX_RELAYED);
         words.retain(|word| {
             let length = word.length();
             let fits = length <= room;

@@ -51,8 +51,8 @@ use crate::wire::codec::{Reader, Writer};
 const MAGIC: &[u8; 4] = b"FARM";
 /// Version of this format; another one is refused and counted.
 const VERSION: u8 = 5;
-/// Most reports of others that one heartbeat carries: of each module those of two nodes.
-pub const MAX_RELAYED: usize = 2 * MAX_MODULES;
+/// Most reports of others that one heartbeat carries.
+pub const MAX_RELAYED: usize = 64;
 /// Longest datagram, in bytes: what UDP over IPv4 can carry.
 pub const MAX_DATAGRAM: usize = 65_507;
 /// Most requesters that one heartbeat carries.
@@ -327,7 +327,7 @@ pub struct Heartbeat {
     pub echo: Option<Echo>,
     /// What it knows of the others, while some node of which it knows does not hear another.
     pub hearsay: Vec<Hearsay>,
-    /// What others say of their modules, for those that do not hear them, where no node talks with all.
+    /// What others say of their modules, for those that do not hear them.
     pub relayed: Vec<Relayed>,
     /// Its modules.
     pub modules: Vec<ModuleReport>,
