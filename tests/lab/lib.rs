@@ -436,7 +436,6 @@ impl Drop for Lab {
     }
 }
 
-/// Why `node` does not see exactly `names` serving with fair shares.
 /// An error where the node judges the module's frames in user space.
 fn judges_in_kernel(node: &Node, module: &str) -> Result<()> {
     let status = node.status()?;
@@ -447,6 +446,7 @@ fn judges_in_kernel(node: &Node, module: &str) -> Result<()> {
     }
 }
 
+/// Why `node` does not see exactly `names` serving with fair shares.
 fn ready_shares(node: &Node, module: &str, names: &[&str], equal: bool) -> Result<()> {
     let status = node.status()?;
     let seen = status

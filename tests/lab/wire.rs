@@ -55,6 +55,8 @@ pub struct ArpSeen {
 pub struct Evidence {
     /// Connection requests for a VIP as they came from the clients: when each was sent.
     pub syns: BTreeMap<Attempt, Vec<Instant>>,
+    /// To which Ethernet address each of them went.
+    pub entries: BTreeMap<Attempt, Vec<MacAddr>>,
     /// SYN-ACKs of the VIPs: which ports sent one, and when.
     pub syn_acks: BTreeMap<Attempt, Times>,
     /// Resets sent for a VIP: port, from, to.
@@ -242,13 +244,13 @@ impl Judge {
             }
             Some(LaxNetSlice::Ipv4(ip)) => {
                 let ends = (ip.header().source_addr().into(), ip.header().destination_addr().into());
-                self.see_ip((port, at), ends, packet.transport, evidence);
+                self.see_ip((port, at, frame), ends, packet.transport, evidence);
             }
             Some(LaxNetSlice::Ipv6(ip)) => {
                 let ends = (ip.header().source_addr().into(), ip.header().destination_addr().into());
                 match Nd::parse(frame) {
                     Some(nd) => self.see_nd(port, &nd, evidence),
-                    None => self.see_ip((port, at), ends, packet.transport, evidence),
+                    None => self.see_ip((port, at, frame), ends, packet.transport, evidence),
                 }
             }
             None => {}
@@ -257,7 +259,7 @@ impl Judge {
 
     fn see_ip(
         &self,
-        (port, at): (&str, Instant),
+        (port, at, frame): (&str, Instant, &[u8]),
         (from, to): (IpAddr, IpAddr),
         transport: Option<TransportSlice<'_>>,
         evidence: &mut Evidence,
@@ -302,6 +304,8 @@ impl Judge {
                     sequence: tcp.sequence_number(),
                 };
                 evidence.syns.entry(attempt).or_default().push(at);
+                let entry = frame.first_chunk().copied().map(MacAddr);
+                evidence.entries.entry(attempt).or_default().extend(entry);
             }
             _ => {}
         }

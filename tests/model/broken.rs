@@ -238,7 +238,8 @@ pub fn forge(
         kept.note_promise(farm, fixed);
     }
     if broken == Broken::PassesOnMore {
-        let groups = heartbeat.relayed.iter_mut().flat_map(|word| &mut word.module.groups);
+        let groups = heartbeat.relayed.iter_mut().flat_map(|word| &mut word.modules);
+        let groups = groups.flat_map(|module| &mut module.groups);
         groups.for_each(|group| group.promised = group.promised.max(newest.unwrap_or_default()));
     }
     let groups = heartbeat.modules.iter_mut().flat_map(|m| &mut m.groups);

@@ -29,7 +29,7 @@ pub enum Promise {
     SelfFencing,
     /// Nobody is taken for alive who has been silent for long, nor for one that others hear.
     Completeness,
-    /// Some time after the last fault nobody is taken for gone, while somebody talks with all, who talks with all others but one.
+    /// Some time after the last fault, of three or more nobody is taken for gone who talks with all others but one.
     Accuracy,
 }
 

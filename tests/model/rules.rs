@@ -23,7 +23,7 @@
 //! | an active member promises | `NeverPromises` | coverage |
 //! | who is withheld says so: it is not waited for | `HidesWithheld` | coverage |
 //! | who is kept out is not waited for | `MistakesConfiguration` | coverage |
-//! | who proposes talks with all | `OverlooksBrokenWays` | coverage |
+//! | who proposes talks with all, or is told what the one says with which it does not | `OverlooksBrokenWays` | coverage |
 //! | what is gained is guarded while others have connections in it | `NeverGuards` | continuity |
 //! | who has connections in buckets of others says in which | `HidesConnections` | continuity |
 //! | a map moves no more than the shares ask for | `MovesTooMuch` | few moves |

@@ -298,13 +298,10 @@ impl Farm {
             self.away.insert(now, heartbeat.sender, &heartbeat.modules);
         }
         if same_cluster && newest {
-            let macs = heartbeat.modules.iter().filter(|m| m.active());
-            let macs = macs.map(|m| (m.name.clone(), m.macs.clone())).collect();
-            self.macs.insert(heartbeat.sender, macs);
-            let before = self.reports.insert(heartbeat.sender, heartbeat.modules);
-            let is_news = before.as_ref() != self.reports.get(&heartbeat.sender);
+            let is_news = self.reports.get(&heartbeat.sender) != Some(&heartbeat.modules);
+            self.learn_reports(heartbeat.sender, heartbeat.modules);
             self.relays.remove(heartbeat.sender);
-            if is_news && self.passes_on().iter().any(|(node, _)| *node == heartbeat.sender) {
+            if is_news && self.passes_on().contains(heartbeat.sender) {
                 self.next_heartbeat = now;
             }
             for word in heartbeat.relayed {
@@ -312,6 +309,7 @@ impl Farm {
             }
         } else if !same_cluster {
             self.reports.remove(&heartbeat.sender);
+            self.relays.remove(heartbeat.sender);
         }
         self.turn(now);
         Ok(())
@@ -349,7 +347,7 @@ impl Farm {
     /// given anew.
     pub fn handle_pause(&mut self, now: Duration) {
         self.membership.handle_pause(now);
-        self.relays = Relays::default();
+        self.relays.clear();
         self.next_heartbeat = now;
         self.paused = true;
         self.turn(now);

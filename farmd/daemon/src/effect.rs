@@ -400,7 +400,6 @@ impl Executor {
     }
 }
 
-/// Runs what takes its time on a thread for such, in whose time checkers and questions go on.
 /// Nobody waits for it: it has to be done before a client of the dead speaks that has come to this node before, which few have.
 fn forget_ended(plan: Arc<Plan>, dead: NodeSet) {
     tokio::spawn(async move {
@@ -418,6 +417,7 @@ fn forget_ended(plan: Arc<Plan>, dead: NodeSet) {
     });
 }
 
+/// Runs what takes its time on a thread for such, in whose time checkers and questions go on.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(io::Error::other).flatten()

@@ -542,11 +542,12 @@ impl Node {
         self.report_modules(now);
         // First, so that none leaves by the next plan.
         self.watch_resets(now);
+        let (before, _) = self.published.newest();
         self.publish();
         self.log_farm_events();
         self.settle_history();
         self.tell_the_deaf(now);
-        self.watch_orphans(now);
+        self.watch_orphans(now, before);
         let whole = self.farm.membership().view().len() == self.cluster.nodes.len();
         if whole != self.whole {
             self.whole = whole;

@@ -207,6 +207,7 @@ fn stop(way: Way, rig: &Rig, random: &mut Random, times: usize, say: Progress<'_
         std::thread::sleep(detection);
         rounds.push(Round {
             port: node.port().to_owned(),
+            mac: node.mac()?,
             before,
             begun,
             ending,

@@ -16,8 +16,6 @@ pub(super) struct Electorate {
     pub reference: Option<(NodeId, u64)>,
     /// Who proposes maps.
     pub coordinator: Option<NodeId>,
-    /// Those that run the module and can agree on it.
-    pub members: NodeSet,
     /// The view without the nodes that run the module and cannot agree with the others that do.
     pub view: NodeSet,
     /// Those, as seen by this node if it talks with all that run the module; told to those that do not.
@@ -26,7 +24,7 @@ pub(super) struct Electorate {
     pub runs: NodeSet,
     /// Why this node must not serve although it could; see [`Farm::withheld_by`].
     pub withheld: Option<String>,
-    /// A node that runs the module is a member although this node does not hear it.
+    /// A node that runs the module, or may run it, is a member although this node neither hears it nor is told what it says.
     pub unheard: bool,
 }
 
@@ -43,8 +41,8 @@ impl Farm {
     ///
     /// The configuration that counts is that of the member with the newest committed map: a newcomer never
     /// displaces those that serve. If nobody serves yet it is that of the lowest active member. Maps are proposed by the lowest that has that
-    /// configuration, has joined, is not withheld, and talks both ways with all that run the module; where nobody does so, by the lowest of those that
-    /// do not talk with one other. [`crate::membership::view::Links::settle`] tells who does not take part.
+    /// configuration, has joined, is not withheld, and talks both ways with all that run the module; where none of these may, by the lowest of those that
+    /// do not talk with one other, once it is told what that one says. [`crate::membership::view::Links::settle`] tells who does not take part.
     pub(super) fn electorate(&self, name: &ModuleName) -> Electorate {
         let view = self.membership.view();
         let reports = || self.reports.iter().filter(|(peer, _)| view.contains(**peer));
@@ -85,7 +83,7 @@ impl Farm {
         let runs: NodeSet = active.iter().map(|c| c.node).chain(unheard.iter()).collect();
         // Who talks with all has seen more than this node.
         let told_out = reports()
-            .filter(|(peer, _)| self.membership.peer(**peer).is_some_and(|p| p.hears_us()))
+            .filter(|(peer, _)| !self.relays.has(**peer) && self.membership.peer(**peer).is_some_and(|p| p.hears_us()))
             .filter_map(|(_, modules)| modules.iter().find(|r| r.name == *name))
             .fold(0, |bits, report| bits | report.leaves_out.bits());
         let links = self.membership.links();
@@ -98,15 +96,14 @@ impl Farm {
             let able = c.able && (c.node != self.this || withheld.is_none());
             able && reference.is_some_and(|(_, digest)| digest == c.digest)
         };
-        let proposers = if hubs.is_empty() { members } else { hubs };
-        let coordinator = active.iter().filter(|c| proposers.contains(c.node)).find(eligible);
+        let lowest = |of: NodeSet| active.iter().filter(|c| of.contains(c.node)).find(eligible);
+        let coordinator = lowest(hubs).or_else(|| lowest(members));
         // Nothing is agreed on without the word of all that may have something open.
         let unheard = members.bits() & unheard.bits() != 0;
         let coordinator = coordinator.map(|c| c.node).filter(|c| *c != self.this || !unheard);
         Electorate {
             reference,
             coordinator,
-            members,
             withheld,
             view: NodeSet::from_bits(view.bits() & !(runs.bits() & !members.bits())),
             leaves_out: if sees_all {
@@ -122,7 +119,7 @@ impl Farm {
     /// Members that run `module`, or may do so, as far as the others tell. Of one that is not heard here those know that hear it and have it in their view; where
     /// none of them says, it may run it: they may only not have come to say so yet, or it is joining, so that the broken way counts against it.
     fn may_run(&self, module: &ModuleName, view: NodeSet) -> NodeSet {
-        // Whom a node hears that is not heard here is not known as soon as what it says of its modules.
+        // Of a node that is not heard here it is not known whom it hears by now.
         let reports = self.reports.iter();
         let reports = reports.filter(|(peer, _)| view.contains(**peer) && !self.relays.has(**peer));
         let words = reports.filter_map(|(peer, modules)| {

@@ -147,9 +147,19 @@ impl Farm {
         &self.reports
     }
 
-    /// The report of `peer` on `module`, if it is heard and has it.
+    /// The report of `peer` on `module`, if it is heard, or what it says is passed on, and has it.
     pub fn report(&self, peer: NodeId, module: &ModuleName) -> Option<&ModuleReport> {
         self.reports.get(&peer)?.iter().find(|r| r.name == *module)
+    }
+
+    /// When the newest word of `peer` was passed on to this node, if it is not heard here.
+    pub fn told_at(&self, peer: NodeId) -> Option<Duration> {
+        self.relays.taken_at(peer)
+    }
+
+    /// True if a member that runs a module of this node, or may run it, is not heard here, and nobody has passed on what it says.
+    pub fn lacks_word(&self) -> bool {
+        self.modules.keys().any(|module| self.electorate(module).unheard)
     }
 
     /// Requesters known here.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::handover::Handover;
 use crate::id::{Incarnation, ModuleName, NodeId, NodeSet};
-use crate::wire::heartbeat::{Echo, Heartbeat, MAX_DATAGRAM, MAX_RELAYED, MAX_REQUESTERS, ModuleReport};
+use crate::wire::heartbeat::{Echo, Heartbeat, MAX_DATAGRAM, MAX_REQUESTERS, ModuleReport, Relayed};
 
 use super::electorate::Electorate;
 use super::{Farm, Transmit};
@@ -19,8 +19,8 @@ const MAPS_FOLLOW: Duration = Duration::from_millis(1);
 const SEEK: u16 = 4;
 /// Nodes up to which each heartbeat carries requesters.
 const FEW: usize = 8;
-/// Bytes of a heartbeat that come after it is measured: the echo, and how much is passed on.
-const ROOM: usize = Echo::LENGTH + 1;
+/// Bytes of a heartbeat that come after it is measured: the echo, and how many nodes' word is passed on.
+const TRAILER: usize = Echo::LENGTH + 1;
 /// Heartbeats per pulse to peers to or from which some have gone missing.
 const NUDGES: u32 = 4;
 /// Heartbeats that may go out before their time one after the other, with news or as answers.
@@ -178,7 +178,10 @@ impl Farm {
             modules,
             requesters: self.requesters.next(requesters),
         };
-        self.add_relayed(&mut heartbeat);
+        let unsaid = self.add_relayed(&mut heartbeat);
+        if matches!(receivers, To::All) {
+            self.relays.turn = unsaid;
+        }
         for (lan, all) in self.lans.iter().enumerate() {
             let to = match receivers {
                 To::All => *all,
@@ -200,22 +203,27 @@ impl Farm {
         left_out
     }
 
-    /// Adds what this node passes on, as far as there is room: another one first each time.
-    fn add_relayed(&self, heartbeat: &mut Heartbeat) {
+    /// Adds what this node passes on, as far as there is room; returns the position of the first word that found none.
+    fn add_relayed(&self, heartbeat: &mut Heartbeat) -> usize {
         let mut words = self.relayed();
-        let Some(turn) = self.seq.checked_rem(words.len() as u64) else {
-            return;
+        let count = words.len();
+        if count == 0 {
+            return 0;
+        }
+        let first = self.relays.turn % count;
+        words.rotate_left(first);
+        let mut room = MAX_DATAGRAM.saturating_sub(heartbeat.emit(&self.key).len() + TRAILER);
+        let fits = |word: &Relayed| {
+            let left = room.checked_sub(word.length());
+            room = left.unwrap_or(room);
+            left.is_some()
         };
-        words.rotate_left(turn as usize);
-        let mut room = MAX_DATAGRAM.saturating_sub(heartbeat.emit(&self.key).len() + ROOM);
-        words.truncate(MAX_RELAYED);
-        words.retain(|word| {
-            let length = word.length();
-            let fits = length <= room;
-            room -= if fits { length } else { 0 };
-            fits
-        });
+        let said: Vec<bool> = words.iter().map(fits).collect();
+        let unsaid = said.iter().position(|said| !said).unwrap_or(0);
+        let mut said = said.into_iter();
+        words.retain(|_| said.next() == Some(true));
         heartbeat.relayed = words;
+        (first + unsaid) % count
     }
 
     /// What to say of each module.
@@ -250,7 +258,7 @@ impl Farm {
         reports.collect()
     }
 
-    /// True if a member lacks this group's committed map and this node is the lowest that has it and talks with that member.
+    /// True if a member lacks this group's committed map, and no lower one that talks with that member has it.
     fn must_teach(&self, name: &ModuleName, index: usize, group: &Handover) -> bool {
         let mine = group.committed();
         let view = self.membership.view();

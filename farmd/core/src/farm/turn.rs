@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::api::ModuleState;
 use crate::handover::{Closed, PeerGroup, Surroundings};
 use crate::id::{ModuleName, NodeId, NodeSet};
-use crate::membership;
+use crate::membership::{self, Peer};
 use crate::wire::heartbeat::ModuleReport;
 
 use super::{Event, Farm, Module};
@@ -32,7 +32,7 @@ impl Farm {
             self.next_heartbeat = now;
         }
         let heard = self.membership.heard(now);
-        self.forget_relayed(now, heard);
+        self.forget_relayed(now);
         self.reports
             .retain(|peer, _| heard.contains(*peer) || self.relays.has(*peer));
         // Who has left to be back at once goes on to have its connections, and gets their frames.
@@ -143,9 +143,14 @@ impl Farm {
                 let is_relayed = relays.has(*peer);
                 let fenced = !is_relayed && membership.peer(*peer).is_some_and(|p| p.fenced());
                 // Who is withheld has no part in what the others agree on. If it knew what this node has done last when it said so: two that serve again at the
-                // same time must not each take the other to be out.
-                let knows = || membership.peer(*peer)?.acked_at();
-                let is_out = report.withheld && knows().is_some_and(|at| at > since);
+                // same time must not each take the other to be out. Who does not hear this node has been told of it by then, or counts on it no more.
+                let told_by = since + membership.told_time();
+                let knows = |p: &Peer| match relays.taken_at(*peer) {
+                    Some(at) => at > told_by,
+                    None if p.hears_us() => p.acked_at().is_some_and(|at| at > since),
+                    None => p.acked_at().is_some_and(|at| at > since) || p.heard_at().is_some_and(|at| at > told_by),
+                };
+                let is_out = report.withheld && membership.peer(*peer).is_some_and(knows);
                 let eligible = report.digest == module.local.digest && !is_out;
                 let hears_us = is_relayed || membership.may_count_on_us(now, *peer);
                 Some((

@@ -6,7 +6,7 @@ use super::action::Action;
 use super::sim::{Sim, ms};
 use crate::config::PartitionPolicy;
 use crate::farm::Event;
-use crate::id::BUCKETS;
+use crate::id::{BUCKETS, ModuleName};
 
 /// Lets `time` pass; nobody accepts what somebody else accepts for a single moment, cut or not.
 fn run_without_two_owners(sim: &mut Sim, time: Duration) {
@@ -182,6 +182,35 @@ fn pairs_of_which_no_two_share_a_node_evict_nobody_and_the_rest_passes_on_what_i
         run_without_two_owners(&mut sim, ms(600));
         sim.check_covered().unwrap();
         assert!((0..nodes).all(|node| sim.farm(node).passes_on().is_empty()), "{of}");
+    }
+}
+
+#[test]
+fn of_a_pair_that_alone_runs_a_module_one_serves_although_a_third_passes_on_what_both_say() {
+    for seed in 40..50 {
+        let mut sim = Sim::started(3, seed);
+        // The third has another module in common with them, of which it passes on what they say.
+        let other: ModuleName = "other".parse().unwrap();
+        for node in 0..3 {
+            let now = sim.nodes[node].clock.local(sim.now);
+            let local = sim.nodes[node].local.clone();
+            let farm = sim.nodes[node].farm.as_mut().unwrap();
+            farm.set_module(now, other.clone(), local);
+        }
+        sim.act(Action::Stop(2));
+        run_without_two_owners(&mut sim, ms(800));
+        sim.act(Action::Cut(0, 1));
+        sim.act(Action::Cut(1, 0));
+        sim.run(ms(800)).unwrap();
+        let end = sim.now + ms(1000);
+        while sim.now < end {
+            sim.run(ms(10)).unwrap();
+            let counts = sim.counts();
+            assert_eq!((counts[0], counts[1], counts[2]), (BUCKETS, 0, 0), "{seed}");
+        }
+        sim.act(Action::MendAll);
+        run_without_two_owners(&mut sim, ms(600));
+        assert_eq!(sim.counts().iter().sum::<usize>(), BUCKETS);
     }
 }
 

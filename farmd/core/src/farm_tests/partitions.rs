@@ -191,13 +191,15 @@ fn row(classes: &[u64], orders: &[Vec<usize>], seed: u64) -> Result<Tally, Breac
     Ok(Tally::of(&sim))
 }
 
-/// Of five nodes, so many broken ways leave sides that are whole in themselves; that some way between two sides still works in one direction makes
+/// Of four nodes or five, so many broken ways leave sides that are whole in themselves; that some way between two sides still works in one direction makes
 /// them no less a partition.
-const A_PARTITION: u32 = 8;
+const fn a_partition(nodes: usize) -> u32 {
+    2 * (nodes as u32 - 1)
+}
 
 /// No bucket has two owners that talk both ways, or with the same third node; nor, short of a partition, of which one hears the other, unless one is
-/// deaf to everybody and cannot know it: frames come in, and no command of two that talk; nor, of five, if it hears somebody, but nothing that the other one says gets
-/// to it by anybody: that one is as good as dead to it. While somebody talks with all others every bucket is served; and so it
+/// deaf to everybody and cannot know it: frames come in, and no command of two that talk; nor, of four or five, if it hears somebody, but nothing that the other one says gets
+/// to it by anybody: that one is as good as dead to it. While somebody talks with all others, or of three or more each with all but one, every bucket is served; and so it
 /// is by the others where all but one talk, and nothing comes in at that one.
 fn check_owners(sim: &Sim, nodes: usize, pattern: u64) -> Result<(), Breach> {
     let hears = |a: usize, b: usize| !sim.net.is_cut(b, a);
@@ -224,7 +226,8 @@ fn check_owners(sim: &Sim, nodes: usize, pattern: u64) -> Result<(), Breach> {
             let linked = hears(a, b) || hears(b, a);
             let go_between = (0..nodes).any(|c| talk(a, c) && talk(b, c));
             let unknown = unknowing(a, b) || unknowing(b, a);
-            let apart = !linked || unknown || deaf(a) || deaf(b) || (nodes > 3 && pattern.count_ones() >= A_PARTITION);
+            let apart =
+                !linked || unknown || deaf(a) || deaf(b) || (nodes > 3 && pattern.count_ones() >= a_partition(nodes));
             let excused = !talk(a, b) && !go_between && apart;
             if both > 0 && sim.counts()[a] > 0 && sim.counts()[b] > 0 && !excused {
                 return Err(sim.breach(format!(
@@ -237,8 +240,10 @@ fn check_owners(sim: &Sim, nodes: usize, pattern: u64) -> Result<(), Breach> {
         }
     }
     let all_talk_with = (0..nodes).any(|c| !cut_off(c) && (0..nodes).all(|n| n == c || talk(c, n) || cut_off(n)));
+    let missed = |n: usize| (0..nodes).filter(|m| *m != n && !talk(n, *m)).count();
+    let all_but_one = nodes > 2 && (0..nodes).all(|n| missed(n) <= 1);
     let served: usize = sim.counts().iter().sum();
-    if all_talk_with && served < crate::id::BUCKETS {
+    if (all_talk_with || all_but_one) && served < crate::id::BUCKETS {
         return Err(sim.breach(format!(
             "{} broken ways, {pattern:#b}: {served} buckets are accepted: {:?}",
             pattern.count_ones(),
@@ -274,6 +279,24 @@ fn every_pattern_of_broken_ways_between_three() {
         "farm::tests::partitions::every_pattern_of_broken_ways_between_three",
         64 * 3,
         false,
+        run,
+    );
+}
+
+#[test]
+fn every_pattern_of_broken_ways_between_four() {
+    let (classes, orders) = (classes(4), orders(4));
+    let ears = [Ears::Frames, Ears::Commands, Ears::Nothing];
+    let all = classes.len() as u64;
+    let run = |seed: u64| {
+        let order = &orders[Rng::new(seed).index(orders.len())];
+        let pattern = renamed(classes[(seed % all) as usize], order);
+        broken(4, pattern, ears[(seed / all % 3) as usize], seed)
+    };
+    run_all(
+        "farm::tests::partitions::every_pattern_of_broken_ways_between_four",
+        all * 3,
+        true,
         run,
     );
 }

@@ -53,7 +53,7 @@ pub struct PeerGroup<'a> {
     pub eligible: bool,
     /// It has stepped out.
     pub fenced: bool,
-    /// It may still count on hearing this node; one that cannot has closed by then.
+    /// It may still count on hearing this node, or is told what this one says; one that cannot has closed by then.
     pub hears_us: bool,
     /// Its latest report.
     pub report: &'a GroupReport,
@@ -76,17 +76,17 @@ pub enum Closed {
 /// What is around at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings<'a> {
-    /// Nodes that all hear each other.
+    /// Nodes that can agree with each other.
     pub view: NodeSet,
-    /// The member of the view that proposes: the lowest that is active, eligible, and neither joining nor withheld.
+    /// The member of the view that proposes, if one may: [`crate::farm`] chooses it.
     pub coordinator: Option<NodeId>,
     /// This node's weight, 0 while it is not ready.
     pub weight: u16,
     /// This node must keep everything closed.
     pub closed: Closed,
-    /// A member that runs the module is not heard here: what it holds is not known.
+    /// A member that runs the module, or may run it, is not heard here, and nobody passes on what it says: what it holds is not known.
     pub unheard: bool,
-    /// Every peer that is heard and has the module active, in the view or not.
+    /// Every peer that is heard, in the view or not, or of which others pass on what it says, and that has the module active.
     pub peers: &'a BTreeMap<NodeId, PeerGroup<'a>>,
     /// Buckets in which peers have connections that have left to be back at once, until they have said anew what they have.
     pub away: &'a BTreeMap<NodeId, &'a BucketSet>,

@@ -365,6 +365,11 @@ impl Membership {
         self.timing.detection_time
     }
 
+    /// How long after a node has said something all members know it, by whichever way, or do not count on that node any more.
+    pub fn told_time(&self) -> Duration {
+        self.timing.detection_time * 2 + self.timing.interval
+    }
+
     /// How long a node that starts is joining.
     pub fn join_time(&self) -> Duration {
         self.join_time

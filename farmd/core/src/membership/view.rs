@@ -84,8 +84,7 @@ impl Links {
     /// Those of `nodes` that can agree with each other, and among them the *hubs*, that talk with all the others.
     ///
     /// A node goes if it fails to talk with two others, or, of two nodes, with the other one. Pairs that do not talk cost nobody his place as long as no node
-    /// is in two of them: messages that matter go by a hub, or, where every node is in such a pair, are passed on by those that talk with both of one.
-    /// Of several the one goes that talks with the fewest; among equals the one that the fewest hear, because the deaf cannot know that
+    /// is in two of them: what they say is passed on to each other. Of several the one goes that talks with the fewest; among equals the one that the fewest hear, because the deaf cannot know that
     /// they are; then the higher id.
     pub fn settle(&self, nodes: NodeSet) -> (NodeSet, NodeSet) {
         // By whom each is not heard, and with whom it does not talk. Nearly always these are empty.

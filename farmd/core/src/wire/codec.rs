@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use crate::api::{ModuleState, Quality};
 use crate::balance::assign::BucketMap;
-use crate::config::MAX_GROUPS;
+use crate::config::{MAX_GROUPS, MAX_MODULES};
 use crate::id::{BUCKETS, Epoch, Incarnation, MacAddr, ModuleName, NodeId, NodeSet};
 use crate::wire::heartbeat::{Ack, BucketSet, GroupReport, Hearsay, MapReport, ModuleReport, ParseError, Relayed};
 
@@ -95,7 +95,7 @@ impl Writer {
         self.u8(r.node.as_u8());
         self.u64(r.incarnation.0);
         self.u64(r.seq);
-        self.module(&r.module);
+        self.list(&r.modules, MAX_MODULES, Self::module);
     }
 
     pub(super) fn module(&mut self, m: &ModuleReport) {
@@ -272,7 +272,7 @@ impl<'a> Reader<'a> {
             node: self.node()?,
             incarnation: Incarnation(self.u64()?),
             seq: self.u64()?,
-            module: self.module()?,
+            modules: self.list(MAX_MODULES, Self::module)?,
         })
     }
 

@@ -12,7 +12,7 @@
 //! with E: echo { node (1), ack (3), kept for microseconds (3) },
 //! with H: n (1), n x hearsay { node (1), flags (1), incarnation (8), sequence number (8),
 //!   age in microseconds (4), hears: node set (8) },
-//! with P: n (1), n x relayed { node (1), incarnation (8), sequence number (8), module },
+//! with P: n (1), n x relayed { node (1), incarnation (8), sequence number (8), n (1), n x module },
 //! n (1), n x module { name: text, configuration digest (8), state (1), quality (1), flags (1),
 //!   with S: runs: node set (8), leaves out: node set (8),
 //!   why: text, n (1), n x Ethernet address (6),
@@ -51,8 +51,6 @@ use crate::wire::codec::{Reader, Writer};
 const MAGIC: &[u8; 4] = b"FARM";
 /// Version of this format; another one is refused and counted.
 const VERSION: u8 = 5;
-/// Most reports of others that one heartbeat carries.
-pub const MAX_RELAYED: usize = 64;
 /// Longest datagram, in bytes: what UDP over IPv4 can carry.
 pub const MAX_DATAGRAM: usize = 65_507;
 /// Most requesters that one heartbeat carries.
@@ -273,7 +271,7 @@ pub struct Hearsay {
     pub hears: NodeSet,
 }
 
-/// What a node has said of one of its modules, passed on by another one for a node that does not hear it.
+/// What a node has said of its modules, passed on by another one for a node that does not hear it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Relayed {
     /// Who has said it.
@@ -283,7 +281,7 @@ pub struct Relayed {
     /// The number of its heartbeat.
     pub seq: u64,
     /// What it has said.
-    pub module: ModuleReport,
+    pub modules: Vec<ModuleReport>,
 }
 
 impl Relayed {
@@ -403,7 +401,7 @@ impl Heartbeat {
             w.list(&self.hearsay, MAX_NODES, Writer::hearsay);
         }
         if !self.relayed.is_empty() {
-            w.list(&self.relayed, MAX_RELAYED, Writer::relayed);
+            w.list(&self.relayed, MAX_NODES, Writer::relayed);
         }
         w.list(&self.modules, MAX_MODULES, Writer::module);
         w.list(&self.requesters, MAX_REQUESTERS, |w, r| {
@@ -459,7 +457,7 @@ impl Heartbeat {
             },
             relayed: match flags & 128 {
                 0 => Vec::new(),
-                _ => r.list(MAX_RELAYED, Reader::relayed)?,
+                _ => r.list(MAX_NODES, Reader::relayed)?,
             },
             modules: r.list(MAX_MODULES, Reader::module)?,
             requesters: r.list(MAX_REQUESTERS, |r| {

@@ -4,9 +4,11 @@
 //! Owns when that begins, and whom the data plane's questions go to. An answer counts only if all have given it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use farm_core::balance::flow::FlowKey;
+use farm_core::balance::plan::Plan;
 use farm_core::id::{NodeId, NodeSet};
 use tracing::{debug, info, warn};
 
@@ -28,13 +30,25 @@ pub(super) struct Orphans {
 }
 
 impl Node {
-    /// Has the data plane ask from the death of a node on.
-    pub(super) fn watch_orphans(&mut self, now: Duration) {
-        let (plan, _) = self.published.newest();
-        let dead: NodeSet = plan.gone.keys().copied().collect();
-        let is_news = dead.iter().any(|node| !self.orphans.dead.contains(node));
+    /// Has the data plane ask from the death of a node on, and forgets ended connections in its buckets; `before` is the plan of before this turn.
+    pub(super) fn watch_orphans(&mut self, now: Duration, before: Arc<Plan>) {
+        let membership = self.farm.membership();
+        let view = membership.view();
+        // A member that only others hear is alive.
+        let dead: NodeSet = membership
+            .gone(now)
+            .into_keys()
+            .filter(|n| !view.contains(*n))
+            .collect();
+        let died: NodeSet = dead.iter().filter(|node| !self.orphans.dead.contains(*node)).collect();
         self.orphans.dead = dead;
-        if is_news || std::mem::take(&mut self.orphans.are_own) {
+        if !died.is_empty() && !before.vips.is_empty() {
+            self.queue(Effect::ForgetEnded {
+                plan: before,
+                dead: died,
+            });
+        }
+        if !died.is_empty() || std::mem::take(&mut self.orphans.are_own) {
             info!(
                 seconds = WINDOW.as_secs(),
                 "a node has died: where peers have connections in the same bucket, they are asked before its clients are reset"

@@ -16,7 +16,6 @@ use tracing::{info, warn};
 
 use super::Node;
 use super::rules::Rules;
-use crate::effect::Effect;
 
 /// Module and group of each position in a plan.
 type Groups = Vec<(ModuleName, usize)>;
@@ -125,12 +124,6 @@ impl Node {
         let published = &self.published;
         if published.farm_version == Some(farm_version) && published.macs == macs && published.plan.gone == gone {
             return false;
-        }
-        let died = gone.keys().filter(|node| !self.published.plan.gone.contains_key(node));
-        let dead: NodeSet = died.copied().collect();
-        if !dead.is_empty() && !self.published.plan.vips.is_empty() {
-            let plan = Arc::clone(&self.published.plan);
-            self.queue(Effect::ForgetEnded { plan, dead });
         }
         self.published.version += 1;
         let mut rules = std::mem::take(&mut self.published.rules);

@@ -30,8 +30,8 @@ impl Node {
         let membership = self.farm.membership();
         let mut heard = membership.heard(now);
         heard.insert(self.this);
-        // Of members that another one hears nothing is known here of what they have.
-        let is_unheard = membership.view().iter().any(|node| !heard.contains(node));
+        // Nothing may be known here of what a member has that only others hear.
+        let is_unheard = membership.view().iter().any(|node| !heard.contains(node)) && self.farm.lacks_word();
         let is_back = heard.iter().any(|node| !self.resets.heard.contains(node));
         let missing: NodeSet = {
             let all = (0..self.cluster.nodes.len()).filter_map(NodeId::new);

@@ -134,11 +134,13 @@ impl Node {
             let other = told.weight != group.weight(self.cluster.name(node));
             share.setting.weight = (set && other).then_some(told.weight);
         }
-        let age = peer
-            .and_then(|p| p.heard_at())
-            .map_or(Duration::ZERO, |at| now.saturating_sub(at));
+        let told_at = self.farm.told_at(node);
+        let spoken_at = told_at.or_else(|| peer?.heard_at());
+        let age = spoken_at.map_or(Duration::ZERO, |at| now.saturating_sub(at));
         let mut why = report.why.clone();
-        if why.is_empty() && !peer.is_some_and(|p| p.hears_us()) {
+        if why.is_empty() && told_at.is_some() {
+            "not heard here; others pass on what it says".clone_into(&mut why);
+        } else if why.is_empty() && !peer.is_some_and(|p| p.hears_us()) {
             why = peer
                 .map(|p| p.why(now, self.cluster.detection_time()))
                 .unwrap_or_default();

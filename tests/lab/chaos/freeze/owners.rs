@@ -16,6 +16,8 @@ use crate::wire::{Evidence, Times};
 pub(super) struct Round {
     /// Its switch port.
     pub port: String,
+    /// Its Ethernet address.
+    pub mac: String,
     /// Shortly before it began.
     pub before: Instant,
     /// When it had surely begun.
@@ -169,6 +171,12 @@ fn describe(asked: &[Instant], ports: &Times, rounds: &[Round], profile: Profile
     said.join("; ")
 }
 
+/// The port of the node that has this Ethernet address, if it stood still at some time.
+fn named(mac: &str, rounds: &[Round]) -> String {
+    let round = rounds.iter().find(|round| round.mac == mac);
+    round.map_or(mac, |round| round.port.as_str()).to_owned()
+}
+
 /// When `asked` and its repetitions went out, who answered, and the rounds around it.
 pub(super) fn story(asked: &Asked, evidence: &Evidence, rounds: &[Round], profile: Profile) -> String {
     let within = |at: &Instant| *at + SLACK >= asked.begun && *at <= asked.ended + SLACK;
@@ -178,7 +186,10 @@ pub(super) fn story(asked: &Asked, evidence: &Evidence, rounds: &[Round], profil
         .filter(|(attempt, times)| Some(attempt.client) == asked.local && times.iter().any(within));
     let told = attempts.map(|(attempt, times)| {
         let answers = evidence.syn_acks.get(attempt).cloned().unwrap_or_default();
-        format!("to {}: {}", attempt.vip, describe(times, &answers, rounds, profile))
+        let entries = evidence.entries.get(attempt).into_iter().flatten();
+        let entries: Vec<String> = entries.map(|mac| named(&mac.to_string(), rounds)).collect();
+        let all = describe(times, &answers, rounds, profile);
+        format!("to {} by {}: {all}", attempt.vip, entries.join(", "))
     });
     told.collect::<Vec<_>>().join("; ")
 }
@@ -257,6 +268,7 @@ mod tests {
     fn round(zero: Instant, cut_off: bool) -> [Round; 1] {
         [Round {
             port: "p1".to_owned(),
+            mac: String::new(),
             before: after(zero, 990),
             begun: after(zero, 1000),
             ending: after(zero, 2000),
@@ -363,6 +375,7 @@ mod tests {
         let [first] = round(zero, true);
         let second = Round {
             port: "p2".to_owned(),
+            mac: String::new(),
             before: after(zero, 3990),
             begun: after(zero, 4000),
             ending: after(zero, 5000),

@@ -101,10 +101,10 @@ fn what_is_emitted_is_read_back() {
                 node,
                 incarnation: Incarnation(u64::MAX),
                 seq: 1 << 40,
-                module: ModuleReport {
+                modules: vec![ModuleReport {
                     why: "it is said".to_owned(),
                     ..sent.modules[0].clone()
-                },
+                }],
             });
             sent.relayed = relayed.collect();
         }
@@ -255,7 +255,7 @@ fn full() -> Heartbeat {
             node: node(6),
             incarnation: Incarnation(0x9192_9394_9596_9798),
             seq: 0xa1a2_a3a4_a5a6_a7a8,
-            module: module("w", ModuleState::Up, Quality::Ready),
+            modules: vec![module("w", ModuleState::Up, Quality::Ready)],
         }],
         modules: vec![
             ModuleReport {
@@ -329,6 +329,7 @@ ff                      | flags F L J E H R X P
 06                      | relayed 1: node
 91 92 93 94 95 96 97 98 | relayed 1: incarnation
 a1 a2 a3 a4 a5 a6 a7 a8 | relayed 1: sequence number
+01                      | relayed 1: modules: count
 01 77                   | relayed 1: module: name, w
 00 x8                   | relayed 1: module: digest
 02                      | relayed 1: module: state, UP
@@ -412,7 +413,7 @@ ff 00 00                | group 1: map: 1 bucket of nobody
 06 20 01 0d b8 00 00 00 00 00 00 00 00 00 00 00 14 | requester 2: vip, 2001:db8::14
 06 fe 80 00 00 00 00 00 00 00 00 00 00 00 00 00 01 | requester 2: address, fe80::1
 02 00 00 00 00 04       | requester 2: Ethernet address
-fc e2 4e e5 53 75 b4 37 86 f7 9e a8 91 78 da 11 | tag: HMAC-SHA-256 under a key of 32 times 01, computed by another implementation
+9c 2e 16 a8 35 4d be 48 7c a7 71 29 a4 81 94 41 | tag: HMAC-SHA-256 under a key of 32 times 01, computed by another implementation
 ";
 
 /// The fields of [`GOLDEN`], each with its name.
