@@ -215,4 +215,12 @@ impl Plan {
             .owners
             .owner(hash::bucket_of_addr(self.seed, requester))
     }
+
+    /// True if this node is that one, and has the bucket open: a node that did not run for a while has closed it, and may only not know yet whose it is by now.
+    pub fn is_entry(&self, vip: &VipPlan, requester: IpAddr) -> bool {
+        let bucket = hash::bucket_of_addr(self.seed, requester).index();
+        let state = self.groups.get(vip.entry_group).map(|group| group.states[bucket]);
+        let is_open = matches!(state, Some(BucketState::Own | BucketState::Guarded));
+        is_open && self.entry_node(vip, requester) == Some(self.this)
+    }
 }

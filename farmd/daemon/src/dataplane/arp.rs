@@ -135,7 +135,7 @@ impl Responder {
         learned
     }
 
-    /// Tells the requesters whose entry node has changed, as far as this node was or is it.
+    /// Tells the requesters whose entry node has changed, as far as this node was it, or is it and has their bucket open.
     pub fn handle_plan(&mut self, old: &Plan, new: &Plan, interfaces: &mut [Interface]) {
         let now = Instant::now();
         for vip in &new.vips {
@@ -143,13 +143,15 @@ impl Responder {
                 continue;
             };
             let before = old.vip(vip.addr);
-            let owners_changed = before.is_none_or(|b| {
-                old.groups.get(b.entry_group).map(|g| &g.owners) != new.groups.get(vip.entry_group).map(|g| &g.owners)
-            });
-            if !owners_changed {
+            let groups = (
+                before.and_then(|b| old.groups.get(b.entry_group)),
+                new.groups.get(vip.entry_group),
+            );
+            let owners_changed = groups.0.map(|g| &g.owners) != groups.1.map(|g| &g.owners);
+            if !owners_changed && groups.0.map(|g| &g.states) == groups.1.map(|g| &g.states) {
                 continue;
             }
-            if let Some(reroute) = vip.arp_reroute {
+            if let Some(reroute) = vip.arp_reroute.filter(|_| owners_changed) {
                 let periodic = Periodic {
                     broadcast_at: now + reroute.interval,
                     until: now + reroute.elapse,
@@ -162,11 +164,7 @@ impl Responder {
                 .iter()
                 .filter(|r| r.vip == vip.addr)
                 .filter_map(|r| {
-                    let entry = new.entry_node(vip, r.addr)?;
-                    let was = before.and_then(|b| old.entry_node(b, r.addr));
-                    if was == Some(entry) || (entry != new.this && was != Some(new.this)) {
-                        return None;
-                    }
+                    let entry = new.entry_node(vip, r.addr).filter(|_| is_news(old, new, vip, r.addr))?;
                     Some((r, mac_of(new, vip, entry)?))
                 })
                 .collect();
@@ -254,6 +252,17 @@ impl Responder {
     }
 }
 
+/// True if this node tells `requester` who its entry node is by `new`: it was that itself by `old`, or has become it. Who has closed the bucket has not: a node that
+/// did not run for a while would call clients back from those that have taken over.
+fn is_news(old: &Plan, new: &Plan, vip: &VipPlan, requester: IpAddr) -> bool {
+    let before = old.vip(vip.addr);
+    if new.entry_node(vip, requester) == Some(new.this) {
+        new.is_entry(vip, requester) && !before.is_some_and(|b| old.is_entry(b, requester))
+    } else {
+        before.and_then(|b| old.entry_node(b, requester)) == Some(new.this)
+    }
+}
+
 /// The Ethernet address to answer with, if this node is to answer.
 fn answer(plan: &Plan, vip: &VipPlan, heard: &Heard) -> Option<MacAddr> {
     let entry = plan.entry_node(vip, heard.asker().0)?;
@@ -281,7 +290,7 @@ mod tests {
     use std::net::Ipv6Addr;
 
     use farm_core::balance::assign::BucketMap;
-    use farm_core::balance::plan::GroupPlan;
+    use farm_core::balance::plan::{BucketState, GroupPlan};
     use farm_core::id::{BUCKETS, NodeId};
     use farm_core::wire::nd::{Message, Nd, multicast_mac, solicited_node};
 
@@ -335,6 +344,29 @@ mod tests {
             target: VIP,
             link_layer: None,
         })
+    }
+
+    #[test]
+    fn who_is_told_of_an_entry_node_that_has_changed() {
+        let client = IpAddr::from([198, 18, 0, 100]);
+        let open = |owner: usize, is_open: bool| {
+            let mut plan = plan(L2Mode::Directed, owner);
+            if is_open {
+                plan.groups[0].states.fill(BucketState::Guarded);
+            }
+            plan
+        };
+        let news = |old: &Plan, new: &Plan| is_news(old, new, &new.vips[0], client);
+        let (own, closed, theirs) = (open(0, true), open(0, false), open(1, false));
+        let nothing = Plan {
+            vips: Vec::new(),
+            ..own.clone()
+        };
+        assert!(news(&nothing, &own) && news(&theirs, &own) && news(&own, &theirs));
+        // A node that goes on after a pause: it closes, and hears later who has taken over, or that nobody has.
+        assert!(!news(&own, &closed) && news(&closed, &theirs) && news(&closed, &own));
+        // Such a node, alone for a moment, has a plan in which nobody owns anything.
+        assert!(!news(&nothing, &closed) && !news(&own, &own) && !news(&theirs, &theirs) && !news(&nothing, &theirs));
     }
 
     #[test]
