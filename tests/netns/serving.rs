@@ -200,7 +200,10 @@ fn powers_several_vips_port_ranges_and_udp_follow_their_own_maps() {
             .collect();
         let mut nodes = BTreeMap::<String, usize>::new();
         for source in &lab.client.addrs()[..60] {
-            let answers = udp::ask(&lab.client, *source, at, "who", Duration::from_secs(2)).expect("a datagram");
+            // A datagram may be lost on a busy machine.
+            let mut asked = (0..3).map(|_| udp::ask(&lab.client, *source, at, "who", Duration::from_secs(1)));
+            let answered = asked.find(|answers| !matches!(answers, Ok(none) if none.is_empty()));
+            let answers = answered.expect("an answer to one of three").expect("a datagram");
             assert_eq!(answers.len(), 1, "{source} to {at}: {answers:?}");
             *nodes.entry(answers[0].clone()).or_default() += 1;
         }
