@@ -253,6 +253,8 @@ impl<'a> Fates<'a> {
 
 #[cfg(test)]
 mod tests {
+    use farm_core::id::MacAddr;
+
     use super::*;
     use crate::chaos::PROFILES;
     use crate::wire::Attempt;
@@ -496,6 +498,8 @@ mod tests {
         let mut evidence = Evidence::default();
         let tries = [1010, 2010, 4010].map(|at| after(zero, at)).to_vec();
         evidence.syns.insert(attempt(7), tries);
+        let entries = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]].map(MacAddr);
+        evidence.entries.insert(attempt(7), entries.to_vec());
         evidence.syns.insert(attempt(8), vec![after(zero, 9000)]);
         let asked = Asked {
             local: Some(client),
@@ -503,9 +507,11 @@ mod tests {
             ended: after(zero, 6010),
             outcome: Err(Failure::ConnectTimeout),
         };
+        let mut rounds = round(zero, false);
+        rounds[0].mac = "02:00:00:00:00:01".to_owned();
         assert_eq!(
-            story(&asked, &evidence, &round(zero, false), PROFILE),
-            "to 198.18.0.20:80: asked at 0.0, 1000.0, 3000.0 ms; \
+            story(&asked, &evidence, &rounds, PROFILE),
+            "to 198.18.0.20:80 by p1, 02:00:00:00:00:02, p1: asked at 0.0, 1000.0, 3000.0 ms; \
              p1 was stopped from -10.0 to 990.0 ms, and all served before 1590.0 ms"
         );
     }
