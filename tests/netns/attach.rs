@@ -133,6 +133,7 @@ fn a_host_that_takes_no_program_serves_in_user_space_and_says_why() {
     let config = |plane| LabConfig {
         plane,
         attach: "none",
+        falls_back: true,
         ..farm_of(1)
     };
     let lab = Lab::serve(config("auto")).expect("the farm comes up");
