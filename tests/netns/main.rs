@@ -20,6 +20,7 @@ mod ipv6;
 mod lans;
 mod life;
 mod look;
+mod malformed;
 mod modules;
 mod orphans;
 mod plane;

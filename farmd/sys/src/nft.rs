@@ -76,6 +76,11 @@ const PAYLOAD_TARGET: u16 = 1;
 const PAYLOAD_BASE: u16 = 2;
 const PAYLOAD_OFFSET: u16 = 3;
 const PAYLOAD_LENGTH: u16 = 4;
+const BITWISE_SOURCE: u16 = 1;
+const BITWISE_TARGET: u16 = 2;
+const BITWISE_LENGTH: u16 = 3;
+const BITWISE_MASK: u16 = 4;
+const BITWISE_XOR: u16 = 5;
 const COMPARE_SOURCE: u16 = 1;
 const COMPARE_OPERATION: u16 = 2;
 const COMPARE_DATA: u16 = 3;
@@ -98,8 +103,13 @@ const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
 const HOOK_INGRESS: u32 = 0;
 
+/// Ethernet types of VLAN tags (IEEE 802.1Q, 802.1ad), and the identifier in the two bytes behind the type.
+const TAGS: [u16; 2] = [0x8100, 0x88a8];
+const VLAN_ID: u16 = 0x0fff;
+
 /// Makes, or makes anew, the table `table`: on interface `device` it drops IPv4 and IPv6 packets to one of `vips`, counted, but for those
-/// with the mark [`ACCEPTED_MARK`], which is taken off.
+/// with the mark [`ACCEPTED_MARK`], which is taken off. Also behind a second VLAN tag that names only a priority: the kernel takes off one tag ahead of the chain, and
+/// as many such as there are behind it. What has a third one behind these is dropped whatever its address.
 ///
 /// With `drop_arp` it also drops ARP requests and replies whose target address, and neighbour solicitations whose target, is one
 /// of `vips`, so that the kernel neither answers for a VIP nor learns from questions about it. One transaction, and a chain that stands is
@@ -120,7 +130,7 @@ pub fn install(table: &str, device: &str, vips: &[IpAddr], drop_arp: bool) -> io
         transaction.make_anew(table, device);
     }
     transaction.add_rule(table, CHAIN, let_accepted_by);
-    for rule in vips.iter().flat_map(|&vip| rules_for(vip, drop_arp)) {
+    for rule in drops(vips, drop_arp) {
         transaction.add_rule(table, CHAIN, |list| rule.emit(list));
     }
     transaction
@@ -164,7 +174,7 @@ pub fn is_installed(table: &str, device: &str, vips: &[IpAddr], drop_arp: bool) 
     if !is_hooked(table, CHAIN, device)? {
         return Ok(false);
     }
-    let drops = vips.iter().flat_map(|&vip| rules_for(vip, drop_arp)).count();
+    let drops = drops(vips, drop_arp).len();
     // And the one that lets by.
     let rules =
         rules_of(table, CHAIN).map_err(|error| sockopt::context(&error, format_args!("nf_tables table {table}")))?;
@@ -220,6 +230,8 @@ fn packets(rule: &[u8]) -> u64 {
 struct Rule {
     /// Ethernet type.
     protocol: u16,
+    /// It is that of a VLAN tag, which must name no VLAN (IEEE 802.1Q: identifier 0).
+    is_tag: bool,
     /// (offset from the network header, bytes that stand there), each at most 16 bytes long.
     fields: Vec<(u32, Vec<u8>)>,
 }
@@ -231,11 +243,13 @@ fn rules_for(vip: IpAddr, drop_arp: bool) -> Vec<Rule> {
             // Ethernet and IPv4 addresses first: only then the target address is at 24.
             let arp = Rule {
                 protocol: 0x0806,
+                is_tag: false,
                 fields: vec![(0, vec![0, 1, 8, 0, 6, 4]), (24, vip.clone())],
             };
             (
                 Rule {
                     protocol: 0x0800,
+                    is_tag: false,
                     fields: vec![(16, vip)],
                 },
                 arp,
@@ -248,26 +262,54 @@ fn rules_for(vip: IpAddr, drop_arp: bool) -> Vec<Rule> {
             (
                 Rule {
                     protocol: 0x86dd,
+                    is_tag: false,
                     fields: vec![(24, vip)],
                 },
                 Rule {
                     protocol: 0x86dd,
+                    is_tag: false,
                     fields: solicitation,
                 },
             )
         }
     };
-    if drop_arp {
-        vec![packets, questions]
-    } else {
-        vec![packets]
-    }
+    std::iter::once(packets).chain(drop_arp.then_some(questions)).collect()
+}
+
+/// All rules that drop: first those for frames as they usually are.
+fn drops(vips: &[IpAddr], drop_arp: bool) -> Vec<Rule> {
+    let plain: Vec<Rule> = vips.iter().flat_map(|&vip| rules_for(vip, drop_arp)).collect();
+    let tags = TAGS
+        .iter()
+        .flat_map(|&outer| TAGS.map(|inner| Rule::behind(outer, inner, &[])));
+    let more = tags.filter(|_| !plain.is_empty());
+    let second = plain
+        .iter()
+        .flat_map(|rule| TAGS.map(|tag| Rule::behind(tag, rule.protocol, &rule.fields)));
+    let behind: Vec<Rule> = second.chain(more).collect();
+    plain.into_iter().chain(behind).collect()
 }
 
 impl Rule {
+    /// What has a tag of type `tag` that names a priority, and behind it a packet of type `protocol` with these fields.
+    fn behind(tag: u16, protocol: u16, fields: &[(u32, Vec<u8>)]) -> Self {
+        let inner = protocol.to_be_bytes().to_vec();
+        let further = fields.iter().map(|(offset, value)| (offset + 4, value.clone()));
+        Self {
+            protocol: tag,
+            is_tag: true,
+            fields: std::iter::once((2, inner)).chain(further).collect(),
+        }
+    }
+
     fn emit(&self, list: &mut Batch) {
         meta(list, KEY_PROTOCOL);
         compare(list, &self.protocol.to_be_bytes());
+        if self.is_tag {
+            payload(list, NETWORK_HEADER, 0, 2);
+            mask(list, &VLAN_ID.to_be_bytes());
+            compare(list, &[0; 2]);
+        }
         for (offset, value) in &self.fields {
             payload(list, NETWORK_HEADER, *offset, value.len() as u32);
             compare(list, value);
@@ -316,6 +358,21 @@ fn payload(list: &mut Batch, base: u32, offset: u32, length: u32) {
             .attribute_be32(PAYLOAD_BASE, base);
         data.attribute_be32(PAYLOAD_OFFSET, offset)
             .attribute_be32(PAYLOAD_LENGTH, length);
+    });
+}
+
+/// Keeps these bits of what was loaded.
+fn mask(list: &mut Batch, bits: &[u8]) {
+    expression(list, "bitwise", |data| {
+        data.attribute_be32(BITWISE_SOURCE, REGISTER)
+            .attribute_be32(BITWISE_TARGET, REGISTER)
+            .attribute_be32(BITWISE_LENGTH, bits.len() as u32);
+        data.nested(BITWISE_MASK, |data| {
+            data.attribute(DATA_VALUE, bits);
+        });
+        data.nested(BITWISE_XOR, |data| {
+            data.attribute(DATA_VALUE, &vec![0; bits.len()]);
+        });
     });
 }
 

@@ -62,6 +62,8 @@ const VLAN_ID: u32 = 0x0fff;
 /// Offsets in an Ethernet frame without VLAN tag (the kernel strips it before packet sockets see the frame).
 const ETHERTYPE_AT: u32 = 12;
 const IP_AT: u32 = 14;
+/// Of a tag that is still in the frame.
+const TAG_AT: u32 = 14;
 const PROTOCOL_AT: u32 = 23;
 const FRAGMENT_AT: u32 = 20;
 const SOURCE_AT: u32 = 26;
@@ -79,6 +81,8 @@ const SYN_FLAG: u32 = 0x02;
 
 const ETHERTYPE_IPV4: u32 = 0x0800;
 const ETHERTYPE_IPV6: u32 = 0x86dd;
+const ETHERTYPE_TAG: u32 = 0x8100;
+const ETHERTYPE_SERVICE_TAG: u32 = 0x88a8;
 const ICMP: u32 = 1;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
@@ -129,7 +133,7 @@ pub fn build(plan: &Plan, interface: u32, detail: Detail) -> Vec<Insn> {
         jump(JEQ_K, NEIGHBOUR_SOLICITATION, 0, 1),
         insn(RET_K, 0),
     ];
-    by_family(plan, interface, &[], &solicitations, &mut |vip, length| {
+    by_family(plan, interface, true, [&[], &solicitations], &mut |vip, length| {
         let body = match detail {
             Detail::Buckets => body(plan, vip),
             Detail::Vips => vec![insn(RET_K, ALL)],
@@ -177,7 +181,7 @@ pub fn requests(plan: &Plan, interface: u32) -> Vec<Insn> {
         jump(JEQ_K, SYN_FLAG, 1, 0),
         insn(RET_K, 0),
     ];
-    by_family(plan, interface, &ipv4, &ipv6, &mut |vip, _| {
+    by_family(plan, interface, false, [&ipv4, &ipv6], &mut |vip, _| {
         let mac = match vip.mode {
             L2Mode::Directed => None,
             L2Mode::Invisible(mac) => Some(mac),
@@ -186,13 +190,13 @@ pub fn requests(plan: &Plan, interface: u32) -> Vec<Insn> {
     })
 }
 
-/// A part for each family: what all its packets must pass (`ipv4`, `ipv6`), then what `of_vip` makes of each VIP, given the program's length so far.
-/// VIPs too many for a program are not told apart.
+/// A part for each family: what all its packets must pass (IPv4, IPv6), then what `of_vip` makes of each VIP, given the program's length so far.
+/// VIPs too many for a program are not told apart. What is behind a second tag is not told apart either, if it is wanted (`tagged`), and does not pass otherwise.
 fn by_family(
     plan: &Plan,
     interface: u32,
-    ipv4: &[Insn],
-    ipv6: &[Insn],
+    tagged: bool,
+    [ipv4, ipv6]: [&[Insn]; 2],
     of_vip: &mut dyn FnMut(&VipPlan, usize) -> Vec<Insn>,
 ) -> Vec<Insn> {
     // A frame of another VLAN is not of this interface.
@@ -203,6 +207,17 @@ fn by_family(
         insn(RET_K, 0),
         insn(LD_H_ABS, ETHERTYPE_AT),
     ];
+    if tagged && plan.vips.iter().any(|vip| vip.interface == interface) {
+        // The kernel has taken off one tag; others may name a priority too (IEEE 802.1Q: VLAN identifier 0).
+        program.extend([
+            jump(JEQ_K, ETHERTYPE_TAG, 1, 0),
+            jump(JEQ_K, ETHERTYPE_SERVICE_TAG, 0, 4),
+            insn(LD_H_ABS, TAG_AT),
+            jump(JSET_K, VLAN_ID, 0, 1),
+            insn(RET_K, 0),
+            insn(RET_K, ALL),
+        ]);
+    }
     for (ethertype, guard, is_ipv4) in [(ETHERTYPE_IPV4, ipv4, true), (ETHERTYPE_IPV6, ipv6, false)] {
         let here = |vip: &&VipPlan| vip.interface == interface && vip.addr.is_ipv4() == is_ipv4;
         let mut vips = plan.vips.iter().filter(here).peekable();

@@ -268,13 +268,14 @@ proptest! {
         for frame in frames {
             let Some((verdict, reason, forwarded)) = judge(&plan, &frame) else { continue };
             let needed = matches!(verdict, Verdict::Accept | Verdict::Hold) || forwarded;
-            // A VLAN tag is stripped before a socket filter runs.
-            let tagged = !matches!(frame[12..14], [8, 0] | [0x86, 0xdd]);
-            if needed && !tagged {
-                prop_assert_eq!(run(&program, &frame), ALL, "{:?} {:?}", (verdict, reason), Packet::parse(&frame));
+            // The outermost VLAN tag is taken off before a socket filter runs; behind another one addresses are not told apart.
+            let is_tagged = |frame: &[u8]| !matches!(frame[12..14], [8, 0] | [0x86, 0xdd]);
+            let shown = if is_tagged(&frame) { [&frame[..12], &frame[16..]].concat() } else { frame.clone() };
+            if needed {
+                prop_assert_eq!(run(&program, &shown), ALL, "{:?} {:?}", (verdict, reason), Packet::parse(&frame));
             }
-            if verdict == Verdict::Pass {
-                prop_assert_eq!(run(&program, &frame), 0, "not for a VIP");
+            if verdict == Verdict::Pass && !is_tagged(&shown) {
+                prop_assert_eq!(run(&program, &shown), 0, "not for a VIP");
             }
         }
         prop_assert_eq!(run(&build(&plan, INTERFACE + 1, Detail::Buckets), &[0; 64]), 0);
@@ -530,6 +531,35 @@ fn requests_are_recorded_by_flags_and_by_the_address_of_the_mode() {
     let last = many.vips.last().unwrap().addr;
     let request = Way::new(client(1), last, VIRTUAL_MAC).tcp(4000, 80, Flags::Syn);
     assert_eq!(run(&program, &request), ALL, "past its limit it passes too much");
+}
+
+/// As the kernel shows a frame that had two tags: without the outer one.
+#[test]
+fn frames_with_a_second_tag_pass_if_it_names_a_priority() {
+    let directed = vip_plan(
+        vip(),
+        L2Mode::Directed,
+        [rule(Protocol::Tcp, 80, 80, Affinity::ClientIp, 0)],
+    );
+    let plan = plan(directed, vec![group(BucketState::Own, Some(0))]);
+    let request = Way::new(client(1), vip(), OWN_MAC).tcp(4000, 80, Flags::Syn);
+    let program = build(&plan, INTERFACE, Detail::Buckets);
+    for (tags, passes) in [
+        (&[0x8100_0000][..], true),
+        (&[0x88a8_e000], true),
+        (&[0x8100_0000, 0x88a8_2000], true),
+        (&[0x8100_0005], false),
+        (&[0x88a8_efff], false),
+    ] {
+        let frame = tagged(&request, tags);
+        assert_eq!(run(&program, &frame) != 0, passes, "{tags:x?}");
+        assert_eq!(run(&requests(&plan, INTERFACE), &frame), 0, "not recorded");
+        assert_eq!(
+            run(&build(&plan, INTERFACE + 1, Detail::Buckets), &frame),
+            0,
+            "not of this interface"
+        );
+    }
 }
 
 #[test]

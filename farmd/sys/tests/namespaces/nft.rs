@@ -36,11 +36,33 @@ fn the_stack_no_longer_sees_the_vip_while_the_ring_does() {
             &lab::udp_packet((ADDR_B, 4000), (to, 5000), &to.octets(), true),
         )
     };
+    // The kernel takes one tag off ahead of the chain and the others behind it, as long as they name a priority only.
+    let behind = |tags: &[[u8; 4]]| {
+        let frame = datagram(VIP);
+        [
+            &frame[..VNET_HEADER + 12],
+            tags.as_flattened(),
+            &frame[VNET_HEADER + 12..],
+        ]
+        .concat()
+    };
+    let (priority, service) = ([0x81, 0, 0xe0, 0], [0x88, 0xa8, 0, 0]);
+    let tagged: Vec<Vec<[u8; 4]>> = vec![
+        vec![priority; 2],
+        vec![priority, service],
+        vec![priority, service, priority],
+        vec![service; 4],
+        vec![priority; 6],
+    ];
     let mut buffer = [0; 64];
 
     sender.send(&datagram(VIP)).unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
     assert_eq!(socket.recv(&mut buffer).unwrap(), 4, "before");
+    for tags in &tagged {
+        sender.send(&behind(tags)).unwrap();
+        assert_eq!(socket.recv(&mut buffer).unwrap(), 4, "before, behind {tags:x?}");
+    }
 
     lab.a
         .run(|| nft::install("farm_a0", "a0", &[VIP.into()], false).unwrap());
@@ -56,6 +78,18 @@ fn the_stack_no_longer_sees_the_vip_while_the_ring_does() {
     assert_eq!(socket.recv(&mut buffer).unwrap(), 4, "the host's own address");
     assert_eq!(buffer[..4], ADDR_A.octets());
     assert_eq!(lab.a.run(|| nft::dropped("farm_a0").unwrap()), 1);
+    for tags in &tagged {
+        sender.send(&behind(tags)).unwrap();
+    }
+    socket.set_read_timeout(Some(SILENCE)).unwrap();
+    assert_eq!(
+        socket.recv(&mut buffer).unwrap_err().kind(),
+        io::ErrorKind::WouldBlock,
+        "the VIP, behind tags"
+    );
+    let dropped = 1 + tagged.len() as u64;
+    assert_eq!(lab.a.run(|| nft::dropped("farm_a0").unwrap()), dropped);
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
     assert_eq!(
         lab::collect(&mut ring, 3),
         [datagram(VIP), datagram(VIP), datagram(ADDR_A)]
