@@ -56,3 +56,46 @@ fn a_segment_that_may_be_nobodys_is_the_daemons_to_ask_for() {
         assert!((1..2000).contains(&punted), "{punted}");
     }
 }
+
+/// Where connections may end in containers the kernel's sockets do not tell whose a segment is: the daemon decides, and sends it on to who else may have it.
+#[test]
+fn a_segment_that_may_be_a_containers_is_left_to_the_daemon_whole() {
+    for state in [BucketState::Guarded, BucketState::Draining] {
+        let mut held = group(state, Some(if state == BucketState::Guarded { 0 } else { 2 }));
+        held.holders = (0..BUCKETS)
+            .map(|i| (i, [id(1), id(2)].into_iter().collect()))
+            .collect();
+        for (addr, client) in [(vip(), client(1)), (vip6(), client6(1))] {
+            let other = group(BucketState::Foreign, Some(2));
+            let plan = plan_of(addr, L2Mode::Directed, Affinity::ClientIp, vec![held.clone(), other]);
+            let Some(mut bench) = Bench::new(&plan) else { return };
+            let way = Way::new(client, addr, plan.vips[0].service_mac());
+            let segment = way.tcp(4000, 80, Flags::Ack);
+            // What the daemon does with it, by the same plan and what it knows of the container.
+            let packet = Packet::parse(&segment).unwrap();
+            for (has_socket, verdict) in [(true, Verdict::Accept), (false, Verdict::Drop)] {
+                let fragments = &mut FragmentTable::default();
+                let decision = decide(&plan, &packet, fragments, Duration::ZERO, &mut |_| has_socket);
+                assert_eq!(decision.verdict, verdict, "{state:?}");
+                assert_eq!(decision.forward, [id(1), id(2)].into_iter().collect(), "{state:?}");
+            }
+            bench.kernel.set_tracked(true);
+            bench.kernel.install(&plan, &[]);
+            let (run, counts) = bench.run_counting(&segment);
+            let count = |of: Count| counts[of as usize];
+            // As it came, and to nobody else: the daemon sends it on.
+            assert_eq!((run.code, &run.frame), (REDIRECT, &segment), "{state:?}, {addr}");
+            assert_eq!(
+                (count(Count::Punted), count(Count::Forwarded)),
+                (1, 0),
+                "{state:?}, {addr}"
+            );
+            bench.kernel.set_tracked(false);
+            bench.kernel.install(&plan, &[]);
+            assert!(
+                !bench.compare(&plan, &segment, false),
+                "{state:?}, {addr}: decided in the kernel"
+            );
+        }
+    }
+}
