@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later */
-/* Programs that drop every frame at once: what any program costs at the same place, which measurements take off. farmd never loads them. */
+/*
+ * Programs that drop every frame at once: what any program costs at the same place, which measurements take off; and one that reads the clock
+ * first, as each frame that is accepted makes necessary. farmd never loads them.
+ */
 #ifndef NOTHING_H
 #define NOTHING_H
 
@@ -8,6 +11,13 @@ int farm_nothing(struct __sk_buff *skb)
 {
     (void)skb;
     return TC_ACT_SHOT;
+}
+
+SEC("classifier")
+int farm_clock(struct __sk_buff *skb)
+{
+    (void)skb;
+    return ktime_get_boot_ns() ? TC_ACT_SHOT : TC_ACT_OK;
 }
 
 SEC("xdp")

@@ -38,12 +38,22 @@ const CLIENT_PORT: u16 = 4000;
 const STEADY: f64 = 35.0;
 const TRANSITION: f64 = 100.0;
 
+/// What runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Runs {
+    /// The program at tc.
+    Tc,
+    /// The one at XDP.
+    Xdp,
+    /// One that reads the clock at tc and does nothing else.
+    Clock,
+}
+
 /// One kind of frame.
 struct Case {
     name: &'static str,
     frame: Vec<u8>,
-    /// At XDP instead of tc.
-    early: bool,
+    runs: Runs,
     /// What one such frame raises, so that what is measured is what is said.
     counts: Option<usize>,
     goal: Option<f64>,
@@ -125,22 +135,23 @@ impl Case {
         Self {
             name,
             frame,
-            early: false,
+            runs: Runs::Tc,
             counts,
             goal,
             values: Vec::new(),
         }
     }
 
-    /// The same at XDP.
-    fn early(self) -> Self {
-        Self { early: true, ..self }
+    /// The same with another program.
+    fn of(self, runs: Runs) -> Self {
+        Self { runs, ..self }
     }
 
     fn measure(&self, judge: &mut Judge, repeat: u32) -> Result<f64> {
-        match self.early {
-            true => judge.net_nanos_early(&self.frame, repeat),
-            false => judge.net_nanos(&self.frame, repeat),
+        match self.runs {
+            Runs::Tc => judge.net_nanos(&self.frame, repeat),
+            Runs::Xdp => judge.net_nanos_early(&self.frame, repeat),
+            Runs::Clock => judge.net_nanos_clock(&self.frame, repeat),
         }
     }
 }
@@ -286,9 +297,10 @@ fn steady(connections: &[Connected]) -> Result<Vec<Case>> {
             reason(Reason::Foreign),
             Some(STEADY),
         )
-        .map(Case::early),
-        case("XDP, TCP, owned: passed up", ack(v4, OWN), None, Some(STEADY)).map(Case::early),
-        case("XDP, TCP, not for a VIP", ack(OTHER.into(), OWN), None, None).map(Case::early),
+        .map(|case| case.of(Runs::Xdp)),
+        case("XDP, TCP, owned: passed up", ack(v4, OWN), None, Some(STEADY)).map(|case| case.of(Runs::Xdp)),
+        case("XDP, TCP, not for a VIP", ack(OTHER.into(), OWN), None, None).map(|case| case.of(Runs::Xdp)),
+        case("reading the clock, by itself", ack(v4, OWN), None, None).map(|case| case.of(Runs::Clock)),
     ]
     .into_iter()
     .collect()
@@ -296,8 +308,8 @@ fn steady(connections: &[Connected]) -> Result<Vec<Case>> {
 
 /// Each frame raises the counter that it is to raise.
 fn check(judge: &mut Judge, cases: &[Case]) -> Result<()> {
-    for case in cases {
-        let counted = judge.counted(&case.frame, case.early)?;
+    for case in cases.iter().filter(|case| case.runs != Runs::Clock) {
+        let counted = judge.counted(&case.frame, case.runs == Runs::Xdp)?;
         let right = match case.counts {
             Some(one) => counted.contains(&one),
             None => counted.is_empty(),

@@ -99,6 +99,19 @@ impl Judge {
         Ok(whole as f64 - idle as f64)
     }
 
+    /// As [`Self::net_nanos`], of a program that reads the clock and does nothing else.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn net_nanos_clock(&mut self, frame: &[u8], repeat: u32) -> Result<f64> {
+        let Self { nothing, space, .. } = self;
+        let (whole, idle) = space.run(|| -> Result<(u64, u64)> {
+            let whole = nothing.dry_run_clock(frame, repeat)?;
+            Ok((whole, nothing.dry_run(frame, repeat)?))
+        })?;
+        Ok(whole as f64 - idle as f64)
+    }
+
     /// Nanoseconds of the program that does nothing.
     ///
     /// # Errors
