@@ -29,7 +29,7 @@ need_cargo() {
 
 # The kernel program is built where there is a clang; cargo looks anew when one comes or goes.
 find_clang() {
-    if command -v clang >/dev/null; then unset FARM_CLANG; else export FARM_CLANG=none; fi
+    [ -n "${FARM_CLANG:-}" ] || command -v clang >/dev/null || export FARM_CLANG=none
 }
 
 # need_commands COMMAND=PACKAGE...: installs, with one apt call, the packages of commands that are missing.
@@ -132,11 +132,12 @@ measurement_options() {
 # measure KIND REPORT: replaces this shell by farm-lab KIND with the options that were read; --report fills farmd/docs/REPORT.
 measure() {
     local folder=${CARGO_TARGET_DIR:-$ROOT/target}
-    [ "$json" = yes ] || args+=(--json "$folder/$1.json")
     if [ "$report" = yes ]; then
-        args+=(--svg "$ROOT/farmd/docs" --markdown "$ROOT/farmd/docs/$2")
+        folder=$ROOT/farmd/docs
+        args+=(--svg "$folder" --markdown "$folder/$2")
     elif [ "$svg" = no ]; then
         args+=(--svg "$folder/$1")
     fi
+    [ "$json" = yes ] || args+=(--json "$folder/$1.json")
     exec "$FARM_BIN/farm-lab" "$1" "${args[@]}"
 }
