@@ -3,6 +3,8 @@
 //! Owns one packet ring per switch port, with a kernel filter, and the evidence that two nodes acted for one client. The owner of a frame
 //! is the port it came in by, not what the frame claims. Never sends and never changes a frame.
 
+mod capture;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +19,7 @@ use etherparse::{ArpOperation, Icmpv4Type, Icmpv6Type, LaxNetSlice, LaxSlicedPac
 use farm_core::id::MacAddr;
 use farm_core::wire::nd::{Message, Nd};
 use farm_sys::interface;
-use farm_sys::packet_socket::{BpfInsn, PacketRing, VNET_HEADER};
+use farm_sys::packet_socket::{PacketRing, VNET_HEADER};
 use farm_sys::poll::wait_readable;
 
 use crate::{CLIENT_PORT, Lab, ROUTER_PORT, client_port};
@@ -173,7 +175,7 @@ impl Watcher {
 }
 
 fn open_rings(ports: &[String], vmacs: &[MacAddr]) -> Result<Vec<PacketRing>> {
-    let filter = capture_filter(vmacs);
+    let filter = capture::filter(vmacs);
     let open = |port: &String| PacketRing::open(interface::index(port)?, SLOTS, &filter);
     ports
         .iter()
@@ -356,60 +358,13 @@ fn count(counts: &mut BTreeMap<String, usize>, port: &str) {
     *counts.entry(port.to_owned()).or_default() += 1;
 }
 
-/// Classic BPF: ARP; IPv4 with ICMP, or with a first fragment of TCP that has SYN or RST; the same of IPv6 without extension headers; any frame from a
-/// virtual MAC.
-fn capture_filter(vmacs: &[MacAddr]) -> Vec<BpfInsn> {
-    const LOAD_HALF: u16 = 0x28;
-    const LOAD_BYTE: u16 = 0x30;
-    const LOAD_WORD: u16 = 0x20;
-    const LOAD_IP_HEADER_LENGTH: u16 = 0xb1;
-    const LOAD_BYTE_AT_X: u16 = 0x50;
-    const IF_EQUAL: u16 = 0x15;
-    const IF_ANY_BIT: u16 = 0x45;
-    const RETURN: u16 = 0x06;
-    const WHOLE: u32 = 0x4_0000;
-    let insn = |code, jt, jf, k| BpfInsn { code, jt, jf, k };
-    let mut program = vec![
-        insn(LOAD_HALF, 0, 0, 12),
-        insn(IF_EQUAL, 15, 0, 0x0806),
-        insn(IF_EQUAL, 6, 0, 0x0800),
-        insn(IF_EQUAL, 0, 14, 0x86dd),
-        insn(LOAD_BYTE, 0, 0, 20),
-        insn(IF_EQUAL, 11, 0, 58),
-        insn(IF_EQUAL, 0, 11, 6),
-        insn(LOAD_BYTE, 0, 0, 67),
-        insn(IF_ANY_BIT, 8, 9, 0x06),
-        insn(LOAD_BYTE, 0, 0, 23),
-        insn(IF_EQUAL, 6, 0, 1),
-        insn(IF_EQUAL, 0, 6, 6),
-        insn(LOAD_HALF, 0, 0, 20),
-        insn(IF_ANY_BIT, 4, 0, 0x1fff),
-        insn(LOAD_IP_HEADER_LENGTH, 0, 0, 14),
-        insn(LOAD_BYTE_AT_X, 0, 0, 27),
-        insn(IF_ANY_BIT, 0, 1, 0x06),
-        insn(RETURN, 0, 0, WHOLE),
-    ];
-    for MacAddr([a, b, c, d, e, f]) in vmacs {
-        program.extend([
-            insn(LOAD_WORD, 0, 0, u32::from_be_bytes([*a, *b, *c, *d])),
-            insn(IF_EQUAL, 0, 3, u32::from_be_bytes([*a, *b, *c, *d])),
-            insn(LOAD_HALF, 0, 0, 10),
-            insn(IF_EQUAL, 0, 1, u32::from(u16::from_be_bytes([*e, *f]))),
-            insn(RETURN, 0, 0, WHOLE),
-        ]);
-        let load = program.len() - 5;
-        program[load].k = 6;
-    }
-    program.push(insn(RETURN, 0, 0, 0));
-    program
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
     use etherparse::PacketBuilder;
+    use farm_sys::packet_socket::BpfInsn;
 
     const VIP: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 20);
     const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x20);
@@ -492,7 +447,7 @@ mod tests {
     #[test]
     fn the_filter_takes_handshakes_resets_icmp_arp_and_virtual_sources_only() {
         let vmacs = judge().vmacs;
-        let program = capture_filter(&vmacs);
+        let program = capture::filter(&vmacs);
         let data = tcp([4; 6], "ack", 1);
         assert!(!captured(&program, &data));
         assert!(captured(&program, &tcp([4; 6], "synack", 1)) && captured(&program, &tcp([4; 6], "rst", 0)));
@@ -509,7 +464,7 @@ mod tests {
     #[test]
     fn ipv6_is_seen_as_ipv4_is() {
         let vmacs = judge().vmacs;
-        let program = capture_filter(&vmacs);
+        let program = capture::filter(&vmacs);
         let builder = || PacketBuilder::ethernet2([4; 6], [2; 6]).ipv6(VIP6.octets(), CLIENT6.octets(), 64);
         let tcp = || builder().tcp(80, 4000, 7, 1000);
         let (mut data, mut syn_ack, mut echo) = (Vec::new(), Vec::new(), Vec::new());
