@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
+use farm_core::api::why::Why;
 use farm_lab::client::Batch;
 use farm_lab::hold::{HoldConfig, Holder};
 use farm_lab::process::run_limited;
@@ -53,6 +54,14 @@ fn serves(config: LabConfig) {
     let report = lab.client.batch(Batch::new(WEB, 600)).expect("a batch");
     assert_eq!(report.lost(), 0, "{mode:?}: {:?}", report.failures());
     assert_eq!(report.per_node().len(), 3, "{mode:?}: {:?}", report.per_node());
+    for (source, answered) in report.nodes_by_source().iter().take(4) {
+        for node in &lab.nodes {
+            let json = node.farm_ok(&["--json", "why", &source.to_string(), &WEB.to_string()]);
+            let why: Why = serde_json::from_str(&json.expect("farm why answers")).expect("JSON");
+            let owner = why.bucket.and_then(|bucket| bucket.owner);
+            assert_eq!(owner.as_slice(), answered, "{mode:?}: {source} by {}", node.name());
+        }
+    }
     for source in &lab.client.addrs6()[..8] {
         let mut ping = lab.client.space().command("ping");
         let (source, vip) = (source.to_string(), VIP6.to_string());

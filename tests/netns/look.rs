@@ -190,6 +190,21 @@ fn every_node_names_the_one_that_answers_and_says_what_is_missing() {
     assert_eq!(idle.serving, [first.name(), second]);
     let text = stopped.farm_ok(&["why", &client, &WEB.to_string()]).expect("text");
     mentions(&text, &["is STOP NotReady on"]);
+    // What it does not know it asks one that serves.
+    let told = idle.elsewhere.expect("a node that serves was asked");
+    let here = why(first, &client);
+    assert_eq!(told.node, first.name());
+    assert_eq!(
+        told.bucket.map(|b| (b.number, b.owner)),
+        here.bucket.map(|b| (b.number, b.owner))
+    );
+    mentions(
+        &text,
+        &[
+            &format!("as {} sees it", stopped.name()),
+            &format!("as {} sees it", first.name()),
+        ],
+    );
     refused(stopped, &["map", MODULE], exit::REFUSED, &["follows no map"]);
     let maps: Maps = json(stopped, &["map"]);
     assert_eq!((maps.groups.len(), maps.absent.len()), (0, 1));

@@ -22,7 +22,13 @@ const HANG: usize = 14;
 
 /// Runs `farm why`.
 pub fn run(context: &Context, args: &WhyArgs) -> Result<u8, Failure> {
-    let why: Why = Client::new(context)?.get(&path(args))?;
+    let mut why: Why = Client::new(context)?.get(&path(args))?;
+    if let Some(node) = knows(&why).filter(|_| context.node.is_none()) {
+        match Client::new(&context.on(node))?.get(&path(args)) {
+            Ok(there) => why.elsewhere = Some(Box::new(there)),
+            Err(error) => eprintln!("farm: {node} serves {}, and was asked in vain: {error}", why.module),
+        }
+    }
     if context.json {
         show_json(&why)?;
     } else {
@@ -31,6 +37,12 @@ pub fn run(context: &Context, args: &WhyArgs) -> Result<u8, Failure> {
         show(&page(&why, Style::of_stdout(), now_us))?;
     }
     Ok(exit::OK)
+}
+
+/// The node to ask, where the one that answers does not run the module and so follows no map.
+fn knows(why: &Why) -> Option<&String> {
+    let is_dealt = why.rule.as_ref().is_some_and(|rule| rule.filter != "on_ipid");
+    why.serving.first().filter(|_| is_dealt && why.bucket.is_none())
 }
 
 /// The question to farmd.
@@ -88,7 +100,9 @@ fn page(why: &Why, style: Style, now_us: u64) -> String {
     if let Some(connected) = &why.if_connected {
         page.verdict("if it is here", connected);
     }
-    page.text
+    let there = why.elsewhere.as_ref();
+    let there = there.map(|there| format!("\n{}", self::page(there, style, now_us)));
+    page.text + &there.unwrap_or_default()
 }
 
 fn rule(why: &Why) -> String {
@@ -258,6 +272,7 @@ mod tests {
             },
             belonging: Some(verdict("drop", "the bucket is s2's")),
             if_connected: None,
+            elsewhere: None,
         }
     }
 
@@ -293,12 +308,24 @@ mod tests {
         let shown = page(&idle, Style::PLAIN, 0);
         assert!(shown.contains("web is STOP NotReady on s1 (stop called by"), "{shown}");
         assert!(shown.contains("served by s1, s2") && !shown.contains('\x1b'), "{shown}");
+        assert_eq!(knows(&idle), Some(&"s1".to_owned()));
+        let there = Why {
+            elsewhere: Some(Box::new(why())),
+            ..idle
+        };
+        let both = page(&there, Style::PLAIN, 0);
+        assert_eq!(both.matches("as s1 sees it").count(), 2, "{both}");
+        assert!(
+            both.starts_with(&shown) && both.contains("bucket        17 of 4096"),
+            "{both}"
+        );
         let uncovered = Why {
             rule: None,
             bucket: None,
             ..why()
         };
         assert!(page(&uncovered, Style::PLAIN, 0).contains("none of web covers tcp port 80"));
+        assert_eq!((knows(&why()), knows(&uncovered)), (None, None));
     }
 
     #[test]

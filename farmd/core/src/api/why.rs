@@ -46,6 +46,9 @@ pub struct Why {
     pub belonging: Option<WhyVerdict>,
     /// What a segment of a connection gets that this host has, where [`Self::connection`] is absent and that makes a difference.
     pub if_connected: Option<WhyVerdict>,
+    /// What a node that serves the module says, where the node that answers does not and so knows no bucket: put in by `farm why`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<Box<Why>>,
 }
 
 /// A port rule.

@@ -146,6 +146,7 @@ pub fn answer(sight: &Sight, inquiry: &Inquiry, has: Option<bool>) -> Result<Why
         opening: verdicts.opening,
         belonging: verdicts.belonging,
         if_connected: verdicts.if_connected,
+        elsewhere: None,
     })
 }
 
