@@ -181,9 +181,18 @@ fn replay_spares_ipv6_clients_their_retransmission() {
     }
 }
 
+#[test]
+fn replay_in_user_space_spares_clients_their_retransmission() {
+    crashes(LabConfig {
+        plane: "raw",
+        ..config(Mode::Directed, "on_addr")
+    });
+}
+
 /// Nodes stop and start under a stream of new connections: no request is lost, so none is sent again.
-fn planned_moves(mode: Mode) {
-    let lab = Lab::serve(config(mode, "on_port")).expect("the farm comes up");
+fn planned_moves(config: LabConfig) {
+    let what = format!("{:?}, {}", config.vips, config.plane);
+    let lab = Lab::serve(config).expect("the farm comes up");
     let all: Vec<&Node> = lab.nodes.iter().collect();
     let before = sent_again(&lab);
     let watcher = Watcher::start(&lab).expect("the wire can be watched");
@@ -203,7 +212,7 @@ fn planned_moves(mode: Mode) {
     let evidence = watcher.stop().expect("the watcher ends");
     let again = sent_again(&lab) - before;
     println!(
-        "{mode:?}: {} connections through six moves: median {:?}, 99 % {:?}, longest {:?}; {again} requests sent again",
+        "{what}: {} connections through six moves: median {:?}, 99 % {:?}, longest {:?}; {again} requests sent again",
         report.records.len(),
         report.latency(0.5),
         report.latency(0.99),
@@ -218,10 +227,22 @@ fn planned_moves(mode: Mode) {
 
 #[test]
 fn replay_is_not_needed_for_planned_moves_in_directed_mode() {
-    planned_moves(Mode::Directed);
+    planned_moves(config(Mode::Directed, "on_port"));
 }
 
 #[test]
 fn replay_is_not_needed_for_planned_moves_in_invisible_mode() {
-    planned_moves(Mode::Invisible);
+    planned_moves(config(Mode::Invisible, "on_port"));
+}
+
+#[test]
+fn replay_is_not_needed_for_planned_moves_in_user_space_and_of_ipv6_addresses() {
+    planned_moves(LabConfig {
+        plane: "raw",
+        ..config(Mode::Invisible, "on_port")
+    });
+    planned_moves(LabConfig {
+        vips: vec![Vip::new(VIP6, Mode::Directed)],
+        ..config(Mode::Directed, "on_port")
+    });
 }
