@@ -99,6 +99,8 @@ pub struct LabConfig {
     pub lans: String,
     /// Attributes of every `<lan>` besides its name, e.g. `cast="broadcast"`; empty for the defaults.
     pub lan: &'static str,
+    /// The nodes' addresses on [`FIRST_LAN`] are IPv6.
+    pub lan_ipv6: bool,
     /// A second lan, [`SECOND_LAN`], with a switch of its own, on the nodes' second link.
     pub second_lan: bool,
     /// `partition` of `<farm>`; empty for the default.
@@ -125,6 +127,7 @@ impl Default for LabConfig {
             user: String::new(),
             lans: String::new(),
             lan: "",
+            lan_ipv6: false,
             second_lan: false,
             partition: "",
             witness: None,
@@ -168,7 +171,7 @@ impl LabConfig {
     pub fn cluster_xml(&self) -> String {
         let mut text = String::from("<?xml version=\"1.0\"?>\n<cluster>\n");
         let _ = writeln!(text, "  <lans {}>", self.lans);
-        let mut lan = |name: &str, addr: fn(usize) -> Ipv4Addr| {
+        let mut lan = |name: &str, addr: &dyn Fn(usize) -> String| {
             let _ = writeln!(text, "    <lan name=\"{name}\" {}>", self.lan);
             for index in 0..self.nodes {
                 let (name, addr) = (node_name(index), addr(index));
@@ -176,9 +179,12 @@ impl LabConfig {
             }
             text.push_str("    </lan>\n");
         };
-        lan(FIRST_LAN, node_addr);
+        lan(FIRST_LAN, &|index| match self.lan_ipv6 {
+            true => format!("[{}]", ipv6_of(node_addr(index))),
+            false => node_addr(index).to_string(),
+        });
         if self.second_lan {
-            lan(SECOND_LAN, second_addr);
+            lan(SECOND_LAN, &|index| second_addr(index).to_string());
         }
         text.push_str("  </lans>\n</cluster>\n");
         text

@@ -1,4 +1,5 @@
-//! The sockets that heartbeats travel on: per lan one for this node's address and, where there is one, one for the broadcast address.
+//! The sockets that heartbeats travel on: per lan one for this node's address and, where there is one, one for the broadcast address, over IPv6 for the
+//! address of all nodes of the link (RFC 4291, section 2.7.1).
 //!
 //! A node that could not be reached for a while is also sought by broadcast: the kernel asks for its Ethernet address once a second only
 //! (`retrans_time_ms`, arp(7)), and until then two nodes that cannot hear each other may both serve.
@@ -8,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -270,22 +271,27 @@ impl LanIo {
 
 /// Lets `socket` send broadcasts, and opens the one on which those of others come in.
 fn open_broadcast(own: IpAddr, port: u16, socket: &UdpSocket) -> io::Result<(UdpSocket, SocketAddr)> {
-    let to = SocketAddr::new(broadcast_address(own)?, port);
-    socket.set_broadcast(true)?;
+    let to = broadcast_address(own, port)?;
+    if to.is_ipv4() {
+        socket.set_broadcast(true)?;
+    }
     Ok((farm_sys::udp::bind(to)?, to))
 }
 
-/// The broadcast address of the subnet in which this host has `own`.
-fn broadcast_address(own: IpAddr) -> io::Result<IpAddr> {
+/// Every host listens there, without having joined, so that no switch can have missed it.
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+/// Where a datagram goes that is for all hosts of the subnet in which this host has `own`, over IPv6 for all on that link.
+fn broadcast_address(own: IpAddr, port: u16) -> io::Result<SocketAddr> {
     let interfaces = farm_sys::interface::interfaces();
-    let prefix = interfaces
-        .iter()
-        .flat_map(|interface| &interface.addrs)
-        .find(|(addr, _)| *addr == own)
-        .map(|(_, prefix)| *prefix);
-    match (own, prefix) {
-        (IpAddr::V4(own), Some(prefix @ 0..=30)) => Ok(subnet_broadcast(own, prefix).into()),
-        (_, Some(prefix)) => Err(io::Error::new(
+    let found = interfaces.iter().find_map(|interface| {
+        let (_, prefix) = interface.addrs.iter().find(|(addr, _)| *addr == own)?;
+        Some((interface.index, *prefix))
+    });
+    match (own, found) {
+        (IpAddr::V4(own), Some((_, prefix @ 0..=30))) => Ok((subnet_broadcast(own, prefix), port).into()),
+        (IpAddr::V6(_), Some((index, _))) => Ok(SocketAddrV6::new(ALL_NODES, port, 0, index).into()),
+        (_, Some((_, prefix))) => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("{own}/{prefix} has no broadcast address; cast=\"auto\" is expected on this lan"),
         )),
@@ -326,7 +332,7 @@ mod tests {
 
     #[test]
     fn an_address_of_another_host_has_none() {
-        let error = broadcast_address("198.18.255.254".parse().unwrap()).unwrap_err();
+        let error = broadcast_address("198.18.255.254".parse().unwrap(), 4800).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
     }
 }

@@ -111,6 +111,8 @@ pub struct RigConfig {
     pub addrs: usize,
     /// Attributes of `<lan>`.
     pub lan: &'static str,
+    /// Its addresses are IPv6.
+    pub lan_ipv6: bool,
     /// `dataplane` of `<vip>`; as [`LabConfig`] has it if there is none.
     pub plane: Option<&'static str>,
 }
@@ -125,6 +127,7 @@ impl RigConfig {
             clients: 4,
             addrs: 2,
             lan: "",
+            lan_ipv6: false,
             plane: None,
         }
     }
@@ -191,6 +194,7 @@ impl Rig {
             }],
             lans: config.profile.lans(),
             lan: config.lan,
+            lan_ipv6: config.lan_ipv6,
             plane: config.plane.unwrap_or(LabConfig::default().plane),
             ..LabConfig::default()
         })?;

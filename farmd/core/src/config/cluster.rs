@@ -154,14 +154,6 @@ fn lan<'d>(report: &mut Report<'_>, node: Node<'d>, known: &mut Known) -> Readin
                     wrong.hint("addresses of one family, IPv4 or IPv6, are expected on a lan"),
                 );
             }
-            if cast == Cast::Broadcast && addr.is_ipv6() {
-                let wrong = Wrong::new(format!("{addr} is on a lan with cast=\"broadcast\""));
-                node.error(
-                    report,
-                    "addr",
-                    wrong.hint("IPv6 has no broadcast; an IPv4 address or cast=\"auto\" is expected"),
-                );
-            }
             unique_addr(report, &node, addr, name.unwrap_or("?"), known);
         }
         nodes.extend(id.zip(addr));

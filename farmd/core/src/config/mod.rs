@@ -117,12 +117,12 @@ pub struct ModuleConfig {
 /// `<lan cast=…>`: how a heartbeat reaches all nodes of a lan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Cast {
-    /// [`Cast::Unicast`]; on an IPv4 lan of more than 16 nodes [`Cast::Broadcast`], and one datagram more to each node of which no broadcast comes in.
+    /// [`Cast::Unicast`]; on a lan of more than 16 nodes [`Cast::Broadcast`], and one datagram more to each node of which no broadcast comes in.
     #[default]
     Auto,
     /// One datagram to each node: works on any network.
     Unicast,
-    /// One datagram to the broadcast address of the lan's subnet (RFC 919): costs the sender the same however many nodes there are.
+    /// One datagram to the broadcast address of the lan's subnet (RFC 919), over IPv6 to all nodes of the link (RFC 4291, section 2.7.1): costs the sender the same however many nodes there are.
     Broadcast,
 }
 
