@@ -65,7 +65,8 @@ impl World {
         self.breach.get_or_insert(Breach { promise, how });
     }
 
-    /// Pairs that hear nothing of each other: both sides serve, by policy. So does a node that hears nobody, which looks the same to it.
+    /// Pairs that hear nothing of each other, not even by a third node: both sides serve, by policy. So does a node that hears nobody, which looks
+    /// the same to it.
     fn note_parted(&mut self, fixed: &Fixed) {
         let n = self.nodes.len();
         let now = self.now;
@@ -75,7 +76,18 @@ impl World {
         let deaf: Vec<bool> = (0..n)
             .map(|to| n > 2 && (0..n).all(|from| from == to || cut(from, to)))
             .collect();
-        let parted = |a: usize, b: usize| (cut(a, b) && cut(b, a)) || deaf[a] || deaf[b];
+        // Runs for long enough that it is in one view with all whom it talks with, and passes on what they say.
+        let is_settled = |node: &Node| {
+            let ends = node.stopping || node.ending || node.reloading || node.away;
+            let hears = !node.dead && !self.deaf.contains(node.id);
+            let late = node.upset_at.is_some_and(|at| now < at + fixed.lately());
+            node.farm.is_some() && !node.paused && !ends && hears && !late
+        };
+        let hub = |a: usize, b: usize| {
+            let between = |c: usize| [a, b].iter().all(|end| *end != c && !cut(*end, c) && !cut(c, *end));
+            (0..n).any(|c| between(c) && is_settled(&self.nodes[c]))
+        };
+        let parted = |a: usize, b: usize| (cut(a, b) && cut(b, a) && !hub(a, b)) || deaf[a] || deaf[b];
         let pairs: Vec<bool> = (0..n * n).map(|i| parted(i / n, i % n)).collect();
         for (at, parted) in self.parted.iter_mut().zip(pairs) {
             *at = if parted {

@@ -11,7 +11,7 @@ use farm_lab::config::{FIRST_LAN, SECOND_LAN};
 use farm_lab::probe::{ProbeConfig, Prober};
 use farm_lab::{Lab, LabConfig, MODULE, Node, VIP, wait_until};
 
-use crate::common::{counter, flooded_farm, history, mentions, own_row};
+use crate::common::{counter, flooded_farm, history, mentions, module_of, own_row};
 
 const WEB: SocketAddrV4 = SocketAddrV4::new(VIP, 80);
 const LIMIT: Duration = Duration::from_secs(20);
@@ -315,6 +315,16 @@ fn two_pairs_that_do_not_hear_each_other_cost_nobody_his_place() {
         all_are_in();
         std::thread::sleep(Duration::from_millis(20));
     }
+    // By the lowest that talks with both.
+    let rows = module_of(&lab.nodes[0], MODULE).nodes;
+    let second = rows
+        .iter()
+        .find(|row| row.node == names[1])
+        .expect("a row for each node");
+    assert_eq!(
+        second.why,
+        format!("not heard here; {} passes on what it says", names[2])
+    );
     // The first proposes, and does not talk with the second.
     for node in &lab.nodes[1..3] {
         let others: Vec<&Node> = lab.nodes.iter().filter(|n| n.name() != node.name()).collect();
@@ -368,10 +378,10 @@ fn count_on_the_wire(lab: &Lab) {
         .collect();
     let rules: String = ports
         .map(|port| {
+            // Broadcast, and all nodes of a link over IPv6.
+            let all = "{ ff:ff:ff:ff:ff:ff, 33:33:00:00:00:01 }";
             let own = format!("iifname \"p{port}\" udp dport 4800 ether daddr");
-            format!(
-                "{own} ff:ff:ff:ff:ff:ff counter name all{port}\n{own} != ff:ff:ff:ff:ff:ff counter name one{port}\n"
-            )
+            format!("{own} {all} counter name all{port}\n{own} != {all} counter name one{port}\n")
         })
         .collect();
     lab.switch
@@ -452,9 +462,19 @@ fn many_nodes_are_spoken_to_by_broadcast_and_one_by_one_where_that_does_not_pass
 
 #[test]
 fn heartbeats_by_broadcast_make_a_farm_and_find_a_dead_node() {
+    speak_by_broadcast(false);
+}
+
+#[test]
+fn heartbeats_to_all_nodes_of_an_ipv6_link_make_a_farm_and_find_a_dead_node() {
+    speak_by_broadcast(true);
+}
+
+fn speak_by_broadcast(lan_ipv6: bool) {
     let lab = flooded_farm(LabConfig {
         nodes: 4,
         lan: "cast=\"broadcast\"",
+        lan_ipv6,
         ..LabConfig::default()
     });
     let ports = 1..=lab.nodes.len();

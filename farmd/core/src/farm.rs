@@ -305,7 +305,7 @@ impl Farm {
                 self.next_heartbeat = now;
             }
             for word in heartbeat.relayed {
-                self.take_relayed(now, word);
+                self.take_relayed(now, heartbeat.sender, word);
             }
         } else if !same_cluster {
             self.reports.remove(&heartbeat.sender);

@@ -16,10 +16,6 @@ pub(super) struct Electorate {
     pub reference: Option<(NodeId, u64)>,
     /// Who proposes maps.
     pub coordinator: Option<NodeId>,
-    /// The view without the nodes that run the module and cannot agree with the others that do.
-    pub view: NodeSet,
-    /// Those, as seen by this node if it talks with all that run the module; told to those that do not.
-    pub leaves_out: NodeSet,
     /// All that run the module.
     pub runs: NodeSet,
     /// Why this node must not serve although it could; see [`Farm::withheld_by`].
@@ -42,7 +38,7 @@ impl Farm {
     /// The configuration that counts is that of the member with the newest committed map: a newcomer never
     /// displaces those that serve. If nobody serves yet it is that of the lowest active member. Maps are proposed by the lowest that has that
     /// configuration, has joined, is not withheld, and talks both ways with all that run the module; where none of these may, by the lowest of those that
-    /// do not talk with one other, once it is told what that one says. [`crate::membership::view::Links::settle`] tells who does not take part.
+    /// do not talk with one other, once it is told what that one says. Where two members do not talk, there is a third that talks with both.
     pub(super) fn electorate(&self, name: &ModuleName) -> Electorate {
         let view = self.membership.view();
         let reports = || self.reports.iter().filter(|(peer, _)| view.contains(**peer));
@@ -81,36 +77,22 @@ impl Farm {
         let unheard = unheard.filter(|n| *n != self.this && !self.reports.contains_key(n));
         let unheard: NodeSet = unheard.collect();
         let runs: NodeSet = active.iter().map(|c| c.node).chain(unheard.iter()).collect();
-        // Who talks with all has seen more than this node.
-        let told_out = reports()
-            .filter(|(peer, _)| !self.relays.has(**peer) && self.membership.peer(**peer).is_some_and(|p| p.hears_us()))
-            .filter_map(|(_, modules)| modules.iter().find(|r| r.name == *name))
-            .fold(0, |bits, report| bits | report.leaves_out.bits());
-        let links = self.membership.links();
-        let (members, hubs) = links.settle(NodeSet::from_bits(runs.bits() & !told_out));
-        let sees_all = runs.iter().all(|n| n == self.this || links.talk(self.this, n));
-        let left_out = runs.contains(self.this) && !members.contains(self.this);
+        let hubs = self.membership.links().hubs(runs);
         let module = self.modules.get(name).filter(|m| m.local.state != ModuleState::Stop);
-        let withheld = module.and_then(|m| self.withheld_by(m, left_out));
+        let withheld = module.and_then(|m| self.withheld_by(m));
         let eligible = |c: &&Candidate| {
             let able = c.able && (c.node != self.this || withheld.is_none());
             able && reference.is_some_and(|(_, digest)| digest == c.digest)
         };
         let lowest = |of: NodeSet| active.iter().filter(|c| of.contains(c.node)).find(eligible);
-        let coordinator = lowest(hubs).or_else(|| lowest(members));
+        let coordinator = lowest(hubs).or_else(|| lowest(runs));
         // Nothing is agreed on without the word of all that may have something open.
-        let unheard = members.bits() & unheard.bits() != 0;
+        let unheard = !unheard.is_empty();
         let coordinator = coordinator.map(|c| c.node).filter(|c| *c != self.this || !unheard);
         Electorate {
             reference,
             coordinator,
             withheld,
-            view: NodeSet::from_bits(view.bits() & !(runs.bits() & !members.bits())),
-            leaves_out: if sees_all {
-                NodeSet::from_bits(runs.bits() & !members.bits())
-            } else {
-                NodeSet::EMPTY
-            },
             runs,
             unheard,
         }
@@ -133,14 +115,8 @@ impl Farm {
         NodeSet::from_bits((told | !known) & view.bits())
     }
 
-    /// Why this node must not serve `module` although it could: its part of the farm is not the one that serves, or nobody stands between it
-    /// and a node it cannot agree with.
-    fn withheld_by(&self, module: &Module, left_out: bool) -> Option<String> {
-        if left_out {
-            return Some(
-                "it does not talk with a node that serves, and no node that runs the module talks with both".to_owned(),
-            );
-        }
+    /// Why this node must not serve `module` although it could: its part of the farm is not the one that serves.
+    fn withheld_by(&self, module: &Module) -> Option<String> {
         let (here, all) = (self.membership.view(), self.names.len());
         if here.is_empty() || here.len() == all {
             return None;

@@ -157,6 +157,11 @@ impl Farm {
         self.relays.taken_at(peer)
     }
 
+    /// Who passed that on.
+    pub fn told_by(&self, peer: NodeId) -> Option<NodeId> {
+        self.relays.taken_from(peer)
+    }
+
     /// True if a member that runs a module of this node, or may run it, is not heard here, and nobody has passed on what it says.
     pub fn lacks_word(&self) -> bool {
         self.modules.keys().any(|module| self.electorate(module).unheard)

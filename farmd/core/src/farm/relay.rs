@@ -11,12 +11,13 @@ use crate::wire::heartbeat::{ModuleReport, Relayed};
 
 use super::Farm;
 
-/// The heartbeat in which a node has said what was passed on, and when that came in here.
+/// The heartbeat in which a node has said what was passed on, when that came in here, and from whom.
 #[derive(Clone, Copy, Debug)]
 struct Taken {
     incarnation: Incarnation,
     seq: u64,
     at: Duration,
+    by: NodeId,
 }
 
 /// Whose reports were passed on to this node, and not yet said by the node itself.
@@ -36,6 +37,11 @@ impl Relays {
     /// When they came in.
     pub(super) fn taken_at(&self, node: NodeId) -> Option<Duration> {
         self.taken.get(&node).map(|taken| taken.at)
+    }
+
+    /// Who passed them on.
+    pub(super) fn taken_from(&self, node: NodeId) -> Option<NodeId> {
+        self.taken.get(&node).map(|taken| taken.by)
     }
 
     /// The node itself has spoken.
@@ -80,8 +86,8 @@ impl Farm {
         words.collect()
     }
 
-    /// Takes what another passes on, unless something newer is known.
-    pub(super) fn take_relayed(&mut self, now: Duration, word: Relayed) {
+    /// Takes what `by` passes on, unless something newer is known.
+    pub(super) fn take_relayed(&mut self, now: Duration, by: NodeId, word: Relayed) {
         let Relayed {
             node,
             incarnation,
@@ -97,8 +103,13 @@ impl Farm {
         if (incarnation, seq) <= peer.newest().max(taken.unwrap_or_default()) {
             return;
         }
-        let at = now;
-        self.relays.taken.insert(node, Taken { incarnation, seq, at });
+        let taken = Taken {
+            incarnation,
+            seq,
+            at: now,
+            by,
+        };
+        self.relays.taken.insert(node, taken);
         self.learn_reports(node, modules);
     }
 

@@ -249,7 +249,6 @@ impl Farm {
                 joining: module.joining || self.membership.waits(),
                 withheld: module.withheld.is_some(),
                 runs: electorate.runs,
-                leaves_out: electorate.leaves_out,
                 why: held_back.unwrap_or(&module.local.why).clone(),
                 macs: module.local.macs.clone(),
                 groups: groups.collect(),

@@ -120,7 +120,7 @@ impl Farm {
         let alone = !self.reports.iter().any(|(node, modules)| {
             let same =
                 |r: &ModuleReport| r.name == *name && r.active() && !r.withheld && r.digest == module.local.digest;
-            electorate.view.contains(*node) && modules.iter().any(same)
+            self.membership.view().contains(*node) && modules.iter().any(same)
         });
         let reports = &self.reports;
         let membership = &self.membership;
@@ -171,7 +171,7 @@ impl Farm {
             };
             let unserved = closed == Closed::No && weight == 0 && alone;
             let around = Surroundings {
-                view: electorate.view,
+                view: membership.view(),
                 coordinator: electorate.coordinator,
                 weight,
                 closed: if unserved { Closed::Unserved } else { closed },

@@ -35,6 +35,30 @@ fn two_owners_that_cannot_hear_each_other_are_none_and_become_two_when_they_can(
 }
 
 #[test]
+fn two_owners_in_one_view_that_cannot_hear_each_other() {
+    let mut sim = Sim::started(3, 8);
+    sim.act(Action::Cut(0, 1));
+    sim.act(Action::Cut(1, 0));
+    sim.run(ms(2000)).unwrap();
+    sim.check_covered().unwrap();
+    let bucket = first_bucket_of(&sim, 0);
+    sim.nodes[1].plane.open.insert(bucket);
+    sim.plane_changed(1);
+    let breach = sim.run(ms(60)).unwrap_err();
+    assert!(breach.0.contains("s0 and s1 both accept 1 buckets"), "{}", breach.0);
+}
+
+#[test]
+fn a_node_that_goes_on_accepting_while_it_is_not_run() {
+    let mut sim = Sim::started(3, 9);
+    sim.longest_overlap = Some(ms(0));
+    sim.act(Action::Pause(2, ms(2000), true));
+    sim.nodes[2].plane.lease_until = sim.now + ms(2000);
+    let breach = sim.run(ms(1000)).unwrap_err();
+    assert!(breach.0.contains("s2 both accept"), "{}", breach.0);
+}
+
+#[test]
 fn a_connection_that_is_reset() {
     let mut sim = Sim::started(3, 3);
     sim.run(ms(300)).unwrap();
@@ -87,6 +111,26 @@ fn a_bucket_of_nobody_and_a_wrong_share() {
 
 #[test]
 fn a_map_that_moves_more_than_it_must() {
+    let mut sim = Sim::started(3, 10);
+    sim.act(Action::Weight(1, 2));
+    // As if another map had been at work before: a few buckets lie with the wrong node by each.
+    let before = [(id(1), 1)].into_iter().collect();
+    let weights = [1, 2, 0].into_iter().map(|n| (id(n), 1)).collect();
+    let other = assign(&assign(&Default::default(), &before), &weights);
+    let breach = loop {
+        for node in &mut sim.nodes {
+            node.map = other.clone();
+        }
+        if let Err(breach) = sim.run(ms(1)) {
+            break breach;
+        }
+        assert!(sim.now < ms(3000), "nothing was found");
+    };
+    assert!(breach.0.contains("buckets move"), "{}", breach.0);
+}
+
+#[test]
+fn the_least_moves_are_those_of_the_nearest_map() {
     let weights = |nodes: &[usize]| nodes.iter().map(|n| (id(*n), 1)).collect();
     let two = assign(&Default::default(), &weights(&[0, 1]));
     let three = assign(&two, &weights(&[0, 1, 2]));

@@ -185,55 +185,49 @@ fn pairs_of_which_no_two_share_a_node_evict_nobody_and_the_rest_passes_on_what_i
     }
 }
 
+/// A third that does not run the module passes on what the two say, whether or not it runs another one.
 #[test]
-fn of_a_pair_that_alone_runs_a_module_one_serves_although_a_third_passes_on_what_both_say() {
-    for seed in 40..50 {
-        let mut sim = Sim::started(3, seed);
-        // The third has another module in common with them, of which it passes on what they say.
-        let other: ModuleName = "other".parse().unwrap();
-        for node in 0..3 {
-            let now = sim.nodes[node].clock.local(sim.now);
-            let local = sim.nodes[node].local.clone();
-            let farm = sim.nodes[node].farm.as_mut().unwrap();
-            farm.set_module(now, other.clone(), local);
+fn a_pair_that_alone_runs_a_module_and_does_not_talk_serves_together_by_a_third() {
+    for (seed, ways) in [&[(0, 1)][..], &[(1, 0)], &[(0, 1), (1, 0)]].iter().enumerate() {
+        for has_other in [false, true] {
+            let of = format!("{ways:?}, {has_other}");
+            let mut sim = Sim::started(3, 40 + seed as u64);
+            if has_other {
+                let other: ModuleName = "other".parse().unwrap();
+                for node in 0..3 {
+                    let now = sim.nodes[node].clock.local(sim.now);
+                    let local = sim.nodes[node].local.clone();
+                    let farm = sim.nodes[node].farm.as_mut().unwrap();
+                    farm.set_module(now, other.clone(), local);
+                }
+            }
+            sim.act(Action::Stop(2));
+            run_without_two_owners(&mut sim, ms(800));
+            for (from, to) in *ways {
+                sim.act(Action::Cut(*from, *to));
+            }
+            let shares = [BUCKETS / 2, BUCKETS / 2, 0];
+            let end = sim.now + ms(1500);
+            while sim.now < end {
+                run_without_two_owners(&mut sim, ms(10));
+                assert_eq!(sim.counts(), shares, "{of}");
+            }
+            assert!((0..2).all(|node| !withheld(&sim, node)), "{of}");
+            // They agree on something new, and one takes over from the other.
+            sim.act(Action::Weight(1, 3));
+            run_without_two_owners(&mut sim, ms(600));
+            assert_eq!(sim.counts(), [BUCKETS / 4, 3 * BUCKETS / 4, 0], "{of}");
+            sim.act(Action::Crash(0));
+            run_without_two_owners(&mut sim, ms(800));
+            assert_eq!(sim.counts(), [0, BUCKETS, 0], "{of}");
+            sim.act(Action::Restart(0));
+            sim.act(Action::Start(0));
+            run_without_two_owners(&mut sim, ms(1200));
+            assert_eq!(sim.counts(), [BUCKETS / 4, 3 * BUCKETS / 4, 0], "{of}");
+            sim.act(Action::MendAll);
+            run_without_two_owners(&mut sim, ms(600));
+            sim.check_covered().unwrap();
         }
-        sim.act(Action::Stop(2));
-        run_without_two_owners(&mut sim, ms(800));
-        sim.act(Action::Cut(0, 1));
-        sim.act(Action::Cut(1, 0));
-        sim.run(ms(800)).unwrap();
-        let end = sim.now + ms(1000);
-        while sim.now < end {
-            sim.run(ms(10)).unwrap();
-            let counts = sim.counts();
-            assert_eq!((counts[0], counts[1], counts[2]), (BUCKETS, 0, 0), "{seed}");
-        }
-        sim.act(Action::MendAll);
-        run_without_two_owners(&mut sim, ms(600));
-        assert_eq!(sim.counts().iter().sum::<usize>(), BUCKETS);
-    }
-}
-
-#[test]
-fn where_the_third_does_not_run_the_module_one_of_the_pair_does_not_take_part() {
-    for both in [false, true] {
-        let mut sim = Sim::started(3, 32);
-        sim.act(Action::Stop(2));
-        run_without_two_owners(&mut sim, ms(500));
-        sim.act(Action::Cut(0, 1));
-        if both {
-            sim.act(Action::Cut(1, 0));
-        }
-        sim.run(ms(800)).unwrap();
-        let counts = sim.counts();
-        assert_eq!(counts.iter().filter(|c| **c == BUCKETS).count(), 1, "{counts:?}");
-        assert_eq!(counts.iter().sum::<usize>(), BUCKETS, "{counts:?}");
-        let out = if counts[0] == 0 { 0 } else { 1 };
-        assert!(withheld(&sim, out));
-        sim.act(Action::MendAll);
-        sim.run(ms(600)).unwrap();
-        sim.check_covered().unwrap();
-        assert!(!withheld(&sim, out));
     }
 }
 

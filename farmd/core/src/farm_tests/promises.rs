@@ -50,7 +50,14 @@ impl Sim {
         self.overlaps.retain(|(a, b), _| left[*a] & (1 << b) != 0);
     }
 
-    /// Nobody accepts new connections of a bucket that somebody else, whom it has been hearing and who has been hearing it, accepts too.
+    /// A third node has talked with both for so long that the three are in one view, whether or not these two hear each other.
+    fn is_bridged(&self, a: usize, b: usize) -> bool {
+        let long = 4 * self.detection();
+        let talks = |c: usize, end: usize| c != end && self.net.reach(c, end) && self.hear_each_other(c, end, long);
+        (0..self.nodes.len()).any(|c| self.nodes[c].farm.is_some() && talks(c, a) && talks(c, b))
+    }
+
+    /// Nobody accepts new connections of a bucket that somebody else accepts too, if they have been hearing each other, or a third node both.
     pub(super) fn check_exclusion(&mut self) -> Result<(), Breach> {
         let nodes = self.nodes.len();
         for a in (0..nodes).filter(|a| self.overlap[*a] != 0).collect::<Vec<_>>() {
@@ -67,13 +74,15 @@ impl Sim {
     fn check_pair(&mut self, a: usize, b: usize) -> Result<(), Breach> {
         let now = self.now;
         let serves = |n: &Node| n.farm.is_some() && now < n.plane.lease_until;
-        if !serves(&self.nodes[a]) || !serves(&self.nodes[b]) || !self.net.reach(a, b) {
+        let serve = serves(&self.nodes[a]) && serves(&self.nodes[b]);
+        let bridged = serve && self.is_bridged(a, b);
+        if !serve || !self.net.reach(a, b) && !bridged {
             self.overlaps.remove(&(a, b));
             return Ok(());
         }
         let since = *self.overlaps.entry((a, b)).or_insert(now);
         let too_long = self.longest_overlap.is_some_and(|longest| now > since + longest);
-        if !too_long && !self.hear_each_other(a, b, 2 * self.detection()) {
+        if !too_long && !bridged && !self.hear_each_other(a, b, 2 * self.detection()) {
             return Ok(());
         }
         let both = self.nodes[a].plane.open.both(&self.nodes[b].plane.open);

@@ -81,12 +81,18 @@ impl Links {
         missed
     }
 
-    /// Those of `nodes` that can agree with each other, and among them the *hubs*, that talk with all the others.
+    /// Those of `nodes` that talk with all the others.
+    pub fn hubs(&self, nodes: NodeSet) -> NodeSet {
+        let talks = |n: &NodeId| nodes.iter().all(|other| other == *n || self.talk(*n, other));
+        nodes.iter().filter(talks).collect()
+    }
+
+    /// Those of `nodes` that can agree with each other.
     ///
     /// A node goes if it fails to talk with two others, or, of two nodes, with the other one. Pairs that do not talk cost nobody his place as long as no node
     /// is in two of them: what they say is passed on to each other. Of several the one goes that talks with the fewest; among equals the one that the fewest hear, because the deaf cannot know that
     /// they are; then the higher id.
-    pub fn settle(&self, nodes: NodeSet) -> (NodeSet, NodeSet) {
+    pub fn settle(&self, nodes: NodeSet) -> NodeSet {
         // By whom each is not heard, and with whom it does not talk. Nearly always these are empty.
         let (mut unheard, mut apart) = ([NodeSet::EMPTY; MAX_NODES], [NodeSet::EMPTY; MAX_NODES]);
         for n in nodes.iter() {
@@ -106,7 +112,7 @@ impl Links {
                 (std::cmp::Reverse(silent(*n)), heard_by, std::cmp::Reverse(*n))
             };
             match left.iter().filter(|n| silent(*n) > allowed).min_by_key(rank) {
-                None => return (left, left.iter().filter(|n| silent(*n) == 0).collect()),
+                None => return left,
                 Some(worst) => left.remove(worst),
             }
         }
@@ -169,7 +175,7 @@ pub fn agree(ears: &Ears) -> Agreement {
         false => (known, false),
         true => {
             let ways = Ways::of(&links, known);
-            (links.settle(ways.circle(ears.this)).0, ways.gives_way(ears.this))
+            (links.settle(ways.circle(ears.this)), ways.gives_way(ears.this))
         }
     };
     let inside = view.contains(ears.this) && !gives_way;
@@ -328,13 +334,15 @@ mod tests {
     #[test]
     fn the_hub_is_the_one_that_talks_with_all() {
         let agreement = agree(&ears(1, 3, &[(0, 1)]));
-        let (members, hubs) = agreement.links.settle(set(&[0, 1, 2]));
-        assert_eq!((members, hubs), (set(&[0, 1, 2]), set(&[2])));
+        let links = agreement.links;
+        assert_eq!(links.settle(set(&[0, 1, 2])), set(&[0, 1, 2]));
+        assert_eq!(links.hubs(set(&[0, 1, 2])), set(&[2]));
         assert_eq!(
-            agreement.links.settle(set(&[0, 1])),
-            (set(&[1]), set(&[1])),
+            links.settle(set(&[0, 1])),
+            set(&[1]),
             "of two that do not talk one goes"
         );
+        assert_eq!(links.hubs(set(&[0, 1])), NodeSet::EMPTY);
     }
 
     #[test]
@@ -343,12 +351,9 @@ mod tests {
         for cut in [&[(0, 1), (1, 0), (2, 3), (3, 2)][..], &[(0, 1), (3, 2)]] {
             assert_eq!(all(4, cut), vec![Some(set(&[0, 1, 2, 3])); 4], "{cut:?}");
             let links = agree(&ears(0, 4, cut)).links;
-            assert_eq!(links.settle(set(&[0, 1, 2, 3])), (set(&[0, 1, 2, 3]), NodeSet::EMPTY));
-            assert_eq!(
-                links.settle(set(&[0, 1, 2])),
-                (set(&[0, 1, 2]), set(&[2])),
-                "whose partner is gone is a hub"
-            );
+            assert_eq!(links.settle(set(&[0, 1, 2, 3])), set(&[0, 1, 2, 3]));
+            assert_eq!(links.hubs(set(&[0, 1, 2, 3])), NodeSet::EMPTY);
+            assert_eq!(links.hubs(set(&[0, 1, 2])), set(&[2]), "whose partner is gone is a hub");
         }
         // 4 hears neither 0 nor 1, which two observers know; then 2 and 3 are the only pair.
         let cut = [(0, 4), (1, 4), (2, 3)];

@@ -111,11 +111,10 @@ impl Writer {
             Quality::Transient => 1,
             Quality::Ready => 2,
         });
-        let split = !m.runs.is_empty() || !m.leaves_out.is_empty();
+        let split = !m.runs.is_empty();
         self.u8(u8::from(m.joining) | u8::from(split) << 1 | u8::from(m.withheld) << 2);
         if split {
             self.u64(m.runs.bits());
-            self.u64(m.leaves_out.bits());
         }
         self.text(&m.why);
         self.list(&m.macs, MAX_GROUPS, |w, mac| w.bytes(&mac.0));
@@ -295,10 +294,7 @@ impl<'a> Reader<'a> {
         if flags > 7 {
             return Err(ParseError::Malformed("module flags"));
         }
-        let mut set = || {
-            let bits = if flags & 2 != 0 { self.u64()? } else { 0 };
-            Ok(NodeSet::from_bits(bits))
-        };
+        let runs = if flags & 2 != 0 { self.u64()? } else { 0 };
         Ok(ModuleReport {
             name,
             digest,
@@ -306,8 +302,7 @@ impl<'a> Reader<'a> {
             quality,
             joining: flags & 1 != 0,
             withheld: flags & 4 != 0,
-            runs: set()?,
-            leaves_out: set()?,
+            runs: NodeSet::from_bits(runs),
             why: self.text()?,
             macs: self.list(MAX_GROUPS, Self::mac)?,
             groups: self.list(MAX_GROUPS, Self::group)?,

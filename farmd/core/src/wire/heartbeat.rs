@@ -5,7 +5,7 @@
 //! change is sent at once and repeated at every pulse.
 //!
 //! ```text
-//! magic "FARM" (4), version = 5 (1), sender (1), lan (1), flags (1), beat (2),
+//! magic "FARM" (4), version = 6 (1), sender (1), lan (1), flags (1), beat (2),
 //! incarnation (8), sequence number (8), digest of cluster.xml (8),
 //! hears: node set (8), and for each node in it, ascending: ack (3),
 //! with X: excludes: node set (8),
@@ -14,7 +14,7 @@
 //!   age in microseconds (4), hears: node set (8) },
 //! with P: n (1), n x relayed { node (1), incarnation (8), sequence number (8), n (1), n x module },
 //! n (1), n x module { name: text, configuration digest (8), state (1), quality (1), flags (1),
-//!   with S: runs: node set (8), leaves out: node set (8),
+//!   with S: runs: node set (8),
 //!   why: text, n (1), n x Ethernet address (6),
 //!   n (1), n x group { weight (2), committed (8), open buckets (2), flags (1),
 //!     with P: promised (8),
@@ -50,7 +50,7 @@ use crate::wire::codec::{Reader, Writer};
 /// First bytes of every datagram.
 const MAGIC: &[u8; 4] = b"FARM";
 /// Version of this format; another one is refused and counted.
-const VERSION: u8 = 5;
+const VERSION: u8 = 6;
 /// Longest datagram, in bytes: what UDP over IPv4 can carry.
 pub const MAX_DATAGRAM: usize = 65_507;
 /// Most requesters that one heartbeat carries.
@@ -200,8 +200,6 @@ pub struct ModuleReport {
     pub withheld: bool,
     /// Nodes on which it is not in STOP, as far as the sender hears them; told while two nodes of its view do not hear each other.
     pub runs: NodeSet,
-    /// Those of them that cannot agree with the others, seen by a sender that talks with all of them.
-    pub leaves_out: NodeSet,
     /// Why it is not UP Ready.
     pub why: String,
     /// Ethernet address of each of its service interfaces, in file order.

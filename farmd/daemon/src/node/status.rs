@@ -138,8 +138,8 @@ impl Node {
         let spoken_at = told_at.or_else(|| peer?.heard_at());
         let age = spoken_at.map_or(Duration::ZERO, |at| now.saturating_sub(at));
         let mut why = report.why.clone();
-        if why.is_empty() && told_at.is_some() {
-            "not heard here; others pass on what it says".clone_into(&mut why);
+        if let Some(by) = self.farm.told_by(node).filter(|_| why.is_empty()) {
+            why = format!("not heard here; {} passes on what it says", self.cluster.name(by));
         } else if why.is_empty() && !peer.is_some_and(|p| p.hears_us()) {
             why = peer
                 .map(|p| p.why(now, self.cluster.detection_time()))
