@@ -158,7 +158,7 @@ impl LabConfig {
 
     /// Nodes and clients have IPv6 addresses too: [`ipv6_of`] their IPv4 ones.
     pub fn has_ipv6(&self) -> bool {
-        self.vips.iter().any(|vip| vip.addr.is_ipv6())
+        self.lan_ipv6 || self.vips.iter().any(|vip| vip.addr.is_ipv6())
     }
 
     /// Where the nodes' nginx is to listen.
