@@ -372,7 +372,10 @@ impl Host {
             let attached = self.placed.iter().any(|p| p.interface.index == one.interface.index);
             self.placed.push(one.clone());
             if !attached {
-                self.open_interface(&one.interface)?;
+                // A ring that captures nothing needs no room; one that is to capture gets it now, as it takes tens of milliseconds (packet(7) waits for RCU).
+                let captures = choice == PlaneChoice::Raw || self.plane.standing().problem.is_some();
+                let slots = if captures { RING_SLOTS } else { IDLE_RING_SLOTS };
+                self.open_interface(&one.interface, slots)?;
             }
             if choice == PlaneChoice::Bpf {
                 _ = self.plane.caught_up().await;
@@ -441,7 +444,7 @@ impl Host {
         Ok(index)
     }
 
-    fn open_interface(&mut self, interface: &Interface) -> Result<(), String> {
+    fn open_interface(&mut self, interface: &Interface, slots: u32) -> Result<(), String> {
         let fail = |what: &str, e: io::Error| {
             if e.kind() == io::ErrorKind::PermissionDenied {
                 format!("{what} on {}: farmd lacks CAP_NET_RAW", interface.name)
@@ -450,7 +453,7 @@ impl Host {
             }
         };
         let closed = dataplane::kernel_program(&farm_core::balance::filter::closed());
-        let ring = PacketRing::open(interface.index, IDLE_RING_SLOTS, &closed).map_err(|e| fail("packet ring", e))?;
+        let ring = PacketRing::open(interface.index, slots, &closed).map_err(|e| fail("packet ring", e))?;
         let syns = SynRing::open(interface.index)
             .inspect_err(|e| warn!(error = %e, interface = interface.name, "connection requests cannot be recorded: clients that connect during a crash wait for their own retransmission"))
             .ok();

@@ -48,7 +48,7 @@ use super::trace::reader::Reader;
 use super::trace::{Begun, Tracer};
 use super::{Counters, DataPlane, Interface, Lease, LocalDevice, Standing};
 use crate::event::{Event, EventSender, HeldGroup};
-use interface::set_filter;
+use interface::{set_filter, widen};
 
 /// Slots of 2 kB in each interface's ring while frames are captured: 4 MB, some 30 ms at 70 000 frames a second.
 pub const RING_SLOTS: u32 = 2048;
@@ -394,7 +394,9 @@ impl Worker {
                     }
                 }
                 Command::Attach(mut interface) => {
-                    self.attach_program(&interface);
+                    if !self.attach_program(&interface) {
+                        widen(&self.judge.plan, &mut interface);
+                    }
                     set_filter(&self.judge, &mut interface);
                     self.interfaces.push(*interface);
                     self.tell_interfaces();

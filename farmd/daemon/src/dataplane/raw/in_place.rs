@@ -82,9 +82,11 @@ impl Worker {
         change(&mut self.standing.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Puts the program in the way of a service interface. Where that fails, whoever asks is told why its frames are captured.
-    pub(super) fn attach_program(&mut self, interface: &Interface) {
-        let Some(kernel) = &mut self.judge.kernel else { return };
+    /// Puts the program in the way of a service interface. Where that fails, whoever asks is told why its frames are captured; false then, and where there is no program.
+    pub(super) fn attach_program(&mut self, interface: &Interface) -> bool {
+        let Some(kernel) = &mut self.judge.kernel else {
+            return false;
+        };
         let (attachment, result) = (kernel.attachment(), kernel.attach(interface.index, &interface.name));
         let problem = result.err().map(|error| error.to_string());
         if let Some(problem) = &problem {
@@ -93,12 +95,14 @@ impl Worker {
                 problem, "frames are captured and judged in user space; a module with dataplane=\"bpf\" does not start"
             );
         }
+        let is_attached = problem.is_none();
         self.stand(|standing| {
             standing.attachment = Some(attachment);
             standing
                 .captured
                 .extend(problem.map(|problem| (interface.name.clone(), problem)));
         });
+        is_attached
     }
 
     /// True while the program that the farmd before has left is to go on judging: by `plan` connections of this host would be dropped, which it has not

@@ -55,8 +55,9 @@ pub(super) fn set_filter(judge: &Judge, interface: &mut Interface) {
     }
 }
 
-/// Gives the interface's ring the room that captured frames need. Until some are captured it has next to none: with the program in the kernel that is always.
-fn widen(plan: &Plan, interface: &mut Interface) {
+/// Gives the interface's ring the room that captured frames need, if it has not: with the program in the kernel it has next to none. Nothing is captured
+/// meanwhile, for tens of milliseconds.
+pub(super) fn widen(plan: &Plan, interface: &mut Interface) {
     if interface.ring.slots() >= RING_SLOTS as usize {
         return;
     }
