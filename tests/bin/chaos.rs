@@ -16,10 +16,12 @@ use crate::report::{self, Output};
 use crate::stop;
 
 /// Names of the matrices, in the order in which they run.
-const MATRICES: [&str; 11] = [
+const MATRICES: [&str; 13] = [
     "failover",
     "planned",
+    "planned-raw",
     "connect",
+    "connect-raw",
     "continuity",
     "continuity-raw",
     "freeze",
@@ -33,7 +35,7 @@ const MATRICES: [&str; 11] = [
 /// Options of `farm-lab chaos`.
 #[derive(Args)]
 pub struct ChaosArgs {
-    /// Only these matrices: failover, planned, connect, continuity, freeze, the last two with `-raw` for the data plane in user space, partition, soak, keepalived, traffic
+    /// Only these matrices: failover, planned, connect, continuity, freeze, the last four also with `-raw` for the data plane in user space, partition, soak, keepalived, traffic
     #[arg(long, value_delimiter = ',', value_name = "NAMES", value_parser = MATRICES)]
     only: Vec<String>,
     /// A short form of everything: a few minutes in all; options that are given count all the same
@@ -118,8 +120,14 @@ impl ChaosArgs {
                 };
                 failover::run(&options, say)
             }
-            "planned" => planned::run(seed, self.number(self.rounds, 20, 2), say),
-            "connect" => connect::run(seed, self.number(self.crashes, 30, 3), say),
+            "planned" | "planned-raw" => {
+                let rounds = self.number(self.rounds, 20, 2);
+                Ok(named(matrix, planned::run(seed, rounds, plane_of(matrix), say)?))
+            }
+            "connect" | "connect-raw" => {
+                let crashes = self.number(self.crashes, 30, 3);
+                Ok(named(matrix, connect::run(seed, crashes, plane_of(matrix), say)?))
+            }
             "continuity" | "continuity-raw" => {
                 let held = self.number(self.connections, 10_000, 1000);
                 Ok(named(matrix, continuity::run(seed, held, 3, plane_of(matrix), say)?))

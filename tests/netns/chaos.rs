@@ -44,12 +44,12 @@ fn crashes_are_taken_over_in_both_modes() {
 
 #[test]
 fn planned_changes_give_no_probe_two_answers() {
-    kept(planned::run(SEED, 1, &mut quiet));
+    kept(planned::run(SEED, 1, None, &mut quiet));
 }
 
 #[test]
 fn clients_that_connect_during_a_crash_are_measured() {
-    let outcome = kept(connect::run(SEED, 1, &mut quiet));
+    let outcome = kept(connect::run(SEED, 1, None, &mut quiet));
     assert!(outcome.series.iter().any(|series| !series.values.is_empty()));
 }
 

@@ -455,8 +455,10 @@ impl Farm {
 
     /// When [`Self::handle_timeout`] should be called if nothing else happens. May change after every input.
     pub fn poll_timeout(&self) -> Duration {
-        let joined = self.modules.values().filter(|m| m.joining).map(|m| m.join_until);
-        joined
+        let joining = self.modules.values().filter(|m| m.joining);
+        let late = self.late_words();
+        joining
+            .map(|m| m.join_until + late)
             .chain(self.away.next_timeout())
             .chain(self.membership.poll_timeout())
             .chain(self.nudge_at)

@@ -27,6 +27,9 @@ const BROADCAST_PULSES: u32 = 3;
 /// And so is one to or from which heartbeats have gone missing, for so many pulses: broadcasts may pass one way only.
 const NUDGED_PULSES: u32 = 20;
 
+/// How often it is looked whether an IPv6 lan is on another interface than before.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Sockets and addresses of one lan.
 #[derive(Debug)]
 struct LanIo {
@@ -49,6 +52,8 @@ struct LanIo {
     /// Until when each peer is sent to by itself.
     nudged: BTreeMap<IpAddr, Instant>,
     nudge_memory: Duration,
+    /// When the socket for broadcasts may be opened anew.
+    reopen_at: Instant,
 }
 
 /// What became of one [`Transmit`].
@@ -146,6 +151,7 @@ impl HeartbeatIo {
                 memory: cluster.heartbeat_interval * BROADCAST_PULSES,
                 nudged: BTreeMap::new(),
                 nudge_memory: cluster.heartbeat_interval * NUDGED_PULSES,
+                reopen_at: Instant::now(),
             });
         }
         Ok(Self {
@@ -210,6 +216,7 @@ impl HeartbeatIo {
             return sent;
         };
         let now = Instant::now();
+        lan.look_after_interface(port, now);
         let lan = if transmit.nudge && lan.by_broadcast {
             lan.note_nudged(transmit.to, now)
         } else {
@@ -247,6 +254,27 @@ impl HeartbeatIo {
 impl LanIo {
     fn sockets(&self) -> impl Iterator<Item = &UdpSocket> {
         std::iter::once(&self.socket).chain(self.broadcast.as_ref().map(|(socket, _)| socket))
+    }
+
+    /// The address of all nodes of an IPv6 link is one of an interface, and its socket goes with it: one that was made anew needs another.
+    fn look_after_interface(&mut self, port: u16, now: Instant) {
+        let Some((_, SocketAddr::V6(to))) = &self.broadcast else {
+            return;
+        };
+        if now < self.reopen_at {
+            return;
+        }
+        self.reopen_at = now + LOOK_INTERVAL;
+        match broadcast_address(self.own, port) {
+            Ok(SocketAddr::V6(found)) if found != *to => match open_broadcast(self.own, port, &self.socket) {
+                Ok(broadcast) => {
+                    tracing::info!(own = %self.own, interface = found.scope_id(), "the interface of the lan is another one; it is listened to there");
+                    self.broadcast = Some(broadcast);
+                }
+                Err(error) => tracing::debug!(%error, own = %self.own, "listening on the new interface"),
+            },
+            _ => {}
+        }
     }
 
     fn has(&self, addr: IpAddr) -> bool {
@@ -290,7 +318,8 @@ fn broadcast_address(own: IpAddr, port: u16) -> io::Result<SocketAddr> {
     });
     match (own, found) {
         (IpAddr::V4(own), Some((_, prefix @ 0..=30))) => Ok((subnet_broadcast(own, prefix), port).into()),
-        (IpAddr::V6(_), Some((index, _))) => Ok(SocketAddrV6::new(ALL_NODES, port, 0, index).into()),
+        // One by itself is no subnet, and mostly on the loopback interface.
+        (IpAddr::V6(_), Some((index, 0..=126))) => Ok(SocketAddrV6::new(ALL_NODES, port, 0, index).into()),
         (_, Some((_, prefix))) => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("{own}/{prefix} has no broadcast address; cast=\"auto\" is expected on this lan"),

@@ -453,7 +453,10 @@ impl Host {
             }
         };
         let closed = dataplane::kernel_program(&farm_core::balance::filter::closed());
-        let ring = PacketRing::open(interface.index, slots, &closed).map_err(|e| fail("packet ring", e))?;
+        let ring = PacketRing::open(interface.index, slots, &closed);
+        // The data plane asks for room again, and tells if there is none.
+        let ring = ring.or_else(|_| PacketRing::open(interface.index, IDLE_RING_SLOTS, &closed));
+        let ring = ring.map_err(|e| fail("packet ring", e))?;
         let syns = SynRing::open(interface.index)
             .inspect_err(|e| warn!(error = %e, interface = interface.name, "connection requests cannot be recorded: clients that connect during a crash wait for their own retransmission"))
             .ok();

@@ -230,8 +230,8 @@ fn packets(rule: &[u8]) -> u64 {
 struct Rule {
     /// Ethernet type.
     protocol: u16,
-    /// It is that of a VLAN tag, which must name no VLAN (IEEE 802.1Q: identifier 0).
-    is_tag: bool,
+    /// So many VLAN tags come first, that of this type among them, and must name no VLAN (IEEE 802.1Q: identifier 0).
+    tags: u32,
     /// (offset from the network header, bytes that stand there), each at most 16 bytes long.
     fields: Vec<(u32, Vec<u8>)>,
 }
@@ -243,13 +243,13 @@ fn rules_for(vip: IpAddr, drop_arp: bool) -> Vec<Rule> {
             // Ethernet and IPv4 addresses first: only then the target address is at 24.
             let arp = Rule {
                 protocol: 0x0806,
-                is_tag: false,
+                tags: 0,
                 fields: vec![(0, vec![0, 1, 8, 0, 6, 4]), (24, vip.clone())],
             };
             (
                 Rule {
                     protocol: 0x0800,
-                    is_tag: false,
+                    tags: 0,
                     fields: vec![(16, vip)],
                 },
                 arp,
@@ -262,12 +262,12 @@ fn rules_for(vip: IpAddr, drop_arp: bool) -> Vec<Rule> {
             (
                 Rule {
                     protocol: 0x86dd,
-                    is_tag: false,
+                    tags: 0,
                     fields: vec![(24, vip)],
                 },
                 Rule {
                     protocol: 0x86dd,
-                    is_tag: false,
+                    tags: 0,
                     fields: solicitation,
                 },
             )
@@ -291,13 +291,13 @@ fn drops(vips: &[IpAddr], drop_arp: bool) -> Vec<Rule> {
 }
 
 impl Rule {
-    /// What has a tag of type `tag` that names a priority, and behind it a packet of type `protocol` with these fields.
+    /// What has a tag of type `tag` that names a priority, and behind it a packet, or a tag of the same kind, of type `protocol` with these fields.
     fn behind(tag: u16, protocol: u16, fields: &[(u32, Vec<u8>)]) -> Self {
         let inner = protocol.to_be_bytes().to_vec();
         let further = fields.iter().map(|(offset, value)| (offset + 4, value.clone()));
         Self {
             protocol: tag,
-            is_tag: true,
+            tags: 1 + u32::from(TAGS.contains(&protocol)),
             fields: std::iter::once((2, inner)).chain(further).collect(),
         }
     }
@@ -305,8 +305,8 @@ impl Rule {
     fn emit(&self, list: &mut Batch) {
         meta(list, KEY_PROTOCOL);
         compare(list, &self.protocol.to_be_bytes());
-        if self.is_tag {
-            payload(list, NETWORK_HEADER, 0, 2);
+        for tag in 0..self.tags {
+            payload(list, NETWORK_HEADER, 4 * tag, 2);
             mask(list, &VLAN_ID.to_be_bytes());
             compare(list, &[0; 2]);
         }

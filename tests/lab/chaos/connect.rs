@@ -25,7 +25,7 @@ const GRACE: f64 = 100.0;
 ///
 /// # Errors
 /// The farm does not start or does not come back, or `say` ends the run.
-pub fn run(seed: u64, crashes: usize, say: Progress<'_>) -> Result<Outcome> {
+pub fn run(seed: u64, crashes: usize, plane: Option<&'static str>, say: Progress<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::new("connect", seed);
     let mut table = Table::new(
         "connect() of clients of a dead node, begun between the crash and the end of the detection time, in ms",
@@ -45,7 +45,13 @@ pub fn run(seed: u64, crashes: usize, say: Progress<'_>) -> Result<Outcome> {
     for profile in PROFILES {
         say(&format!("profile {}", profile.name))?;
         let goal = ms(profile.detection()) + GRACE;
-        let seen = crash(profile, crashes, &mut random, &mut outcome, say)?;
+        let config = RigConfig {
+            filter: "on_addr",
+            addrs: 8,
+            plane,
+            ..RigConfig::new(3, profile)
+        };
+        let seen = crash(&config, crashes, &mut random, &mut outcome, say)?;
         for ((mode, _), Seen { values, failed }) in MODES.iter().zip(seen) {
             let what = format!("connect, {}, {mode}", profile.name);
             table.row([
@@ -89,17 +95,13 @@ struct Seen {
 
 /// Crashes nodes of a farm of its own; what each of [`MODES`] saw.
 fn crash(
-    profile: Profile,
+    config: &RigConfig,
     crashes: usize,
     random: &mut Random,
     outcome: &mut Outcome,
     say: Progress<'_>,
 ) -> Result<[Seen; 2]> {
-    let rig = Rig::serve(&RigConfig {
-        filter: "on_addr",
-        addrs: 8,
-        ..RigConfig::new(3, profile)
-    })?;
+    let (profile, rig) = (config.profile, Rig::serve(config)?);
     let pinger = Pinger::start(&rig.clients(), &Rig::udp(), 1, 500)?;
     let mut seen: [Seen; 2] = Default::default();
     for _ in 0..crashes {

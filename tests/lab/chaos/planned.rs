@@ -80,7 +80,7 @@ impl Change {
 ///
 /// # Errors
 /// The farm does not start or does not come back, a command fails, or `say` ends the run.
-pub fn run(seed: u64, rounds: usize, say: Progress<'_>) -> Result<Outcome> {
+pub fn run(seed: u64, rounds: usize, plane: Option<&'static str>, say: Progress<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::new("planned", seed);
     let mut table = Table::new(
         "Planned changes: longest silence of a UDP flow (p50, max) and slowest TCP request (p50, max) of each change, in ms, and what was lost of all TCP requests",
@@ -88,7 +88,10 @@ pub fn run(seed: u64, rounds: usize, say: Progress<'_>) -> Result<Outcome> {
             "change", "mode", "times", "UDP p50", "UDP max", "TCP p50", "TCP max", "requests", "lost", "goal",
         ],
     );
-    let rig = Rig::serve(&RigConfig::new(3, PROFILES[0]))?;
+    let rig = Rig::serve(&RigConfig {
+        plane,
+        ..RigConfig::new(3, PROFILES[0])
+    })?;
     let mut random = Random::new(seed);
     let (known, unknown): (Vec<&Change>, Vec<&Change>) = CHANGES.iter().partition(|change| rig.knows(change.verb));
     let mut seen: Vec<[Seen; 2]> = known.iter().map(|_| Default::default()).collect();

@@ -113,6 +113,15 @@ impl Farm {
         self.learn_reports(node, modules);
     }
 
+    /// How much later than usual all is known that others say: while two members do not talk, what is passed on may be from the detection time before.
+    pub(super) fn late_words(&self) -> Duration {
+        if self.membership.links().is_broken(self.membership.view()) {
+            self.membership.detection_time()
+        } else {
+            Duration::ZERO
+        }
+    }
+
     /// What `node` says of its modules now.
     pub(super) fn learn_reports(&mut self, node: NodeId, modules: Vec<ModuleReport>) {
         let macs = modules.iter().filter(|m| m.active());

@@ -69,9 +69,10 @@ impl Farm {
 
     /// Lets every group of a module draw its conclusions.
     fn turn_module(&mut self, now: Duration, name: &ModuleName) -> bool {
+        let late = self.late_words();
         if let Some(module) = self.modules.get_mut(name)
             && module.joining
-            && now >= module.join_until
+            && now >= module.join_until + late
         {
             module.joining = false;
             self.next_heartbeat = now;

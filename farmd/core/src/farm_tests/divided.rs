@@ -231,6 +231,31 @@ fn a_pair_that_alone_runs_a_module_and_does_not_talk_serves_together_by_a_third(
     }
 }
 
+/// What others tell of a node goes out of date when it is heard again: after a way that was broken for a while breaks once more, an old word is no sign of its death.
+#[test]
+fn a_way_that_breaks_again_and_again_makes_no_two_owners() {
+    for (seed, whole) in (60..).zip((10..400).step_by(15)) {
+        for ways in [&[(1, 0)][..], &[(0, 1)], &[(0, 1), (1, 0)]] {
+            let mut sim = Sim::started(3, seed);
+            sim.act(Action::Stop(2));
+            run_without_two_owners(&mut sim, ms(800));
+            for _ in 0..3 {
+                for (from, to) in ways {
+                    sim.act(Action::Cut(*from, *to));
+                }
+                run_without_two_owners(&mut sim, ms(700));
+                for (from, to) in ways {
+                    sim.act(Action::Mend(*from, *to));
+                }
+                run_without_two_owners(&mut sim, ms(whole));
+            }
+            sim.act(Action::MendAll);
+            run_without_two_owners(&mut sim, ms(800));
+            sim.check_covered().unwrap();
+        }
+    }
+}
+
 #[test]
 fn by_majority_the_larger_part_serves_and_of_two_halves_the_one_with_the_first_node() {
     for (nodes, one) in [

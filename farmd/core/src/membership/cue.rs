@@ -79,7 +79,7 @@ impl Membership {
             told: self.told.fresh(now, &self.peers, self.timing),
             gone: self.gone_for_good(now),
             cut_off: self.cut_off(now),
-            silent: self.told.silent(now, self.timing),
+            silent: self.told.silent(now, &self.peers, self.timing),
         }
     }
 

@@ -48,10 +48,17 @@ impl Told {
         fresh.map(|(word, _)| (word.node, word.hears)).collect()
     }
 
-    /// Nodes whose newest word is older than that.
-    pub fn silent(&self, now: Duration, timing: Timing) -> NodeSet {
+    /// Nodes whose newest word is older than that, and newer than what the peer itself has said here last: others that hear it speak of it no more once all hear
+    /// each other, so that what they said before is no sign of its silence.
+    pub fn silent(&self, now: Duration, peers: &BTreeMap<NodeId, Peer>, timing: Timing) -> NodeSet {
+        let newest = |word: &Hearsay| peers.get(&word.node).map(Peer::newest);
+        let counts = |word: &Hearsay| newest(word).is_none_or(|newest| (word.incarnation, word.seq) > newest);
         let silent = self.0.values().filter(|(_, at)| now >= *at + timing.detection_time);
-        silent.map(|(word, _)| word.node).collect()
+        silent
+            .map(|(word, _)| word)
+            .filter(|word| counts(word))
+            .map(|word| word.node)
+            .collect()
     }
 
     /// True if `node` has said goodbye since what it said here last, its `newest`.
@@ -112,9 +119,9 @@ mod tests {
                 "250 ms after 960 ms, and a way"
             );
         }
-        assert_eq!(a.silent(ms(1211), TIMING), NodeSet::from_bits(2));
+        assert_eq!(a.silent(ms(1211), &BTreeMap::new(), TIMING), NodeSet::from_bits(2));
         a.forget(ms(1460), TIMING);
-        assert_eq!(a.silent(ms(1460), TIMING), NodeSet::EMPTY);
+        assert_eq!(a.silent(ms(1460), &BTreeMap::new(), TIMING), NodeSet::EMPTY);
     }
 
     #[test]
