@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{MODES, Outcome, PROFILES, Profile, Progress, Rig, RigConfig, Series, Table, cell_ms, ms, quantile};
+use super::{MODES, Outcome, PROFILES, Progress, Rig, RigConfig, Series, Table, cell_ms, ms, quantile};
 use crate::pinger::Pinger;
 use crate::random::Random;
 use crate::requester::Requester;
