@@ -47,7 +47,7 @@ pub struct ChaosArgs {
     /// failover: crashes for each number of nodes and profile [default: 200; short: 3]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     kills: Option<u32>,
-    /// failover, traffic: numbers of nodes [default: 2,3,8,16 and 2,8,16,32; short: 2,3 and 2,8]
+    /// failover, traffic: numbers of nodes [default: 2,3,8,16 and 2,8,16,20,32; short: 2,3 and 2,8]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(2..=32))]
     nodes: Vec<u8>,
     /// failover: heartbeat profiles, default (50 ms x 5) and fast (20 ms x 5) [default: both; short: default]

@@ -83,8 +83,16 @@ impl Links {
 
     /// Those of `nodes` that talk with all the others.
     pub fn hubs(&self, nodes: NodeSet) -> NodeSet {
-        let talks = |n: &NodeId| nodes.iter().all(|other| other == *n || self.talk(*n, other));
-        nodes.iter().filter(talks).collect()
+        // Who misses somebody, and who is missed.
+        let mut apart = NodeSet::EMPTY;
+        for n in nodes.iter() {
+            let missed = self.misses(n, nodes);
+            if !missed.is_empty() {
+                apart = NodeSet::from_bits(apart.bits() | missed.bits());
+                apart.insert(n);
+            }
+        }
+        NodeSet::from_bits(nodes.bits() & !apart.bits())
     }
 
     /// Those of `nodes` that can agree with each other.
