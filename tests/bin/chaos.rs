@@ -145,7 +145,7 @@ impl ChaosArgs {
                 soak::run(seed, Duration::from_secs(seconds), &[3, 8], say)
             }
             "keepalived" => vrrp::run(seed, self.number(self.vrrp_kills, 20, 2), say),
-            "traffic" => traffic::run(&self.sizes(&[2, 8, 16, 32], &[2, 8]), say),
+            "traffic" => traffic::run(&self.sizes(&[2, 8, 16, 20, 32], &[2, 8]), say),
             _ => bail!("there is no matrix `{matrix}`"),
         }
     }

@@ -34,13 +34,12 @@ impl Cast {
         Self { name, lan, ipv6: false }
     }
 
-    /// More nodes than [`CROWD`] do not speak to each one by one; over IPv6 only they are looked at.
+    /// More nodes than [`CROWD`] do not speak to each one by one; over IPv6 only they are looked at, up to [`MOST_IPV6`].
     fn is_measured(&self, nodes: usize) -> bool {
         let is_crowd = nodes > CROWD;
-        if self.ipv6 {
-            is_crowd
-        } else {
-            !is_crowd || self.name != "unicast"
+        match self.ipv6 {
+            true => is_crowd && nodes <= MOST_IPV6,
+            false => !is_crowd || self.name != "unicast",
         }
     }
 
@@ -49,6 +48,9 @@ impl Cast {
         if self.ipv6 { 62.0 } else { 42.0 }
     }
 }
+
+/// Each node knows each other one's Ethernet address, and all namespaces share a neighbour table of 1024.
+const MOST_IPV6: usize = 24;
 
 /// Goal: bytes of heartbeats a node sends in a second with 32 nodes at the default pulse, headers included.
 const GOAL: f64 = 5000.0;
