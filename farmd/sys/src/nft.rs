@@ -304,6 +304,10 @@ impl Rule {
 
     fn emit(&self, list: &mut Batch) {
         meta(list, KEY_PROTOCOL);
+        if self.tags > 0 {
+            // Compared as it is, nft(8) 1.0.6 takes what follows for fields of the tag, and aborts when it lists the rule. The types next to those of tags are nobody's.
+            mask(list, &[0xff, 0xfe]);
+        }
         compare(list, &self.protocol.to_be_bytes());
         for tag in 0..self.tags {
             payload(list, NETWORK_HEADER, 4 * tag, 2);
