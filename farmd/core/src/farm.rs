@@ -456,9 +456,8 @@ impl Farm {
     /// When [`Self::handle_timeout`] should be called if nothing else happens. May change after every input.
     pub fn poll_timeout(&self) -> Duration {
         let joining = self.modules.values().filter(|m| m.joining);
-        let late = self.late_words();
         joining
-            .map(|m| m.join_until + late)
+            .map(|m| m.join_until + self.late_words())
             .chain(self.away.next_timeout())
             .chain(self.membership.poll_timeout())
             .chain(self.nudge_at)

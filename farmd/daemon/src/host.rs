@@ -372,7 +372,7 @@ impl Host {
             let attached = self.placed.iter().any(|p| p.interface.index == one.interface.index);
             self.placed.push(one.clone());
             if !attached {
-                // A ring that captures nothing needs no room; one that is to capture gets it now, as it takes tens of milliseconds (packet(7) waits for RCU).
+                // A ring that captures nothing needs no room; one that is to capture gets it now, as it takes tens of milliseconds (the kernel waits until no processor uses the socket).
                 let captures = choice == PlaneChoice::Raw || self.plane.standing().problem.is_some();
                 let slots = if captures { RING_SLOTS } else { IDLE_RING_SLOTS };
                 self.open_interface(&one.interface, slots)?;

@@ -69,10 +69,10 @@ impl Farm {
 
     /// Lets every group of a module draw its conclusions.
     fn turn_module(&mut self, now: Duration, name: &ModuleName) -> bool {
-        let late = self.late_words();
+        let joining = self.modules.get(name).filter(|module| module.joining);
+        let has_joined = joining.is_some_and(|module| now >= module.join_until + self.late_words());
         if let Some(module) = self.modules.get_mut(name)
-            && module.joining
-            && now >= module.join_until + late
+            && has_joined
         {
             module.joining = false;
             self.next_heartbeat = now;
