@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use farm_lab::chaos::freeze::Way;
 use farm_lab::chaos::{
     Outcome, Profile, connect, continuity, failover, freeze, partition, planned, soak, traffic, vrrp,
 };
@@ -65,6 +66,9 @@ pub struct ChaosArgs {
     /// freeze: freezes and one-way cuts of each kind [default: 20; short: 2]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     freezes: Option<u32>,
+    /// freeze: these ways only: stop (of farmd), freeze (of the node), out and in (nothing gets out or in), heartbeats-out, heartbeats-in [default: all]
+    #[arg(long, value_delimiter = ',')]
+    ways: Vec<String>,
     /// partition: shapes of 5 nodes; all 64 of 3 nodes run, in short form 8 [default: 20; short: 2]
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     shapes: Option<u32>,
@@ -134,7 +138,13 @@ impl ChaosArgs {
             }
             "freeze" | "freeze-raw" => {
                 let times = self.number(self.freezes, 20, 2);
-                Ok(named(matrix, freeze::run(seed, times, plane_of(matrix), say)?))
+                let ways: Vec<Way> = self.ways.iter().map(|way| Way::named(way)).collect::<Result<_>>()?;
+                let ways = if ways.is_empty() {
+                    &freeze::WAYS
+                } else {
+                    ways.as_slice()
+                };
+                Ok(named(matrix, freeze::run(seed, times, ways, plane_of(matrix), say)?))
             }
             "partition" => {
                 let of_three = if self.short { 8 } else { 64 };

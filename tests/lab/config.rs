@@ -99,7 +99,7 @@ pub struct LabConfig {
     pub lans: String,
     /// Attributes of every `<lan>` besides its name, e.g. `cast="broadcast"`; empty for the defaults.
     pub lan: &'static str,
-    /// The nodes' addresses on [`FIRST_LAN`] are IPv6.
+    /// The nodes' addresses on the lans are IPv6.
     pub lan_ipv6: bool,
     /// A second lan, [`SECOND_LAN`], with a switch of its own, on the nodes' second link.
     pub second_lan: bool,
@@ -161,6 +161,15 @@ impl LabConfig {
         self.lan_ipv6 || self.vips.iter().any(|vip| vip.addr.is_ipv6())
     }
 
+    /// Address of the node at `index` on the second lan: 198.19.1.11 and up, or 2001:db8:1::11 and up.
+    pub fn second_addr(&self, index: usize) -> IpAddr {
+        let addr = second_addr(index);
+        match self.lan_ipv6 {
+            true => Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, addr.octets()[3].into()).into(),
+            false => addr.into(),
+        }
+    }
+
     /// Where the nodes' nginx is to listen.
     pub fn listen(&self) -> Vec<String> {
         let ipv6 = self.has_ipv6().then(|| "[::]:80".to_owned());
@@ -184,7 +193,10 @@ impl LabConfig {
             false => node_addr(index).to_string(),
         });
         if self.second_lan {
-            lan(SECOND_LAN, &|index| second_addr(index).to_string());
+            lan(SECOND_LAN, &|index| match self.second_addr(index) {
+                IpAddr::V6(addr) => format!("[{addr}]"),
+                IpAddr::V4(addr) => addr.to_string(),
+            });
         }
         text.push_str("  </lans>\n</cluster>\n");
         text
@@ -295,8 +307,8 @@ pub fn node_addr(index: usize) -> Ipv4Addr {
     Ipv4Addr::new(198, 18, 0, last as u8)
 }
 
-/// Address of the node at `index` on the second lan: 198.19.1.11 and up.
-pub fn second_addr(index: usize) -> Ipv4Addr {
+/// Address of the node at `index` on a second lan with IPv4.
+fn second_addr(index: usize) -> Ipv4Addr {
     Ipv4Addr::new(198, 19, 1, (11 + index) as u8)
 }
 

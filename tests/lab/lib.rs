@@ -59,7 +59,6 @@ use folders::{FolderGuard, working_folder};
 
 use config::{
     FAR_ROUTER, ROUTER, client_addrs, far_addrs, far_ipv6_of, ipv6_of, more_client_addrs, node_addr, node_name,
-    second_addr,
 };
 use module::nginx_scripts;
 use node::NODE_LINK;
@@ -76,6 +75,8 @@ pub const ROUTER_PORT: &str = "pr";
 pub const BRIDGE: &str = "br0";
 /// The switch of the second lan, in the same namespace; its ports are `q1`, `q2`…
 pub const SECOND_BRIDGE: &str = "br1";
+/// The nodes' link on the second lan.
+const SECOND_LINK: &str = "eth1";
 
 /// The whole rig.
 #[derive(Debug)]
@@ -101,6 +102,16 @@ impl Lab {
         let lab = Self::build(config, binaries()?)?;
         lab.write_cluster()?;
         Ok(lab)
+    }
+
+    /// Removes the interface of the node at `index` on the second lan, with its cable, and makes a new one of the same name and address.
+    ///
+    /// # Errors
+    /// What ip(8) says.
+    pub fn renew_second_link(&self, index: usize) -> Result<()> {
+        let space = self.nodes[index].space();
+        space.ip(&[format!("link delete {SECOND_LINK}")])?;
+        plug_second(&self.config, &self.switch, index, space)
     }
 
     /// Builds the rig only: namespaces, links, addresses and folders, without anything of the farm.
@@ -150,8 +161,7 @@ impl Lab {
                 format!("route add default via {ROUTER} dev {NODE_LINK}"),
             ])?;
             if config.second_lan {
-                plug(&switch, SECOND_BRIDGE, &format!("q{}", index + 1), &space, "eth1")?;
-                space.ip(&[format!("address add {}/24 dev eth1", second_addr(index))])?;
+                plug_second(&config, &switch, index, &space)?;
             }
             nodes.push(Node::create(
                 name,
@@ -538,6 +548,14 @@ pub fn add_host(lab: &Lab, name: &str, port: &str, addr: std::net::Ipv4Addr) -> 
         format!("route add default via {ROUTER}"),
     ])?;
     Ok(space)
+}
+
+/// The second link of the node at `index`, with its address.
+fn plug_second(config: &LabConfig, switch: &Space, index: usize, space: &Space) -> Result<()> {
+    plug(switch, SECOND_BRIDGE, &format!("q{}", index + 1), space, SECOND_LINK)?;
+    let addr = config.second_addr(index);
+    let length = if addr.is_ipv6() { 64 } else { 24 };
+    space.ip(&[format!("address add {addr}/{length} dev {SECOND_LINK}")])
 }
 
 /// Joins `link` of `space` to a bridge of the switch by a port called `port`.

@@ -41,6 +41,19 @@ pub struct Attempt {
 /// When each port sent something.
 pub type Times = BTreeMap<String, Vec<Instant>>;
 
+/// One reset of a connection of a VIP.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reset {
+    /// Where it came out: the switch port.
+    pub port: String,
+    /// When.
+    pub at: Instant,
+    /// Virtual address and port.
+    pub vip: SocketAddr,
+    /// Client address and port.
+    pub client: SocketAddr,
+}
+
 /// Who answered the ARP requests, or the neighbour solicitations, of one requester for one VIP.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ArpSeen {
@@ -61,8 +74,10 @@ pub struct Evidence {
     pub entries: BTreeMap<Attempt, Vec<MacAddr>>,
     /// SYN-ACKs of the VIPs: which ports sent one, and when.
     pub syn_acks: BTreeMap<Attempt, Times>,
-    /// Resets sent for a VIP: port, from, to.
-    pub resets: Vec<(String, SocketAddr, SocketAddr)>,
+    /// Resets sent by a VIP.
+    pub resets: Vec<Reset>,
+    /// Resets sent to a VIP, as they came from the clients.
+    pub client_resets: Vec<Reset>,
     /// Echo replies of a VIP by (client, identifier, sequence number): which ports sent one, how often.
     pub echo_replies: BTreeMap<(IpAddr, u16, u16), BTreeMap<String, usize>>,
     /// ARP and neighbour discovery by (requester, VIP); probes of who has no address yet under the unspecified one.
@@ -107,8 +122,8 @@ impl Evidence {
                 self.two_owners().len()
             ));
         }
-        if let Some((port, from, to)) = self.resets.first() {
-            wrong.push(format!("{} resets, e.g. {port}: {from} to {to}", self.resets.len()));
+        if let Some(Reset { port, vip, client, .. }) = self.resets.first() {
+            wrong.push(format!("{} resets, e.g. {port}: {vip} to {client}", self.resets.len()));
         }
         if self.double_echoes() > 0 {
             wrong.push(format!("{} echo requests answered twice", self.double_echoes()));
@@ -285,7 +300,8 @@ impl Judge {
                 let vip = SocketAddr::new(from, tcp.source_port());
                 let client = SocketAddr::new(to, tcp.destination_port());
                 if tcp.rst() {
-                    evidence.resets.push((port.to_owned(), vip, client));
+                    let port = port.to_owned();
+                    evidence.resets.push(Reset { port, at, vip, client });
                 } else if tcp.syn() && tcp.ack() {
                     let sequence = tcp.acknowledgment_number().wrapping_sub(1);
                     let attempt = Attempt { client, vip, sequence };
@@ -295,19 +311,20 @@ impl Judge {
             }
             // What an entry node sends on is the same request once more.
             (Some(TransportSlice::Tcp(tcp)), _)
-                if self.vips.contains(&to)
-                    && (matches!(port, CLIENT_PORT | ROUTER_PORT) || port.starts_with('c'))
-                    && tcp.syn()
-                    && !tcp.ack() =>
+                if self.vips.contains(&to) && (matches!(port, CLIENT_PORT | ROUTER_PORT) || port.starts_with('c')) =>
             {
-                let attempt = Attempt {
-                    client: SocketAddr::new(from, tcp.source_port()),
-                    vip: SocketAddr::new(to, tcp.destination_port()),
-                    sequence: tcp.sequence_number(),
-                };
-                evidence.syns.entry(attempt).or_default().push(at);
-                let entry = frame.first_chunk().copied().map(MacAddr);
-                evidence.entries.entry(attempt).or_default().extend(entry);
+                let client = SocketAddr::new(from, tcp.source_port());
+                let vip = SocketAddr::new(to, tcp.destination_port());
+                if tcp.rst() {
+                    let port = port.to_owned();
+                    evidence.client_resets.push(Reset { port, at, vip, client });
+                } else if tcp.syn() && !tcp.ack() {
+                    let sequence = tcp.sequence_number();
+                    let attempt = Attempt { client, vip, sequence };
+                    evidence.syns.entry(attempt).or_default().push(at);
+                    let entry = frame.first_chunk().copied().map(MacAddr);
+                    evidence.entries.entry(attempt).or_default().extend(entry);
+                }
             }
             _ => {}
         }

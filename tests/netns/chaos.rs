@@ -76,7 +76,7 @@ const WAYS: [&str; 6] = [
 
 /// Nor do those that only fail to hear, be it heartbeats or anything.
 fn nodes_that_stand_still_never_answer_beside_another(plane: Option<&'static str>) {
-    let outcome = kept(freeze::run(SEED, 1, plane, &mut quiet));
+    let outcome = kept(freeze::run(SEED, 1, &freeze::WAYS, plane, &mut quiet));
     let table = &outcome.tables[0];
     let no_cgroup = |note: &String| note.contains("whole nodes were not frozen");
     let frozen = !outcome.notes.iter().any(no_cgroup);

@@ -42,7 +42,11 @@ fn power_cut(mode: Mode) {
     assert_eq!(broken.len(), 1, "{mode:?}: of {all:?} these broke: {broken:?}");
     // The new owner may reset what was the dead node's, so that its clients know at once, and nothing else.
     let lost: BTreeSet<SocketAddr> = report.broken().iter().filter_map(|held| held.client).collect();
-    let strangers: Vec<_> = evidence.resets.iter().filter(|(_, _, to)| !lost.contains(to)).collect();
+    let strangers: Vec<_> = evidence
+        .resets
+        .iter()
+        .filter(|reset| !lost.contains(&reset.client))
+        .collect();
     assert!(
         strangers.is_empty(),
         "{mode:?}: resets to clients of live nodes: {strangers:?}"

@@ -302,6 +302,63 @@ fn drain_and_weight_refuse_what_would_leave_nobody_or_is_not_there() {
     mentions(&gone.stderr, &["198.18.0.12:4800"]);
 }
 
+/// What each knows of the other is a heartbeat old: both commands come before the next one.
+#[test]
+fn drain_of_all_nodes_at_the_same_moment_leaves_one_that_serves() {
+    let lab = serving(farm_of(2), str::to_owned);
+    let program = crate::common::program("farm");
+    let mut taken_back = 0;
+    for round in 0..20 {
+        let other: &[&str] = if round % 2 == 0 {
+            &["drain", "--no-wait"]
+        } else {
+            &["weight", "node2", "0"]
+        };
+        // Neither hears of the other's command before it has taken its own.
+        lab.switch
+            .nft("table bridge late { chain c { type filter hook prerouting priority -300; udp dport 4800 drop; }; }\n")
+            .expect("no heartbeat passes");
+        let (mut first, mut second) = (None, None);
+        let commands: [(&Node, &[&str], _); 2] = [
+            (&lab.nodes[0], &["drain"], &mut first),
+            (&lab.nodes[1], other, &mut second),
+        ];
+        for (node, args, end) in commands {
+            let mut command = node.command(&program).expect("the node has power");
+            command.args(args);
+            *end = Some(std::thread::spawn(move || {
+                run_limited(command, Duration::from_secs(60)).expect("farm runs")
+            }));
+        }
+        std::thread::sleep(Duration::from_millis(60));
+        lab.switch.nft("delete table bridge late\n").expect("they pass again");
+        let ends = [first, second].map(|end| end.expect("begun").join().expect("it ends"));
+        let refused: Vec<&Finished> = ends.iter().filter(|end| !end.ok()).collect();
+        assert!(!refused.is_empty(), "{ends:?}");
+        for end in &refused {
+            assert_eq!(end.code, Some(i32::from(exit::REFUSED)), "{end:?}");
+        }
+        taken_back += refused.iter().filter(|end| end.stderr.contains("taken back")).count();
+        wait_until(Duration::from_secs(20), "all buckets to be served", || {
+            (buckets(&lab.nodes[0]).values().sum::<u32>() == 4096).then_some(())
+        })
+        .unwrap_or_else(|e| panic!("{e}: {ends:?} {:?}", buckets(&lab.nodes[0])));
+        if taken_back > 0 && round > 0 {
+            break;
+        }
+        for node in &lab.nodes {
+            assert!(farm(node, &["undrain"]).ok() && farm(node, &["weight", node.name(), "default"]).ok());
+        }
+        wait_buckets(&lab.nodes[0], &[("node1", 2048), ("node2", 2048)]);
+    }
+    assert!(taken_back > 0, "the commands never came at the same moment");
+    let history = lab.nodes[1].farm(&["history"]).expect("the history");
+    mentions(
+        &history.stdout,
+        &["taken back, or nobody would serve group web of module web"],
+    );
+}
+
 #[test]
 fn drain_and_weight_outlast_a_restart_of_farmd_and_weight_moves_the_exact_share() {
     let lab = serving(farm_of(3), str::to_owned);

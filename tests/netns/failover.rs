@@ -179,7 +179,7 @@ fn is_silent(lab: &Lab, killed: &Node) {
     let spoke = connections.values().any(|ports| ports.contains_key(port))
         || echoes.values().any(|ports| ports.contains_key(port))
         || evidence.arp.values().any(|seen| seen.replies.contains_key(port))
-        || evidence.resets.iter().any(|(by, _, _)| by == port)
+        || evidence.resets.iter().any(|reset| reset.port == *port)
         || evidence.announcements.contains_key(port);
     assert!(!spoke, "{} says something: {evidence:?}", killed.name());
 }

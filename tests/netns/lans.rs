@@ -371,6 +371,11 @@ fn on_the_wire(lab: &Lab, port: usize) -> (u64, u64) {
 
 /// Counts from now on what [`on_the_wire`] tells.
 fn count_on_the_wire(lab: &Lab) {
+    count_at_ports(lab, 'p');
+}
+
+/// As [`count_on_the_wire`], at the ports of the switch that begin with `letter`.
+fn count_at_ports(lab: &Lab, letter: char) {
     let ports = 1..=lab.nodes.len();
     let counters: String = ports
         .clone()
@@ -380,7 +385,7 @@ fn count_on_the_wire(lab: &Lab) {
         .map(|port| {
             // Broadcast, and all nodes of a link over IPv6.
             let all = "{ ff:ff:ff:ff:ff:ff, 33:33:00:00:00:01 }";
-            let own = format!("iifname \"p{port}\" udp dport 4800 ether daddr");
+            let own = format!("iifname \"{letter}{port}\" udp dport 4800 ether daddr");
             format!("{own} {all} counter name all{port}\n{own} != {all} counter name one{port}\n")
         })
         .collect();
@@ -539,4 +544,40 @@ fn speak_by_broadcast(lan_ipv6: bool) {
     );
     lab.rejoin(3, MODULE).expect("the node comes back");
     mentions(&survivor.farm_ok(&["history"]).expect("a history"), &["not heard for"]);
+}
+
+/// The group of all nodes is one of an interface: the socket for it goes with the old one.
+#[test]
+fn a_lan_over_ipv6_is_listened_to_on_an_interface_that_was_made_anew() {
+    let lab = flooded_farm(LabConfig {
+        lan: "cast=\"broadcast\"",
+        lan_ipv6: true,
+        second_lan: true,
+        ..LabConfig::default()
+    });
+    count_at_ports(&lab, 'q');
+    let second = || {
+        let at = || (1..=lab.nodes.len()).map(|port| on_the_wire(&lab, port));
+        let before: Vec<(u64, u64)> = at().collect();
+        std::thread::sleep(Duration::from_secs(1));
+        let rows = at()
+            .zip(before)
+            .map(|(now, before)| (now.0 - before.0, now.1 - before.1));
+        rows.collect::<Vec<_>>()
+    };
+    // There are no single ones here: whoever is heard sends to all, and whoever hears listens to that.
+    let to_all_only = |rows: &Vec<(u64, u64)>| rows.iter().all(|(all, one)| *all >= 10 && *one == 0);
+    let calm = |what: &str| wait_until(LIMIT, what, || Some(second()).filter(to_all_only));
+    calm("a second in which all speak to all").expect("on the first interface");
+
+    let before: Vec<u64> = lab.nodes.iter().map(newest).collect();
+    lab.renew_second_link(0).expect("a new interface");
+    calm("a second in which all speak to all").expect("on the new interface");
+    let back = |link: &LinkStatus| link.heard_ms < Some(200);
+    wait_links(&lab.nodes, SECOND_LAN, "the second lan to be whole", back);
+    for (node, before) in lab.nodes.iter().zip(before) {
+        let views = alarms(node, before);
+        let views = views.iter().filter(|e| matches!(e.what, Happening::ViewChanged { .. }));
+        assert_eq!(views.count(), 0, "nobody went, as {} sees it", node.name());
+    }
 }

@@ -83,7 +83,7 @@ fn genkey(context: &Context, force: bool) -> Result<u8, Failure> {
             "  scp -p {shown} root@NODE:{shown}    # for each other node of cluster.xml\n"
         ));
     }
-    text.push_str("and restart farmd on nodes that run: systemctl restart farmd\n");
+    text.push_str("and on each node that runs: farm reload    # until all have it, nodes of both keys may serve\n");
     show(&text)?;
     Ok(exit::OK)
 }

@@ -29,16 +29,23 @@ const REQUESTS: u32 = 25;
 
 /// How a node is stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Way {
+pub enum Way {
+    /// Its farmd gets no processor.
     Signal,
+    /// None of its processes does.
     Cgroup,
+    /// Nothing that it sends arrives.
     CutOut,
+    /// Nothing arrives at it.
     CutIn,
+    /// As [`Self::CutOut`], of heartbeats only.
     HeartbeatsOut,
+    /// As [`Self::CutIn`], of heartbeats only.
     HeartbeatsIn,
 }
 
-const WAYS: [Way; 6] = [
+/// All ways.
+pub const WAYS: [Way; 6] = [
     Way::Signal,
     Way::Cgroup,
     Way::CutOut,
@@ -48,6 +55,27 @@ const WAYS: [Way; 6] = [
 ];
 
 impl Way {
+    /// By the word that options have for it.
+    ///
+    /// # Errors
+    /// There is none; the message names those there are.
+    pub fn named(word: &str) -> Result<Self> {
+        let words = WAYS.map(Self::word);
+        let found = WAYS.into_iter().find(|way| way.word() == word);
+        found.with_context(|| format!("there is no way `{word}`: one of {} is expected", words.join(", ")))
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Signal => "stop",
+            Self::Cgroup => "freeze",
+            Self::CutOut => "out",
+            Self::CutIn => "in",
+            Self::HeartbeatsOut => "heartbeats-out",
+            Self::HeartbeatsIn => "heartbeats-in",
+        }
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::Signal => "farmd stopped (SIGSTOP)",
@@ -80,11 +108,11 @@ impl Way {
     }
 }
 
-/// Stops nodes of a farm of three in each way `times` times, for times from a tenth of the detection time to twelve times it.
+/// Stops nodes of a farm of three in each of `ways` `times` times, for times from a tenth of the detection time to twelve times it.
 ///
 /// # Errors
 /// The farm does not start or does not come back, or `say` ends the run.
-pub fn run(seed: u64, times: usize, plane: Option<&'static str>, say: Progress<'_>) -> Result<Outcome> {
+pub fn run(seed: u64, times: usize, ways: &[Way], plane: Option<&'static str>, say: Progress<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::new("freeze", seed);
     let mut table = Table::new(
         "Nodes that stood still for a while: UDP probes and those that two nodes answered; TCP requests that were answered, that failed (in all, of those that other nodes had accepted, of those that nobody had) and that got wrong bytes; requests with SYN-ACKs of two nodes; and the time from the end until all served again, in ms",
@@ -111,7 +139,7 @@ pub fn run(seed: u64, times: usize, plane: Option<&'static str>, say: Progress<'
         ..RigConfig::new(3, PROFILE)
     })?;
     let mut random = Random::new(seed);
-    for way in WAYS {
+    for way in ways.iter().copied() {
         if way == Way::Cgroup && cgroup_root().is_none() {
             outcome
                 .notes
@@ -283,17 +311,19 @@ fn judge(way: Way, seen: &Seen, outcome: &mut Outcome) -> [String; 15] {
     }
     if let Some(first) = fates.wrong.first() {
         let what = format!(
-            "{} requests got wrong bytes, the first one {}",
+            "{} requests got wrong bytes, the first one {}; {}",
             fates.wrong.len(),
-            first.describe()
+            first.describe(),
+            owners::story(first, &seen.evidence, &seen.rounds, PROFILE)
         );
         found(true, what);
     }
     if let Some(first) = fates.elsewhere.first() {
         let what = format!(
-            "{} requests failed that other nodes had, the first one {}",
+            "{} requests failed that other nodes had, the first one {}; {}",
             fates.elsewhere.len(),
-            first.describe()
+            first.describe(),
+            owners::story(first, &seen.evidence, &seen.rounds, PROFILE)
         );
         found(complete, what);
     }

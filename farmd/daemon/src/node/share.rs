@@ -4,6 +4,7 @@
 //! it changes the weight this node tells, and the hand-over does the rest. Connections that are left are counted by the
 //! data plane. The owner loop calls it with each command and at the end of each turn.
 
+mod alone;
 mod stop;
 mod text;
 mod watch;
@@ -23,6 +24,7 @@ use super::module::LocalModule;
 use crate::effect::Effect;
 use crate::event::{ShareCommand, ShareVerb};
 use crate::shares::Shares;
+use alone::Provisional;
 
 pub(super) use stop::StopDrain;
 pub(super) use text::lasting;
@@ -75,6 +77,8 @@ struct Job {
     told_at: Duration,
     /// What is told to those who wait is about the connections that are left, not about buckets any more.
     told_of_connections: bool,
+    /// While it may have to be taken back.
+    provisional: Option<Provisional>,
 }
 
 /// The settings, and who waits for what.
@@ -148,9 +152,10 @@ impl Node {
             ShareVerb::Weight(r) => (&r.scope, r.weight == Some(0), r.force),
         };
         let targets = self.targets(scope)?;
+        let served: Vec<&Target> = targets.iter().filter(|t| self.serves(t)).collect();
         if gives_all
             && !force
-            && let Some(target) = targets.iter().find(|t| self.serves_alone(t))
+            && let Some(target) = served.iter().find(|t| !self.is_served_elsewhere(t))
         {
             let Target { module, group, .. } = target;
             return Err((
@@ -158,6 +163,13 @@ impl Node {
                 format!("no other node serves group {group} of module {module}; with --force nobody does"),
             ));
         }
+        let provisional = (gives_all && !force && !served.is_empty()).then(|| {
+            let setting = |t: &Target| (t.clone(), self.desk.shares.get(&t.module, &t.group));
+            Provisional {
+                until: now + self.cluster.detection_time(),
+                before: served.into_iter().map(setting).collect(),
+            }
+        });
         let since = seconds_since_1970();
         for target in &targets {
             let mut setting = self.desk.shares.get(&target.module, &target.group);
@@ -214,6 +226,7 @@ impl Node {
             told: String::new(),
             told_at: now,
             told_of_connections: false,
+            provisional,
         });
         self.queue(Effect::KeepShares {
             job: id,
@@ -250,6 +263,7 @@ impl Node {
                 told: String::new(),
                 told_at: now,
                 told_of_connections: false,
+                provisional: None,
             });
         }
     }
@@ -291,26 +305,6 @@ impl Node {
             ))),
             (None, true) => Err(not_found("this node has no module with virtual addresses".to_owned())),
         }
-    }
-
-    /// True if this node takes clients of the group and no other one would.
-    fn serves_alone(&self, target: &Target) -> bool {
-        let Some(module) = self.modules.get(&target.module) else {
-            return false;
-        };
-        let own_name = self.cluster.name(self.this);
-        let groups = module.config.vip.iter().flat_map(|v| &v.groups);
-        let own = groups.into_iter().find(|g| g.name == target.group);
-        let weight = own.map_or(0, |g| {
-            self.desk.setting(&target.module, &g.name).effective(g.weight(own_name))
-        });
-        let serves = module.open && module.link_problem.is_none() && weight > 0;
-        let view = self.farm.membership().view();
-        let others = self.farm.reports().iter().filter(|(node, _)| view.contains(**node));
-        let mut others = others.filter_map(|(_, modules)| modules.iter().find(|m| m.name == target.module));
-        serves
-            && !others
-                .any(|m| m.digest == module.config.digest && m.groups.get(target.index).is_some_and(|g| g.weight > 0))
     }
 
     /// The weight of this node in one group, with what was set and with a stop that lets connections end first.

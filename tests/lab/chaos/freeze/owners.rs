@@ -177,7 +177,7 @@ fn named(mac: &str, rounds: &[Round]) -> String {
     round.map_or(mac, |round| round.port.as_str()).to_owned()
 }
 
-/// When `asked` and its repetitions went out, who answered, and the rounds around it.
+/// When `asked` and its repetitions went out, who answered and who reset it, and the rounds around it.
 pub(super) fn story(asked: &Asked, evidence: &Evidence, rounds: &[Round], profile: Profile) -> String {
     let within = |at: &Instant| *at + SLACK >= asked.begun && *at <= asked.ended + SLACK;
     let attempts = evidence
@@ -189,7 +189,17 @@ pub(super) fn story(asked: &Asked, evidence: &Evidence, rounds: &[Round], profil
         let entries = evidence.entries.get(attempt).into_iter().flatten();
         let entries: Vec<String> = entries.map(|mac| named(&mac.to_string(), rounds)).collect();
         let all = describe(times, &answers, rounds, profile);
-        format!("to {} by {}: {all}", attempt.vip, entries.join(", "))
+        let resets = evidence.resets.iter().chain(&evidence.client_resets);
+        let resets =
+            resets.filter(|reset| (reset.vip, reset.client) == (attempt.vip, attempt.client) && within(&reset.at));
+        let resets = resets.map(|reset| {
+            let since = times
+                .first()
+                .map_or(Duration::ZERO, |asked| reset.at.saturating_duration_since(*asked));
+            format!("; {} reset it at {:.1} ms", reset.port, ms(since))
+        });
+        let resets: String = resets.collect();
+        format!("to {} by {}: {all}{resets}", attempt.vip, entries.join(", "))
     });
     told.collect::<Vec<_>>().join("; ")
 }

@@ -62,13 +62,6 @@ impl Node {
         if let Err(error) = result {
             job.tell(now, format!("in force, but it will not outlast a restart: {error}"));
         }
-        if !job.wait
-            && let Some(replies) = job.replies.take()
-        {
-            let text = format!("{} accepted", job.what);
-            self.journal.audit(&job.by, &job.what, Ok("accepted"));
-            let _ = replies.send(Reply::Done { text });
-        }
     }
 
     /// What a drain's deadline has ended.
@@ -110,9 +103,16 @@ impl Node {
             } => *at + RESET_GRACE,
             Goal::Moved { limit } => *limit,
         });
+        let given = self.desk.jobs.iter().filter_map(|job| job.provisional.as_ref());
+        let given = given.map(|provisional| provisional.until);
         // What is overdue waits for something else, and is looked at with every heartbeat.
         let now = self.now();
-        stops.chain(starts).chain(jobs).filter(|at| *at > now).min()
+        stops
+            .chain(starts)
+            .chain(jobs)
+            .chain(given)
+            .filter(|at| *at > now)
+            .min()
     }
 
     /// Draws the conclusions of a turn.
@@ -130,11 +130,14 @@ impl Node {
         self.watch_stop_drains(now);
         self.watch_starts(now);
         let mut jobs = std::mem::take(&mut self.desk.jobs);
-        jobs.retain_mut(|job| match self.advance_job(now, job) {
-            None => true,
-            Some(end) => {
-                self.end_job(job, &end);
-                false
+        jobs.retain_mut(|job| {
+            let taken_back = self.take_back(now, job).map(Err);
+            match taken_back.or_else(|| self.advance_job(now, job)) {
+                None => true,
+                Some(end) => {
+                    self.end_job(job, &end);
+                    false
+                }
             }
         });
         // Nothing above has added one.
@@ -153,8 +156,21 @@ impl Node {
         }
     }
 
+    /// Whoever does not wait for the end hears that it has begun.
+    fn accept(&self, job: &mut Job) {
+        if !job.wait
+            && job.provisional.is_none()
+            && let Some(replies) = job.replies.take()
+        {
+            let text = format!("{} accepted", job.what);
+            self.journal.audit(&job.by, &job.what, Ok("accepted"));
+            let _ = replies.send(Reply::Done { text });
+        }
+    }
+
     fn end_job(&self, job: &Job, end: &End) {
-        if job.wait {
+        // One that nobody waits for has been told of.
+        if job.wait || job.replies.is_some() {
             let result = end.as_ref().map(String::as_str).map_err(|(_, error)| error.as_str());
             self.journal.audit(&job.by, &job.what, result);
         }
@@ -170,10 +186,15 @@ impl Node {
         if !job.kept {
             return None;
         }
+        self.accept(job);
         match job.goal {
             Goal::Drained { deadline, .. } => self.advance_drain(now, deadline, job),
             Goal::Moved { limit } => {
-                let moved = |t: &Target| !self.runs(&t.module) || self.farm.is_settled(&t.module, t.index);
+                // Nothing moves while nobody takes it.
+                let given =
+                    |t: &Target| job.provisional.is_none() || self.farm.is_group_handed_over(&t.module, t.index);
+                let moved =
+                    |t: &Target| !self.runs(&t.module) || (self.farm.is_settled(&t.module, t.index) && given(t));
                 if job.targets.iter().all(moved) {
                     return Some(Ok(self.shares_text(&job.targets)));
                 }
