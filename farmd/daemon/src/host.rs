@@ -389,6 +389,7 @@ impl Host {
             if let Some(addr) = one.addrs.iter().find(|addr| addr.is_ipv6()) {
                 set_ipv6(true).map_err(|error| format!("{DEVICE} cannot carry {addr}: {error}"))?;
             }
+            forget_half_open(device, &one.addrs);
             for addr in &one.addrs {
                 self.netlink
                     .addr_add_passive(device, *addr, prefix_of(*addr))
@@ -550,6 +551,21 @@ fn may_serve(choice: PlaneChoice, problem: Option<&String>) -> Result<(), String
 /// Name of our nf_tables table for an interface.
 fn table_of(interface: &str) -> String {
     format!("{TABLE_PREFIX}{interface}")
+}
+
+/// What a farmd that was killed has left half open with the addresses that the device does not have yet: others may have answered since.
+fn forget_half_open(device: u32, addrs: &[IpAddr]) {
+    let interfaces = interface::interfaces();
+    let there = interfaces.iter().find(|i| i.index == device);
+    let is_there = |addr: &IpAddr| there.is_some_and(|i| i.addrs.iter().any(|(a, _)| a == addr));
+    let anew: Vec<IpAddr> = addrs.iter().filter(|addr| !is_there(addr)).copied().collect();
+    match crate::reset::forget_half_open(&anew, |_, _| true) {
+        Ok(0) => {}
+        Ok(count) => info!(count, "handshakes of an earlier run are forgotten"),
+        Err(error) => {
+            warn!(%error, "handshakes of an earlier run cannot be forgotten: clients that another node has answered may be reset")
+        }
+    }
 }
 
 /// Waits until the data plane's thread has let go of the TAP: a start that follows at once makes it anew.

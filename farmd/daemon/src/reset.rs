@@ -1,7 +1,7 @@
 //! Ends TCP connections of this host with a reset, so that their clients know at once.
 //!
 //! Owns the choice of sockets and nothing else; it asks the kernel each time. The executor calls it when a VIP leaves
-//! and when the time of a drain is over. A connection that the host's connection tracking sends on to a container is ended
+//! and when the time of a drain is over, the data plane when buckets are lost without a hand-over. A connection that the host's connection tracking sends on to a container is ended
 //! there; one whose container has gone, or that goes on to another machine, is forgotten by connection tracking. It blocks its thread.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +65,58 @@ pub fn forget_ended(plan: &Plan, dead: NodeSet) -> io::Result<u32> {
         tally.destroy(&mut diag, socket);
     }
     tally.failed.map_or(Ok(tally.count), Err)
+}
+
+/// Forgets handshakes of `vips` that are not over, those that are `chosen`; how many there were. Their clients are told nothing: they ask again, or have been
+/// answered by another node.
+///
+/// # Errors
+/// The last one, after all were tried.
+pub fn forget_half_open(vips: &[IpAddr], chosen: impl Fn(SocketAddr, SocketAddr) -> bool) -> io::Result<u32> {
+    let mut tally = Tally::default();
+    let mut diag = SockDiag::open()?;
+    for socket in diag.half_open_tcp_sockets(vips)? {
+        if chosen(socket.local, socket.remote) {
+            tally.destroy(&mut diag, &socket);
+        }
+    }
+    if let Err(error) = forget_translated_half_open(vips, chosen, diag, &mut tally) {
+        tally.failed = Some(error);
+    }
+    tally.failed.map_or(Ok(tally.count), Err)
+}
+
+/// The same of what this host translates to another address or port. `diag` asks here.
+fn forget_translated_half_open(
+    vips: &[IpAddr],
+    chosen: impl Fn(SocketAddr, SocketAddr) -> bool,
+    mut diag: SockDiag,
+    tally: &mut Tally,
+) -> io::Result<()> {
+    let mut flows = Conntrack::open()?.tcp_flows(vips)?;
+    flows.retain(|flow| chosen(flow.vip, flow.client));
+    if flows.is_empty() {
+        return Ok(());
+    }
+    let servers: BTreeSet<IpAddr> = flows.iter().map(|flow| flow.server.ip()).collect();
+    let servers: Vec<IpAddr> = servers.into_iter().collect();
+    let meant: BTreeSet<(SocketAddr, SocketAddr)> = flows.iter().map(|flow| (flow.server, flow.peer)).collect();
+    let mut forget = |diag: &mut SockDiag| -> io::Result<()> {
+        for socket in diag.half_open_tcp_sockets(&servers)? {
+            if meant.contains(&(socket.local, socket.remote)) {
+                tally.destroy(diag, &socket);
+            }
+        }
+        Ok(())
+    };
+    forget(&mut diag)?;
+    let (spaces, _) = NetNs::of_others()?;
+    let mut failed = Ok(());
+    for space in spaces {
+        let looked = space.try_run(SockDiag::open).flatten();
+        failed = failed.and(looked.and_then(|mut diag| forget(&mut diag)));
+    }
+    failed
 }
 
 fn was_served_by(plan: &Plan, nodes: NodeSet, vip: SocketAddr, client: SocketAddr) -> bool {

@@ -98,6 +98,14 @@ impl SockDiag {
         self.tcp_sockets_in(locals, CONNECTED | 1 << state::TIME_WAIT)
     }
 
+    /// As [`tcp_sockets`](Self::tcp_sockets), of those that wait for the last step of their handshake.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn half_open_tcp_sockets(&mut self, locals: &[IpAddr]) -> io::Result<Vec<TcpSocket>> {
+        self.tcp_sockets_in(locals, 1 << state::SYN_RECV | 1 << state::NEW_SYN_RECV)
+    }
+
     /// Whether this host has a connection (handshakes and closing ones included, TIME_WAIT not) between exactly these two
     /// ends. Costs some microseconds, however many there are. A socket that is bound to an interface is not found.
     ///

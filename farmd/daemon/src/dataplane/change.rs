@@ -56,6 +56,21 @@ pub fn opened(old: &Plan, new: &Plan) -> Vec<BucketSet> {
     new.groups.iter().map(of).collect()
 }
 
+/// Buckets of each group of `new` that were open by `old` and are open no more, although this host has not released them: it has stepped out, was not run, or has
+/// found another one that has them too.
+pub fn lost(old: &Plan, new: &Plan) -> Vec<BucketSet> {
+    let is_open = |state: &BucketState| matches!(state, BucketState::Own | BucketState::Guarded);
+    let of = |group: &GroupPlan| {
+        let before = old.groups.iter().find(|g| g.name == group.name);
+        let was_open = |i: usize| before.is_some_and(|g| is_open(&g.states[i]));
+        let released = |i: usize| group.leaving.contains(i) && group.owners.owns(new.this, i);
+        let states = group.states.iter().enumerate();
+        let lost = states.filter(|(i, state)| !is_open(state) && was_open(*i) && !released(*i));
+        lost.map(|(i, _)| i).collect()
+    };
+    new.groups.iter().map(of).collect()
+}
+
 /// True if a bucket is open by `new` that was not by `old`.
 pub fn opens(old: &Plan, new: &Plan) -> bool {
     opened(old, new).iter().any(|set| !set.is_empty())
@@ -159,6 +174,18 @@ mod tests {
         let opens_between = |from: BucketState, to: BucketState| opens(&plan(from, 1, false), &plan(to, 0, false));
         assert!(opens_between(Foreign, Guarded) && opens_between(Draining, Own));
         assert!(!opens_between(Guarded, Own) && !opens_between(Own, Draining));
+    }
+
+    #[test]
+    fn what_is_closed_without_a_release_is_lost() {
+        let lost = |from: &Plan, to: &Plan| lost(from, to)[0].len();
+        let own = plan(Own, 0, false);
+        assert_eq!(lost(&own, &plan(Foreign, 0, false)), BUCKETS, "fenced");
+        assert_eq!(lost(&plan(Guarded, 0, false), &plan(Foreign, 1, false)), BUCKETS);
+        assert_eq!(lost(&own, &plan(Draining, 1, true)), BUCKETS, "another has them");
+        assert_eq!(lost(&own, &plan(Draining, 0, true)), 0, "released");
+        assert_eq!(lost(&own, &plan(Guarded, 0, false)), 0);
+        assert_eq!(lost(&plan(Draining, 1, true), &plan(Foreign, 1, false)), 0, "before");
     }
 
     #[test]

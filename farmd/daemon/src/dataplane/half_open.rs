@@ -60,6 +60,11 @@ impl HalfOpen {
         newest.map(|(_, flow)| flow)
     }
 
+    /// Forgets those that are `lost`.
+    pub fn forget(&mut self, mut lost: impl FnMut(&FlowKey) -> bool) {
+        self.last.retain(|flow, _| !lost(flow));
+    }
+
     fn is_last(&self, at: Instant, flow: &FlowKey) -> bool {
         self.last.get(flow).is_some_and(|(last, _)| *last == at)
     }
@@ -116,6 +121,18 @@ mod tests {
         half_open.note(at(0), at(0), flow(1), ISN);
         half_open.note(at(1500), at(900), flow(2), ISN);
         assert_eq!(ports(&half_open, at(900)), [1, 2]);
+    }
+
+    #[test]
+    fn what_is_lost_is_forgotten() {
+        let mut half_open = HalfOpen::default();
+        let now = Instant::now();
+        for port in 1..=3 {
+            half_open.note(now, now, flow(port), ISN);
+        }
+        half_open.forget(|flow| flow.client_port == 2);
+        assert_eq!(ports(&half_open, now), [1, 3]);
+        assert!(!half_open.contains(now, &flow(2), None));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tracing::debug;
 
 use super::connections::{Connection, Connections, place, sort_out, with_half_open};
 use super::half_open::HalfOpen;
+use super::lister::Lost;
 use super::{Count, Counters, change};
 use crate::event::HeldGroup;
 
@@ -109,6 +110,11 @@ impl Known {
         if self.looked_since.is_some() {
             self.ended.insert(flow.into());
         }
+    }
+
+    /// Forgets what was half open in buckets that are `lost`.
+    pub fn forget_half_open(&mut self, lost: &Lost) {
+        self.half_open.forget(|flow| lost.contains(flow.into()));
     }
 
     /// True if `flow` lies in a bucket whose connections have not been looked up since it was this host's alone.

@@ -42,7 +42,7 @@ use super::arp::Responder;
 use super::connections::Connections;
 use super::judge::Judge;
 use super::known::Known;
-use super::lister::{Listed, Lister};
+use super::lister::{Listed, Lister, Lost};
 use super::replay::{Recorder, Timing};
 use super::trace::reader::Reader;
 use super::trace::{Begun, Tracer};
@@ -143,6 +143,7 @@ impl RawPlane {
             waiting: None,
             owes_report: false,
             known: true,
+            lost: Vec::new(),
             responder: Responder::new(Arc::clone(&counters)),
             recorder: Recorder::new(timing, Arc::clone(&counters)),
             record_at: None,
@@ -275,6 +276,8 @@ struct Worker {
     owes_report: bool,
     /// They are: the last look-up did not fail.
     known: bool,
+    /// What is half open there is to be forgotten with the next look-up.
+    lost: Vec<Lost>,
     responder: Responder,
     judge: Judge,
     recorder: Recorder,

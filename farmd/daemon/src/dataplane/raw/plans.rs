@@ -12,7 +12,7 @@ use super::{FAILURE_LOG_INTERVAL, RECOUNT, Worker};
 use crate::dataplane::Count;
 use crate::dataplane::change::{self, Change};
 use crate::dataplane::kernel::Kernel;
-use crate::dataplane::lister::Listed;
+use crate::dataplane::lister::{Listed, Lost};
 use crate::event::{Event, HeldGroup};
 
 /// And that many times the duration of a look-up lie between two, so that many connections do not stop the packets.
@@ -31,7 +31,13 @@ impl Worker {
             }
             return;
         }
-        self.apply(plan);
+        let buckets = change::lost(&self.judge.plan, &plan);
+        self.apply(Arc::clone(&plan));
+        if buckets.iter().any(|set| !set.is_empty()) {
+            let lost = Lost { plan, buckets };
+            self.judge.known.forget_half_open(&lost);
+            self.lost.push(lost);
+        }
         if change == Change::Closes {
             self.owes_report = true;
             if self.judge.kernel.as_ref().is_some_and(Kernel::is_at_work) {
@@ -88,7 +94,7 @@ impl Worker {
     /// Asks for this host's connections; the answer comes as a command.
     pub(super) fn look_up(&mut self) {
         let plan = self.waiting.as_ref().unwrap_or(&self.judge.plan);
-        self.lister.ask(plan.vips.iter().map(|v| v.addr).collect());
+        self.lister.ask(plan.vips.iter().map(|v| v.addr).collect(), &self.lost);
         self.judge.known.look_since(Instant::now());
         self.recount_at = None;
     }
@@ -106,6 +112,14 @@ impl Worker {
             return;
         }
         self.believed_from = None;
+        for lost in self.lost.drain(..listed.forgot.min(self.lost.len())) {
+            // What was taken in the moment before the plan may have come to this thread after it.
+            self.judge.known.forget_half_open(&lost);
+        }
+        if !self.lost.is_empty() {
+            // Lost since it was asked.
+            return self.look_up();
+        }
         if let Some(kernel) = &mut self.judge.kernel {
             kernel.set_tracked(listed.tracked);
         }
