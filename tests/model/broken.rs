@@ -89,7 +89,7 @@ pub enum Broken {
     ForgetsWhoReturns,
     /// It does not look whether anything comes in.
     NeverLooks,
-    /// It takes all that it hears outside its view for nodes that have nothing open.
+    /// It takes all that do not hear it for nodes that have stepped out, and all outside its view for such that have nothing open.
     OverlooksOutsiders,
     /// It was out, or not run, and has its lease as soon as it is back, with its buckets open.
     LeaseWhenBack,
@@ -330,7 +330,13 @@ pub fn misread(
             return (!hears).then(Vec::new);
         }
         Broken::ForgetsWhoReturns => heartbeat.returning = false,
-        Broken::OverlooksOutsiders if !farm.membership().view().contains(sender) => {
+        Broken::OverlooksOutsiders => {
+            let heard_at = heartbeat.acks(this).and_then(|ack| seqs.sent_at(ack));
+            let hears = heard_at.is_some_and(|at| now <= at + fixed.pulse() * 3 / 2);
+            if heartbeat.joining || (hears && farm.membership().view().contains(sender)) {
+                return None;
+            }
+            heartbeat.fenced = true;
             let groups = heartbeat.modules.iter_mut().flat_map(|m| &mut m.groups);
             groups.for_each(|group| group.committed = Epoch::default());
         }

@@ -443,3 +443,108 @@ fn a_node_that_may_serve_and_is_not_ready_does_not_go_round_in_circles() {
     sim.run(ms(300)).unwrap();
     assert_eq!(sim.counts()[0], BUCKETS);
 }
+
+/// Four nodes of which the first two do not talk, and the last has just died; a second later each of these is true, and nothing else has happened.
+fn with_a_pair(seed: u64, pair_alone: bool) -> Sim {
+    let mut sim = Sim::started(4, seed);
+    if pair_alone {
+        sim.act(Action::Stop(2));
+        sim.act(Action::Stop(3));
+        run_without_two_owners(&mut sim, ms(800));
+    }
+    cut(&mut sim, &[0], &[1]);
+    run_without_two_owners(&mut sim, ms(1000));
+    sim.act(Action::Crash(3));
+    run_without_two_owners(&mut sim, ms(600));
+    sim
+}
+
+/// Its first heartbeats are late at one of the pair, or those of that one at it: nobody can know that they never come.
+#[test]
+fn a_node_that_starts_and_is_late_at_one_of_a_pair_puts_nobody_out() {
+    for (late, to, phase) in (0..2).flat_map(|late| {
+        [false, true]
+            .into_iter()
+            .flat_map(move |to| (0..10).map(move |p| (late, to, 5 * p)))
+    }) {
+        let mut sim = with_a_pair(70 + phase, false);
+        run_without_two_owners(&mut sim, ms(phase));
+        let (from, to) = if to { (late, 3) } else { (3, late) };
+        sim.act(Action::Cut(from, to));
+        let since = sim.now;
+        sim.act(Action::Restart(3));
+        sim.act(Action::Start(3));
+        run_without_two_owners(&mut sim, ms(140));
+        sim.act(Action::Mend(from, to));
+        run_without_two_owners(&mut sim, ms(1200));
+        let is_out = |e: &Event| matches!(e, Event::Membership(crate::membership::Event::Fenced(Some(_))));
+        let out = sim.log.iter().find(|(at, _, e)| *at >= since && is_out(e));
+        assert!(out.is_none(), "s{from} late at s{to}, {phase}: {out:?}");
+        assert_eq!(sim.counts(), [BUCKETS / 4; 4], "s{from} late at s{to}, {phase}");
+        sim.act(Action::MendAll);
+        run_without_two_owners(&mut sim, ms(600));
+        sim.check_covered().unwrap();
+    }
+}
+
+/// Whether it is not heard or does not hear, and whether or not it and the one that talks with all run the module.
+#[test]
+fn who_never_talks_with_a_node_that_starts_is_out_before_others_take_its_buckets() {
+    let cases = [false, true]
+        .into_iter()
+        .flat_map(|alone| [(0, 3), (3, 0), (1, 3), (3, 1)].map(|way| (alone, way)));
+    for ((pair_alone, (from, to)), phase) in cases.flat_map(|case| (0..10).map(move |p| (case, 5 * p))) {
+        let mut sim = with_a_pair(90 + phase, pair_alone);
+        run_without_two_owners(&mut sim, ms(phase));
+        sim.act(Action::Cut(from, to));
+        sim.act(Action::Restart(3));
+        if !pair_alone {
+            sim.act(Action::Start(3));
+        }
+        run_without_two_owners(&mut sim, ms(2500));
+        let out = if from == 3 { to } else { from };
+        let counts = sim.counts();
+        assert_eq!(
+            (counts[out], counts.iter().sum::<usize>()),
+            (0, BUCKETS),
+            "s{from} to s{to}, pair alone: {pair_alone}, {phase}: {counts:?}"
+        );
+        sim.act(Action::MendAll);
+        run_without_two_owners(&mut sim, ms(1000));
+        sim.check_covered().unwrap();
+    }
+}
+
+/// Three do not talk with each other, so one of them is out. When it talks with the second again, the first has to go, who cannot know it yet.
+#[test]
+fn who_has_to_go_when_a_way_heals_is_out_before_others_take_its_buckets() {
+    let cases = [false, true]
+        .into_iter()
+        .flat_map(|alone| (0..10).map(move |p| (alone, 5 * p)));
+    for (pair_alone, phase) in cases {
+        let mut sim = Sim::started(4, 120 + phase);
+        if pair_alone {
+            sim.act(Action::Stop(2));
+            sim.act(Action::Stop(3));
+            run_without_two_owners(&mut sim, ms(800));
+        }
+        cut(&mut sim, &[0], &[1]);
+        run_without_two_owners(&mut sim, ms(1000));
+        cut(&mut sim, &[3], &[0, 1]);
+        run_without_two_owners(&mut sim, ms(1000 + phase));
+        assert!(sim.farm(3).membership().fenced().is_some(), "the highest of three goes");
+        sim.act(Action::Mend(1, 3));
+        run_without_two_owners(&mut sim, ms(phase % 15));
+        sim.act(Action::Mend(3, 1));
+        run_without_two_owners(&mut sim, ms(2000));
+        let counts = sim.counts();
+        assert_eq!(
+            (counts[0], counts.iter().sum::<usize>()),
+            (0, BUCKETS),
+            "pair alone: {pair_alone}, {phase}: {counts:?}"
+        );
+        sim.act(Action::MendAll);
+        run_without_two_owners(&mut sim, ms(1000));
+        sim.check_covered().unwrap();
+    }
+}

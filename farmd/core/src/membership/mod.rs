@@ -102,6 +102,14 @@ pub enum Event {
     Joined,
 }
 
+/// What was known last, and what follows from it.
+#[derive(Clone, Debug)]
+struct Agreed {
+    ears: view::Ears,
+    view: Option<NodeSet>,
+    left_out: NodeSet,
+}
+
 /// See the module doc.
 #[derive(Clone, Debug)]
 pub struct Membership {
@@ -135,8 +143,15 @@ pub struct Membership {
     company_at: Option<Duration>,
     /// When this node last spoke before it was not run for a while.
     excused: Duration,
-    /// What was known last, and the view that follows from it.
-    agreed: Option<(view::Ears, Option<NodeSet>)>,
+    agreed: Option<Agreed>,
+    /// It has joined, and was in the view that it found last.
+    settled: bool,
+    /// Who is to go, and until when it stays all the same.
+    respite: BTreeMap<NodeId, Duration>,
+    /// Peers that nobody heard when it was looked last, as far as is known here.
+    absent: NodeSet,
+    /// Those of them that others hear now, and until when that is no sign that this node is deaf for them.
+    starting: BTreeMap<NodeId, Duration>,
     fenced: Option<String>,
     events: VecDeque<Event>,
 }
@@ -181,6 +196,10 @@ impl Membership {
             company_at: None,
             excused: Duration::ZERO,
             agreed: None,
+            settled: false,
+            respite: BTreeMap::new(),
+            absent: NodeSet::EMPTY,
+            starting: BTreeMap::new(),
             fenced: None,
             events: VecDeque::new(),
         }
@@ -299,6 +318,13 @@ impl Membership {
             .chain(self.waiting.then_some(self.open_at))
             .chain(told.filter(|_| self.was_cut_off))
             .chain(cut_off.filter(|_| self.was_cut_off))
+            .chain(
+                self.respite
+                    .iter()
+                    .filter(|(node, _)| self.view.contains(**node))
+                    .map(|(_, until)| *until),
+            )
+            .chain(self.starting.values().copied())
             .min()
     }
 

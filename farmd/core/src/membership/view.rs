@@ -47,6 +47,46 @@ pub struct Ears {
     pub cut_off: NodeSet,
     /// Peers of which others have been telling nothing new for the detection time.
     pub silent: NodeSet,
+    /// Peers that only others hear, and these only lately.
+    pub starting: NodeSet,
+}
+
+impl Ears {
+    /// The peers it hears that are candidates: one that is joining, or that this joining node has not yet reached, is none until both hear each other.
+    fn candidates(&self) -> impl Iterator<Item = (NodeId, Row)> {
+        let settled = |row: &Row| row.hears_this || !(row.new_here || self.joining);
+        self.heard
+            .iter()
+            .filter(move |(_, r)| settled(r))
+            .map(|(n, r)| (*n, *r))
+    }
+
+    fn heard(&self) -> NodeSet {
+        self.heard.keys().copied().collect()
+    }
+
+    /// Of which others it is told, and whom these hear.
+    fn told(&self) -> impl Iterator<Item = (NodeId, NodeSet)> {
+        let told = self.told.iter();
+        let told = told.filter(|(n, _)| !self.heard.contains_key(n) && !self.gone.contains(**n));
+        told.map(|(n, hears)| (*n, *hears))
+    }
+
+    /// Those that a settled peer hears, or one of which it is told, and that it does not hear itself.
+    pub fn unheard(&self) -> NodeSet {
+        let by_settled = self.candidates().filter(|(_, row)| row.hears_this && !row.joining);
+        let by_settled = by_settled
+            .map(|(_, row)| row.hears.bits())
+            .chain(self.told().map(|(_, hears)| hears.bits()));
+        let mut unheard = NodeSet::from_bits(
+            by_settled.fold(0, |bits, hears| bits | hears)
+                & !self.heard().bits()
+                & !self.gone.bits()
+                & !self.silent.bits(),
+        );
+        unheard.remove(self.this);
+        unheard
+    }
 }
 
 /// Who hears whom, as far as one node knows.
@@ -135,35 +175,19 @@ impl Links {
 /// each of them. A circle that only hears another one, and is not heard there, cannot agree with it and cannot be known to it: it steps out
 /// (`Ways::gives_way`).
 pub fn agree(ears: &Ears) -> Agreement {
-    // A peer that is joining, or that this joining node has not yet reached, is no candidate until both hear each other; from then on it is one.
-    let settled = |row: &Row| row.hears_this || !(row.new_here || ears.joining);
-    let rows: BTreeMap<NodeId, Row> = ears
-        .heard
-        .iter()
-        .filter(|(_, r)| settled(r))
-        .map(|(n, r)| (*n, *r))
-        .collect();
-    let heard: NodeSet = ears.heard.keys().copied().collect();
-    let told: BTreeMap<NodeId, NodeSet> = ears
-        .told
-        .iter()
-        .filter(|(n, _)| !heard.contains(**n) && !ears.gone.contains(**n))
-        .map(|(n, hears)| (*n, *hears))
-        .collect();
+    let rows: BTreeMap<NodeId, Row> = ears.candidates().collect();
+    let told: BTreeMap<NodeId, NodeSet> = ears.told().collect();
     let mut known: NodeSet = rows.keys().chain(told.keys()).copied().collect();
     known.insert(ears.this);
-    let by_settled = rows.values().filter(|row| row.hears_this && !row.joining);
-    let by_settled = by_settled
-        .map(|row| row.hears.bits())
-        .chain(told.values().map(|hears| hears.bits()));
-    let unknown =
-        by_settled.fold(0, |bits, hears| bits | hears) & !heard.bits() & !ears.gone.bits() & !ears.silent.bits();
-    known = NodeSet::from_bits(known.bits() | unknown);
-    let joining: NodeSet = rows.iter().filter(|(_, r)| r.joining).map(|(n, _)| *n).collect();
+    known = NodeSet::from_bits(known.bits() | ears.unheard().bits());
+    let joining = rows.iter().filter(|(_, r)| r.joining).map(|(n, _)| *n);
+    // One that has just started counts as joining even if it is not heard here yet.
+    let starting = NodeSet::from_bits(ears.starting.bits() & known.bits());
+    let joining: NodeSet = joining.chain(starting.iter()).collect();
     let mut links = Links::default();
     for (node, row) in &rows {
         // Missing ears of and for a joining node count against nobody but in what concerns this node.
-        let mut hears = if row.joining {
+        let mut hears = if joining.contains(*node) {
             known
         } else {
             NodeSet::from_bits(row.hears.bits() | joining.bits())
@@ -177,6 +201,7 @@ pub fn agree(ears: &Ears) -> Agreement {
     for (node, hears) in told {
         links.0.insert(node, NodeSet::from_bits(hears.bits() | joining.bits()));
     }
+    let heard = NodeSet::from_bits(ears.heard().bits() | starting.bits());
     links.0.insert(ears.this, heard);
     let broken = links.is_broken(known);
     let (view, gives_way) = match broken {
@@ -301,6 +326,7 @@ mod tests {
             gone: NodeSet::EMPTY,
             cut_off: NodeSet::EMPTY,
             silent: NodeSet::EMPTY,
+            starting: NodeSet::EMPTY,
         }
     }
 
