@@ -67,8 +67,8 @@ pub struct ChaosArgs {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     freezes: Option<u32>,
     /// freeze: these ways only: stop (of farmd), freeze (of the node), out and in (nothing gets out or in), heartbeats-out, heartbeats-in [default: all]
-    #[arg(long, value_delimiter = ',')]
-    ways: Vec<String>,
+    #[arg(long, value_delimiter = ',', value_name = "WAYS", value_parser = Way::named)]
+    ways: Vec<Way>,
     /// partition: shapes of 5 nodes; all 64 of 3 nodes run, in short form 8 [default: 20; short: 2]
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     shapes: Option<u32>,
@@ -138,12 +138,8 @@ impl ChaosArgs {
             }
             "freeze" | "freeze-raw" => {
                 let times = self.number(self.freezes, 20, 2);
-                let ways: Vec<Way> = self.ways.iter().map(|way| Way::named(way)).collect::<Result<_>>()?;
-                let ways = if ways.is_empty() {
-                    &freeze::WAYS
-                } else {
-                    ways.as_slice()
-                };
+                let all = self.ways.is_empty();
+                let ways = if all { &freeze::WAYS } else { self.ways.as_slice() };
                 Ok(named(matrix, freeze::run(seed, times, ways, plane_of(matrix), say)?))
             }
             "partition" => {

@@ -141,7 +141,7 @@ fn a_lost_lan_costs_no_node_and_no_share_and_is_shown() {
     let before: Vec<u64> = lab.nodes.iter().map(newest).collect();
     let prober = probing(&lab);
     let lost = |link: &LinkStatus| link.loss_permille.is_some_and(|loss| loss > 100) && link.heard_ms > Some(500);
-    let back = |link: &LinkStatus| link.heard_ms < Some(200);
+    let back = |link: &LinkStatus| link.heard_ms.is_some_and(|ms| ms < 200);
 
     second_cables(&lab, false);
     wait_links(&lab.nodes, SECOND_LAN, "the second lan to be seen as lost", lost);
@@ -252,7 +252,7 @@ fn a_pair_that_does_not_hear_each_other_costs_nobody_his_place() {
         .nft("delete table bridge pair\n")
         .expect("they come in again");
     wait_links(&lab.nodes, FIRST_LAN, "all to be heard again", |link| {
-        link.heard_ms < Some(200)
+        link.heard_ms.is_some_and(|ms| ms < 200)
     });
     wait_until(LIMIT, "the first node to propose again", || {
         (coordinators() == vec![Some(first.name().to_owned()); 3]).then_some(())
@@ -573,7 +573,7 @@ fn a_lan_over_ipv6_is_listened_to_on_an_interface_that_was_made_anew() {
     let before: Vec<u64> = lab.nodes.iter().map(newest).collect();
     lab.renew_second_link(0).expect("a new interface");
     calm("a second in which all speak to all").expect("on the new interface");
-    let back = |link: &LinkStatus| link.heard_ms < Some(200);
+    let back = |link: &LinkStatus| link.heard_ms.is_some_and(|ms| ms < 200);
     wait_links(&lab.nodes, SECOND_LAN, "the second lan to be whole", back);
     for (node, before) in lab.nodes.iter().zip(before) {
         let views = alarms(node, before);

@@ -181,6 +181,37 @@ fn reload_with_files_that_differ_fails_with_the_reason() {
     mentions(&told.stderr, &["are not authentic"]);
 }
 
+/// A node more in `cluster.xml`: those of the old file and those of the new one are never one farm, and some of them serve all the time.
+#[test]
+fn reload_of_all_nodes_takes_another_cluster_file_into_use() {
+    let lab = Lab::serve(LabConfig::default()).expect("the farm comes up");
+    for node in &lab.nodes {
+        let file = node.dirs().etc.join("cluster.xml");
+        let old = std::fs::read_to_string(&file).expect("cluster.xml");
+        let line = "<node name=\"node4\" addr=\"198.18.0.14\"/>\n    </lan>";
+        std::fs::write(&file, old.replace("</lan>", line)).expect("another file");
+    }
+    let first = &lab.nodes[0];
+    let told = first.farm(&["-H", "*", "reload"]).expect("farm runs");
+    assert_eq!(
+        told.code,
+        Some(i32::from(exit::FAILED)),
+        "the first one steps out: {told:?}"
+    );
+    mentions(&told.stdout, &["node3:\n"]);
+    lab.wait_ready(MODULE, &lab.nodes.iter().collect::<Vec<_>>(), Duration::from_secs(20))
+        .unwrap_or_else(|e| panic!("{e}: {told:?}"));
+    let names: Vec<String> = first
+        .status()
+        .expect("the node answers")
+        .cluster
+        .nodes
+        .into_iter()
+        .map(|n| n.name)
+        .collect();
+    assert!(names.contains(&"node4".to_owned()), "{names:?}");
+}
+
 /// Segments that the stack of a namespace has sent again.
 fn sent_again(space: &Space) -> u64 {
     let shown = space.command("cat").arg("/proc/net/snmp").output().expect("cat runs");

@@ -139,6 +139,8 @@ struct Module {
     /// promise.
     promised: Vec<Epoch>,
     since: Duration,
+    /// Which map of each group is committed here, and since when: its owners were running the module.
+    committed: Vec<(Epoch, Duration)>,
 }
 
 impl Module {
@@ -148,6 +150,21 @@ impl Module {
             self.promised = promised.collect();
             self.since = now;
         }
+    }
+
+    fn note_committed(&mut self, now: Duration) {
+        self.committed.resize(self.groups.len(), (Epoch::default(), now));
+        for (noted, group) in self.committed.iter_mut().zip(&self.groups) {
+            if noted.0 != group.committed() {
+                *noted = (group.committed(), now);
+            }
+        }
+    }
+
+    /// True if `node` has buckets by a map that was committed here after `said`: it was running the module then.
+    fn has_since(&self, node: NodeId, said: Duration) -> bool {
+        let mut groups = self.groups.iter().zip(&self.committed);
+        groups.any(|(group, (_, at))| *at >= said && group.map().owners().contains(node))
     }
 
     /// True if nothing is under way.
@@ -408,6 +425,7 @@ impl Farm {
                         joining: true,
                         promised: Vec::new(),
                         since: now,
+                        committed: Vec::new(),
                     },
                 );
                 self.plan_version += 1;

@@ -2,6 +2,8 @@
 
 #[path = "farm_tests/action.rs"]
 mod action;
+#[path = "farm_tests/bridged.rs"]
+mod bridged;
 #[path = "farm_tests/caught.rs"]
 mod caught;
 #[path = "farm_tests/continuity.rs"]

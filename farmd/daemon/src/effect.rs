@@ -418,7 +418,9 @@ fn forget_ended(plan: Arc<Plan>, dead: NodeSet) {
 }
 
 /// Runs what takes its time on a thread for such, in whose time checkers and questions go on.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(io::Error::other).flatten()
 }

@@ -42,6 +42,7 @@ use tracing::{info, warn};
 use crate::dataplane::raw::{IDLE_RING_SLOTS, RING_SLOTS};
 use crate::dataplane::replay::SynRing;
 use crate::dataplane::{self, DataPlane, LocalDevice};
+use crate::effect::blocking;
 use state::HostState;
 pub(crate) use state::boot_id;
 
@@ -389,7 +390,7 @@ impl Host {
             if let Some(addr) = one.addrs.iter().find(|addr| addr.is_ipv6()) {
                 set_ipv6(true).map_err(|error| format!("{DEVICE} cannot carry {addr}: {error}"))?;
             }
-            forget_half_open(device, &one.addrs);
+            forget_half_open(device, &one.addrs).await;
             for addr in &one.addrs {
                 self.netlink
                     .addr_add_passive(device, *addr, prefix_of(*addr))
@@ -554,12 +555,15 @@ fn table_of(interface: &str) -> String {
 }
 
 /// What a farmd that was killed has left half open with the addresses that the device does not have yet: others may have answered since.
-fn forget_half_open(device: u32, addrs: &[IpAddr]) {
+async fn forget_half_open(device: u32, addrs: &[IpAddr]) {
     let interfaces = interface::interfaces();
     let there = interfaces.iter().find(|i| i.index == device);
     let is_there = |addr: &IpAddr| there.is_some_and(|i| i.addrs.iter().any(|(a, _)| a == addr));
     let anew: Vec<IpAddr> = addrs.iter().filter(|addr| !is_there(addr)).copied().collect();
-    match crate::reset::forget_half_open(&anew, |_, _| true) {
+    if anew.is_empty() {
+        return;
+    }
+    match blocking(move || crate::reset::forget_half_open(&anew, |_, _| true)).await {
         Ok(0) => {}
         Ok(count) => info!(count, "handshakes of an earlier run are forgotten"),
         Err(error) => {

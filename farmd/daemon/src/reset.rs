@@ -93,25 +93,33 @@ fn forget_translated_half_open(
     mut diag: SockDiag,
     tally: &mut Tally,
 ) -> io::Result<()> {
-    let mut flows = Conntrack::open()?.tcp_flows(vips)?;
+    let mut conntrack = Conntrack::open()?;
+    let mut flows = conntrack.tcp_flows(vips)?;
     flows.retain(|flow| chosen(flow.vip, flow.client));
     if flows.is_empty() {
         return Ok(());
     }
     let servers: BTreeSet<IpAddr> = flows.iter().map(|flow| flow.server.ip()).collect();
     let servers: Vec<IpAddr> = servers.into_iter().collect();
-    let meant: BTreeSet<(SocketAddr, SocketAddr)> = flows.iter().map(|flow| (flow.server, flow.peer)).collect();
+    let meant: BTreeMap<_, CtFlow> = flows.into_iter().map(|flow| ((flow.server, flow.peer), flow)).collect();
     let mut forget = |diag: &mut SockDiag| -> io::Result<()> {
         for socket in diag.half_open_tcp_sockets(&servers)? {
-            if meant.contains(&(socket.local, socket.remote)) {
-                tally.destroy(diag, &socket);
+            // Nobody is told, so what is tracked would stay as it is.
+            if let Some(flow) = meant.get(&(socket.local, socket.remote))
+                && tally.destroy(diag, &socket)
+            {
+                conntrack.forget(flow)?;
             }
         }
         Ok(())
     };
     forget(&mut diag)?;
-    let (spaces, _) = NetNs::of_others()?;
-    let mut failed = Ok(());
+    let (spaces, whole) = NetNs::of_others()?;
+    let mut failed = if whole {
+        Ok(())
+    } else {
+        Err(io::Error::other("not every process may be looked at"))
+    };
     for space in spaces {
         let looked = space.try_run(SockDiag::open).flatten();
         failed = failed.and(looked.and_then(|mut diag| forget(&mut diag)));

@@ -6,6 +6,8 @@ use crate::api::ModuleState;
 use crate::config::PartitionPolicy;
 use crate::handover::Handover;
 use crate::id::{Epoch, ModuleName, NodeId, NodeSet};
+use crate::membership::Peer;
+use crate::wire::heartbeat::ModuleReport;
 
 use super::{Farm, Module};
 
@@ -75,7 +77,8 @@ impl Farm {
             .map(|c| (c.node, c.digest));
         let unheard = self.may_run(name, view).iter();
         let unheard = unheard.filter(|n| *n != self.this && !self.reports.contains_key(n));
-        let unheard: NodeSet = unheard.collect();
+        let outdated = view.iter().filter(|n| self.says_outdated(name, *n));
+        let unheard: NodeSet = unheard.chain(outdated).collect();
         let runs: NodeSet = active.iter().map(|c| c.node).chain(unheard.iter()).collect();
         let hubs = self.membership.links().hubs(runs);
         let module = self.modules.get(name).filter(|m| m.local.state != ModuleState::Stop);
@@ -96,6 +99,20 @@ impl Farm {
             runs,
             unheard,
         }
+    }
+
+    /// True if the last that is known of `node`, that it does not run `module`, is older than a map by which it has buckets: what it said since, when it promised that
+    /// map, has not come here.
+    fn says_outdated(&self, module: &ModuleName, node: NodeId) -> bool {
+        let says_active = |reports: &Vec<ModuleReport>| reports.iter().any(|r| r.name == *module && r.active());
+        let said_at = match self.relays.taken_at(node) {
+            Some(at) => Some(at),
+            None => self.membership.peer(node).and_then(Peer::heard_at),
+        };
+        let of = self.modules.get(module);
+        node != self.this
+            && !self.reports.get(&node).is_some_and(says_active)
+            && of.is_some_and(|m| m.has_since(node, said_at.unwrap_or_default()))
     }
 
     /// Members that run `module`, or may do so, as far as the others tell. Of one that is not heard here those know that hear it and have it in their view; where

@@ -79,6 +79,7 @@ impl Farm {
         }
         if let Some(module) = self.modules.get_mut(name) {
             module.note_promises(now);
+            module.note_committed(now);
         }
         let electorate = self.electorate(name);
         let Some(module) = self.modules.get(name) else {

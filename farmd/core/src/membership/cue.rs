@@ -1,11 +1,11 @@
-//! Reads what is known: what does it call for? Changes nothing but the caches of what was agreed last.
+//! Reads what is known: what does it call for? Changes nothing but what was agreed last, and who has a respite since when.
 
 use std::time::Duration;
 
 use crate::id::{NodeId, NodeSet};
 
 use super::step::Cue;
-use super::{Agreed, Membership, view};
+use super::{Agreed, Membership, Peer, view};
 
 impl Membership {
     /// See [`Cue`]; the first two come otherwise.
@@ -34,11 +34,9 @@ impl Membership {
             }
         };
         let cue = match view {
-            Some(view) => Cue::Agreed(self.with_respite(now, view, left_out, ears.cut_off)),
+            Some(view) => Cue::Agreed(self.with_respite(now, &ears, view, left_out)),
             None => {
                 self.excluded = left_out;
-                self.respite.clear();
-                self.settled = false;
                 Cue::LeftOut(ears.heard.values().filter(|row| !row.hears_this).count())
             }
         };
@@ -46,36 +44,30 @@ impl Membership {
         cue
     }
 
-    /// `view`, with those members that it leaves out although somebody hears them. Such a one has to go, and finds that out by itself, but perhaps not yet; and two that do not
-    /// talk may each find that the other has to, as long as one of them knows more. So it stays until it is known to have gone, or until all know the same.
-    fn with_respite(&mut self, now: Duration, view: NodeSet, left_out: NodeSet, cut_off: NodeSet) -> NodeSet {
-        // Who has just come has to take over what it knows of.
-        let members = if self.settled { self.view } else { left_out };
-        self.settled = !self.joining;
-        let stay = NodeSet::from_bits(members.bits() & left_out.bits());
+    /// `view`, with those that it leaves out although somebody hears them. Such a one has to go, and finds that out by itself, but perhaps not yet; and two that do
+    /// not talk may each find that the other has to, as long as one of them knows more. So it stays until it is known to have gone, or until all know the same.
+    fn with_respite(&mut self, now: Duration, ears: &view::Ears, view: NodeSet, left_out: NodeSet) -> NodeSet {
+        let (told_time, detection_time) = (self.told_time(), self.timing.detection_time);
         self.respite.retain(|node, _| left_out.contains(*node));
-        if left_out.is_empty() {
-            self.excluded = cut_off;
-            return view;
+        let members = self.view.bits() | ears.heard_elsewhere().bits();
+        for node in NodeSet::from_bits(members & left_out.bits()).iter() {
+            self.respite.entry(node).or_insert(now + told_time);
         }
-        for node in stay.iter() {
-            let until = now + self.told_time();
-            self.respite.entry(node).or_insert(until);
-        }
-        // Who has stepped out says so; whoever hears that leaves it out, and says so in turn.
-        let heard = self
-            .peers
-            .iter()
-            .filter(|(_, p)| p.is_heard(now, self.timing.detection_time));
-        let out = heard.fold(NodeSet::EMPTY, |mut out, (node, peer)| {
-            if peer.fenced() {
-                out.insert(*node);
+        // Who has stepped out says so; whoever hears that leaves it out, and says so in turn. What was said before may be of before it came back.
+        let peers = &self.peers;
+        let heard = || peers.iter().filter(|(_, p)| p.is_heard(now, detection_time));
+        let is_out = |node: NodeId, until: Duration| {
+            let lately = |p: &Peer| p.heard_at().is_some_and(|at| at + told_time >= until);
+            heard().any(|(n, p)| (*n == node && p.fenced()) || (p.excludes().contains(node) && lately(p)))
+        };
+        for (node, until) in &mut self.respite {
+            if is_out(*node, *until) {
+                *until = now.min(*until);
             }
-            NodeSet::from_bits(out.bits() | peer.excludes().bits())
-        });
-        let stays = |node: &NodeId| !out.contains(*node) && self.respite.get(node).is_some_and(|until| now < *until);
-        let stay: NodeSet = stay.iter().filter(stays).collect();
-        self.excluded = NodeSet::from_bits(left_out.bits() & !stay.bits() | cut_off.bits());
+        }
+        let stay = self.respite.iter().filter(|(_, until)| now < **until);
+        let stay: NodeSet = stay.map(|(n, _)| *n).collect();
+        self.excluded = NodeSet::from_bits(left_out.bits() & !stay.bits() | ears.cut_off.bits());
         NodeSet::from_bits(view.bits() | stay.bits())
     }
 

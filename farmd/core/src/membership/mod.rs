@@ -144,8 +144,6 @@ pub struct Membership {
     /// When this node last spoke before it was not run for a while.
     excused: Duration,
     agreed: Option<Agreed>,
-    /// It has joined, and was in the view that it found last.
-    settled: bool,
     /// Who is to go, and until when it stays all the same.
     respite: BTreeMap<NodeId, Duration>,
     /// Peers that nobody heard when it was looked last, as far as is known here.
@@ -196,7 +194,6 @@ impl Membership {
             company_at: None,
             excused: Duration::ZERO,
             agreed: None,
-            settled: false,
             respite: BTreeMap::new(),
             absent: NodeSet::EMPTY,
             starting: BTreeMap::new(),
@@ -366,7 +363,7 @@ impl Membership {
         self.view
     }
 
-    /// Nodes left out of the view because not all of it can hear them.
+    /// Nodes left out of the view because not all of it can hear them, once their respite is over, and those that are heard and cut off.
     pub fn excluded(&self) -> NodeSet {
         self.excluded
     }
@@ -505,6 +502,7 @@ impl Membership {
         self.judge_peers(now);
         self.told.forget(now, self.timing);
         self.told_deaf = self.told_deaf.filter(|at| now < *at + DEAF_TIME);
+        self.starting.retain(|_, until| now < *until);
         if now >= self.cut_off_until {
             self.cut_off_until = Duration::ZERO;
         }
@@ -551,6 +549,8 @@ impl Membership {
             }
             (Step::Finish, _) => {
                 self.joining = false;
+                // A joining node has to leave out whom it does not hear yet.
+                self.respite.clear();
                 self.wait(now);
                 self.events.push_back(Event::Joined);
             }
@@ -558,6 +558,8 @@ impl Membership {
                 self.set_view(now, NodeSet::EMPTY, cue.cause());
                 self.fenced = cue.why_out();
                 self.was_cut_off = cue.is_cut_off();
+                self.excluded = NodeSet::EMPTY;
+                self.respite.clear();
                 self.events.push_back(Event::Fenced(self.fenced.clone()));
             }
             (Step::StayOut, cue) => {

@@ -406,7 +406,7 @@ impl Peer {
         self.hears_us
     }
 
-    /// Whom it leaves out of its view although it hears them, or hears of them.
+    /// Whom it leaves out of its view although it hears them, or hears of them; see [`super::Membership::excluded`].
     pub fn excludes(&self) -> NodeSet {
         self.excludes
     }

@@ -72,18 +72,20 @@ impl Ears {
         told.map(|(n, hears)| (*n, *hears))
     }
 
+    /// Whom others hear, as they say or as is told of them.
+    pub fn heard_elsewhere(&self) -> NodeSet {
+        let rows = self.heard.values().map(|row| row.hears);
+        let rows = rows.chain(self.told.values().copied());
+        NodeSet::from_bits(rows.fold(0, |bits, row| bits | row.bits()))
+    }
+
     /// Those that a settled peer hears, or one of which it is told, and that it does not hear itself.
     pub fn unheard(&self) -> NodeSet {
         let by_settled = self.candidates().filter(|(_, row)| row.hears_this && !row.joining);
-        let by_settled = by_settled
-            .map(|(_, row)| row.hears.bits())
-            .chain(self.told().map(|(_, hears)| hears.bits()));
-        let mut unheard = NodeSet::from_bits(
-            by_settled.fold(0, |bits, hears| bits | hears)
-                & !self.heard().bits()
-                & !self.gone.bits()
-                & !self.silent.bits(),
-        );
+        let by_settled = by_settled.fold(0, |bits, (_, row)| bits | row.hears.bits());
+        // What is told of is told no more once nobody misses anybody: then those that hear it say that they do.
+        let by_told = self.told().fold(0, |bits, (_, hears)| bits | hears.bits()) & !self.silent.bits();
+        let mut unheard = NodeSet::from_bits((by_settled | by_told) & !self.heard().bits() & !self.gone.bits());
         unheard.remove(self.this);
         unheard
     }
@@ -181,13 +183,13 @@ pub fn agree(ears: &Ears) -> Agreement {
     known.insert(ears.this);
     known = NodeSet::from_bits(known.bits() | ears.unheard().bits());
     let joining = rows.iter().filter(|(_, r)| r.joining).map(|(n, _)| *n);
-    // One that has just started counts as joining even if it is not heard here yet.
+    // Nor do missing ears for one that has just started, even if it is not heard here yet.
     let starting = NodeSet::from_bits(ears.starting.bits() & known.bits());
     let joining: NodeSet = joining.chain(starting.iter()).collect();
     let mut links = Links::default();
     for (node, row) in &rows {
         // Missing ears of and for a joining node count against nobody but in what concerns this node.
-        let mut hears = if joining.contains(*node) {
+        let mut hears = if row.joining {
             known
         } else {
             NodeSet::from_bits(row.hears.bits() | joining.bits())

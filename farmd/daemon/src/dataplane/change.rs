@@ -65,7 +65,9 @@ pub fn lost(old: &Plan, new: &Plan) -> Vec<BucketSet> {
         let was_open = |i: usize| before.is_some_and(|g| is_open(&g.states[i]));
         let released = |i: usize| group.leaving.contains(i) && group.owners.owns(new.this, i);
         let states = group.states.iter().enumerate();
-        let lost = states.filter(|(i, state)| !is_open(state) && was_open(*i) && !released(*i));
+        // What nobody has nobody else has answered for.
+        let has_owner = |i: usize| group.owners.owner_at(i).is_some();
+        let lost = states.filter(|(i, state)| !is_open(state) && was_open(*i) && !released(*i) && has_owner(*i));
         lost.map(|(i, _)| i).collect()
     };
     new.groups.iter().map(of).collect()
@@ -186,6 +188,9 @@ mod tests {
         assert_eq!(lost(&own, &plan(Draining, 0, true)), 0, "released");
         assert_eq!(lost(&own, &plan(Guarded, 0, false)), 0);
         assert_eq!(lost(&plan(Draining, 1, true), &plan(Foreign, 1, false)), 0, "before");
+        let mut unowned = plan(Draining, 0, false);
+        unowned.groups[0].owners = BucketMap::default();
+        assert_eq!(lost(&own, &unowned), 0, "nobody is to have them");
     }
 
     #[test]

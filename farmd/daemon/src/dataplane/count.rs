@@ -60,6 +60,8 @@ pub enum Count {
     Repeated,
     /// Connections counted as this host's that had ended when the next frame from their client's addresses came.
     FlowEnded,
+    /// Handshakes that were forgotten in buckets lost without a hand-over.
+    HandshakeForgotten,
     /// Frames that would not be known if a member sent them on, because there were too many.
     TakenFull,
     /// Look-ups of this host's connections that failed.
@@ -109,7 +111,7 @@ pub enum Count {
 }
 
 impl Count {
-    const ALL: [Self; 48] = [
+    const ALL: [Self; 49] = [
         Self::Forwarded,
         Self::ForwardFailed,
         Self::ForwardUnknown,
@@ -135,6 +137,7 @@ impl Count {
         Self::HoldExpired,
         Self::Repeated,
         Self::FlowEnded,
+        Self::HandshakeForgotten,
         Self::TakenFull,
         Self::ListFailed,
         Self::FilterCoarse,
@@ -187,6 +190,7 @@ impl Count {
             Self::HoldExpired => "hold_expired",
             Self::Repeated => "repeated",
             Self::FlowEnded => "flow_ended",
+            Self::HandshakeForgotten => "handshake_forgotten",
             Self::TakenFull => "taken_full",
             Self::ListFailed => "list_failed",
             Self::FilterCoarse => "filter_coarse",

@@ -31,10 +31,11 @@ impl Lost {
             .is_some_and(|(group, bucket, _)| self.buckets.get(group).is_some_and(|set| set.contains(bucket.index())))
     }
 
-    /// Has the kernel forget what is half open in them.
-    fn forget(&self) {
+    /// Has the kernel forget what is half open in them; how much that was.
+    fn forget(&self) -> u32 {
         let vips: Vec<IpAddr> = self.plan.vips.iter().map(|vip| vip.addr).collect();
-        match reset::forget_half_open(&vips, |vip, client| self.contains(Connection { vip, client })) {
+        let forgotten = reset::forget_half_open(&vips, |vip, client| self.contains(Connection { vip, client }));
+        match &forgotten {
             Ok(0) => {}
             Ok(count) => info!(
                 count,
@@ -44,6 +45,7 @@ impl Lost {
                 warn!(%error, "handshakes in buckets that this node has lost cannot be forgotten: clients that another node has answered too may be reset")
             }
         }
+        forgotten.unwrap_or_default()
     }
 }
 
@@ -66,8 +68,10 @@ pub struct Listed {
     pub connections: io::Result<Vec<Connection>>,
     /// Whether some may end in containers.
     pub tracked: bool,
-    /// How much was forgotten before.
+    /// Of how many losses the handshakes were forgotten before, and how many these were.
     pub forgot: usize,
+    /// See there.
+    pub handshakes: u32,
 }
 
 /// See the module doc.
@@ -93,7 +97,7 @@ impl Lister {
                 debug!(%error, "the thread that lists connections keeps its ordinary share of the processors");
             }
             for Question { began, vips, lost } in inbox {
-                lost.iter().for_each(Lost::forget);
+                let handshakes = lost.iter().map(Lost::forget).sum();
                 let tracked = connections.tracked();
                 answer(Listed {
                     began,
@@ -101,6 +105,7 @@ impl Lister {
                     vips,
                     tracked,
                     forgot: lost.len(),
+                    handshakes,
                 });
             }
         };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use farm_core::api::history::Happening;
 use farm_core::api::{ModuleState, Reply, exit};
 use farm_core::farm::away;
-use farm_core::id::ModuleName;
+use farm_core::id::{ModuleName, NodeId};
 use farm_core::module::state::HANDOVER_LIMIT;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{info, warn};
@@ -56,7 +56,9 @@ impl Node {
         if self.reloading.is_some() {
             return Some("farmd is being restarted already".to_owned());
         }
-        if let Some(node) = self.farm.away().next() {
+        // Who is back with another cluster.xml answers for nothing here, and waits for this node to have it too.
+        let is_back = |node: &NodeId| self.farm.membership().peer(*node).is_some_and(|p| !p.same_cluster());
+        if let Some(node) = self.farm.away().find(|node| !is_back(node)) {
             let name = self.cluster.name(node);
             return Some(format!("{name} restarts its farmd: wait until it is back"));
         }

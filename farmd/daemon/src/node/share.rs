@@ -152,24 +152,17 @@ impl Node {
             ShareVerb::Weight(r) => (&r.scope, r.weight == Some(0), r.force),
         };
         let targets = self.targets(scope)?;
-        let served: Vec<&Target> = targets.iter().filter(|t| self.serves(t)).collect();
-        if gives_all
-            && !force
-            && let Some(target) = served.iter().find(|t| !self.is_served_elsewhere(t))
-        {
-            let Target { module, group, .. } = target;
-            return Err((
-                exit::REFUSED,
-                format!("no other node serves group {group} of module {module}; with --force nobody does"),
-            ));
-        }
-        let provisional = (gives_all && !force && !served.is_empty()).then(|| {
-            let setting = |t: &Target| (t.clone(), self.desk.shares.get(&t.module, &t.group));
-            Provisional {
-                until: now + self.cluster.detection_time(),
-                before: served.into_iter().map(setting).collect(),
-            }
-        });
+        let provisional = if gives_all && !force {
+            self.give_away(now, &targets).map_err(|Target { module, group, .. }| {
+                (
+                    exit::REFUSED,
+                    format!("no other node serves group {group} of module {module}; with --force nobody does"),
+                )
+            })?
+        } else {
+            self.keep_given(&targets);
+            None
+        };
         let since = seconds_since_1970();
         for target in &targets {
             let mut setting = self.desk.shares.get(&target.module, &target.group);

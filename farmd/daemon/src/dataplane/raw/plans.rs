@@ -102,6 +102,9 @@ impl Worker {
     /// This host's connections are known: what waited for that is done, and the owner loop is told what it holds.
     pub(super) fn handle_listed(&mut self, listed: Listed) {
         self.lister.handle_answer();
+        self.judge
+            .counters
+            .add(Count::HandshakeForgotten, listed.handshakes.into());
         let plan = self.waiting.as_ref().unwrap_or(&self.judge.plan);
         if !plan.vips.iter().all(|vip| listed.vips.contains(&vip.addr)) {
             // Asked for a plan before this one.

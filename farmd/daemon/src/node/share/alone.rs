@@ -10,7 +10,7 @@ use farm_core::api::{ShareSetting, exit};
 use farm_core::id::NodeId;
 use farm_core::wire::heartbeat::ModuleReport;
 
-use super::{Job, Target};
+use super::{Goal, Job, Target};
 use crate::effect::Effect;
 use crate::node::Node;
 
@@ -35,6 +35,36 @@ impl Node {
         let setting = self.desk.setting(&target.module, &target.group);
         let weight = own.map_or(0, |g| setting.effective(g.weight(own_name)));
         module.open && module.link_problem.is_none() && weight > 0
+    }
+
+    /// True if a command under way has made it give the group away, and may be taken back.
+    fn may_serve_again(&self, target: &Target) -> bool {
+        let mut given = self.desk.jobs.iter().filter_map(|job| job.provisional.as_ref());
+        given.any(|provisional| provisional.before.iter().any(|(of, _)| of == target))
+    }
+
+    /// What a command without `--force` that gives the groups away is to leave behind: as [`Provisional`], if they were served.
+    ///
+    /// # Errors
+    /// The group that no other node serves.
+    pub(super) fn give_away(&self, now: Duration, targets: &[Target]) -> Result<Option<Provisional>, Target> {
+        let served = targets.iter().filter(|t| self.serves(t) || self.may_serve_again(t));
+        let served: Vec<&Target> = served.collect();
+        if let Some(target) = served.iter().find(|t| !self.is_served_elsewhere(t)) {
+            return Err((*target).clone());
+        }
+        let setting = |t: &Target| (t.clone(), self.desk.shares.get(&t.module, &t.group));
+        Ok((!served.is_empty()).then(|| Provisional {
+            until: now + self.cluster.detection_time(),
+            before: served.into_iter().map(setting).collect(),
+        }))
+    }
+
+    /// Nothing of `targets` is taken back any more: a newer command counts.
+    pub(super) fn keep_given(&mut self, targets: &[Target]) {
+        for provisional in self.desk.jobs.iter_mut().filter_map(|job| job.provisional.as_mut()) {
+            provisional.before.retain(|(target, _)| !targets.contains(target));
+        }
     }
 
     /// True if another node of the view does.
@@ -64,29 +94,31 @@ impl Node {
     /// has not helped. Returns how it ends.
     pub(super) fn take_back(&mut self, now: Duration, job: &mut Job) -> Option<(u8, String)> {
         let provisional = job.provisional.as_ref()?;
-        let alone = provisional.before.iter().find(|(target, _)| {
+        let alone = provisional.before.iter().map(|(target, _)| target).find(|target| {
             let open = self.modules.get(&target.module).is_some_and(|module| module.open);
             open && !self.serves(target) && !self.is_served_elsewhere(target)
         });
-        let Some((Target { module, group, .. }, _)) = alone else {
+        let Some(target) = alone else {
             if now >= provisional.until {
                 job.provisional = None;
             }
             return None;
         };
-        let target = alone.map(|(target, _)| target)?;
         let others: Vec<NodeId> = self.others(target).map(|(node, _)| node).collect();
         if now < provisional.until && others.iter().any(|other| *other > self.this) {
             return None;
         }
         let names: Vec<&str> = others.iter().map(|other| self.cluster.name(*other)).collect();
         let who = if names.is_empty() {
-            "no other one serves it any more".to_owned()
+            "no other node runs it any more".to_owned()
         } else {
-            format!("{} gave its share away in the same moment", names.join(", "))
+            format!("no share is left on {}", names.join(", "))
         };
+        let Target { module, group, .. } = target;
         let why = format!("taken back, or nobody would serve group {group} of module {module}: {who}");
         let before = provisional.before.clone();
+        // No more than the command has set.
+        let drain = matches!(job.goal, Goal::Drained { .. });
         self.record(
             None,
             Happening::Asked {
@@ -94,7 +126,13 @@ impl Node {
                 what: format!("{} {why}", job.what),
             },
         );
-        for (target, setting) in before {
+        for (target, before) in before {
+            let mut setting = self.desk.shares.get(&target.module, &target.group);
+            if drain {
+                setting.drained = before.drained;
+            } else {
+                (setting.weight, setting.weight_by) = (before.weight, before.weight_by);
+            }
             self.desk.shares.set(&target.module, &target.group, setting);
             self.journal
                 .write(&target.module, "farm", 'E', &format!("{}: {why}", job.what));

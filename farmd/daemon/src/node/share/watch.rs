@@ -130,9 +130,14 @@ impl Node {
         self.watch_stop_drains(now);
         self.watch_starts(now);
         let mut jobs = std::mem::take(&mut self.desk.jobs);
+        let mut served_again = Vec::new();
         jobs.retain_mut(|job| {
-            let taken_back = self.take_back(now, job).map(Err);
-            match taken_back.or_else(|| self.advance_job(now, job)) {
+            let taken_back = self.take_back(now, job);
+            if let (Some((_, why)), Some(provisional)) = (&taken_back, &job.provisional) {
+                let targets = provisional.before.iter().map(|(target, _)| target.clone());
+                served_again.push((targets.collect::<Vec<_>>(), why.clone()));
+            }
+            match taken_back.map(Err).or_else(|| self.advance_job(now, job)) {
                 None => true,
                 Some(end) => {
                     self.end_job(job, &end);
@@ -142,6 +147,9 @@ impl Node {
         });
         // Nothing above has added one.
         self.desk.jobs = jobs;
+        for (targets, why) in served_again {
+            self.end_drains(&targets, &why);
+        }
     }
 
     /// Ends drains of these groups: they are to be served again.
