@@ -29,7 +29,7 @@
 //! | a map moves no more than the shares ask for | `MovesTooMuch` | few moves |
 //! | what came in while a node was not run is old | `TakesOldHeartbeats` | completeness |
 //! | it takes two to evict a node, of three or more | `EvictsAlone` | accuracy |
-//! | a number that is not above the last one is refused | `TakesRecordings` | completeness |
+//! | a number that is not above the last one is refused | `TakesRecordings` | coverage |
 //! | a row ages from when the first node heard it, and ends | `KeepsRowsYoung` | completeness |
 //! | a circle that only hears another one steps out | `HidesThoseThatDoNotHearIt` | self-fencing |
 //! | who was not run for a while speaks before it judges by silence | `HidesShortStop` | self-fencing |
@@ -324,7 +324,7 @@ fn a_recording_is_no_news() {
         "nodes=2 faults=2 record=1 crash=1",
         Broken::TakesRecordings,
         0,
-        Promise::Completeness,
+        Promise::Coverage,
     );
 }
 
