@@ -19,8 +19,10 @@ use crate::node::Node;
 pub(super) struct Provisional {
     /// No longer than until then.
     pub until: Duration,
-    /// What was served before it, and the settings then.
+    /// The settings of its groups before it.
     pub before: Vec<(Target, ShareSetting)>,
+    /// Which of them were served.
+    pub served: Vec<Target>,
 }
 
 impl Node {
@@ -40,7 +42,7 @@ impl Node {
     /// True if a command under way has made it give the group away, and may be taken back.
     fn may_serve_again(&self, target: &Target) -> bool {
         let mut given = self.desk.jobs.iter().filter_map(|job| job.provisional.as_ref());
-        given.any(|provisional| provisional.before.iter().any(|(of, _)| of == target))
+        given.any(|provisional| provisional.served.contains(target))
     }
 
     /// What a command without `--force` that gives the groups away is to leave behind: as [`Provisional`], if they were served.
@@ -49,14 +51,15 @@ impl Node {
     /// The group that no other node serves.
     pub(super) fn give_away(&self, now: Duration, targets: &[Target]) -> Result<Option<Provisional>, Target> {
         let served = targets.iter().filter(|t| self.serves(t) || self.may_serve_again(t));
-        let served: Vec<&Target> = served.collect();
+        let served: Vec<Target> = served.cloned().collect();
         if let Some(target) = served.iter().find(|t| !self.is_served_elsewhere(t)) {
-            return Err((*target).clone());
+            return Err(target.clone());
         }
         let setting = |t: &Target| (t.clone(), self.desk.shares.get(&t.module, &t.group));
         Ok((!served.is_empty()).then(|| Provisional {
             until: now + self.cluster.detection_time(),
-            before: served.into_iter().map(setting).collect(),
+            before: targets.iter().map(setting).collect(),
+            served,
         }))
     }
 
@@ -64,6 +67,7 @@ impl Node {
     pub(super) fn keep_given(&mut self, targets: &[Target]) {
         for provisional in self.desk.jobs.iter_mut().filter_map(|job| job.provisional.as_mut()) {
             provisional.before.retain(|(target, _)| !targets.contains(target));
+            provisional.served.retain(|target| !targets.contains(target));
         }
     }
 
@@ -94,7 +98,7 @@ impl Node {
     /// has not helped. Returns how it ends.
     pub(super) fn take_back(&mut self, now: Duration, job: &mut Job) -> Option<(u8, String)> {
         let provisional = job.provisional.as_ref()?;
-        let alone = provisional.before.iter().map(|(target, _)| target).find(|target| {
+        let alone = provisional.served.iter().find(|target| {
             let open = self.modules.get(&target.module).is_some_and(|module| module.open);
             open && !self.serves(target) && !self.is_served_elsewhere(target)
         });

@@ -147,7 +147,9 @@ impl Node {
         });
         // Nothing above has added one.
         self.desk.jobs = jobs;
-        for (targets, why) in served_again {
+        for (mut targets, why) in served_again {
+            // What an earlier command has drained goes on.
+            targets.retain(|t| self.desk.setting(&t.module, &t.group).drained.is_none());
             self.end_drains(&targets, &why);
         }
     }
