@@ -94,14 +94,10 @@ fn forget_translated_half_open(
     tally: &mut Tally,
 ) -> io::Result<()> {
     let mut conntrack = Conntrack::open()?;
-    let mut flows = conntrack.tcp_flows(vips)?;
-    flows.retain(|flow| chosen(flow.vip, flow.client));
-    if flows.is_empty() {
+    let (servers, meant) = translated(&mut conntrack, vips, chosen)?;
+    if meant.is_empty() {
         return Ok(());
     }
-    let servers: BTreeSet<IpAddr> = flows.iter().map(|flow| flow.server.ip()).collect();
-    let servers: Vec<IpAddr> = servers.into_iter().collect();
-    let meant: BTreeMap<_, CtFlow> = flows.into_iter().map(|flow| ((flow.server, flow.peer), flow)).collect();
     let mut forget = |diag: &mut SockDiag| -> io::Result<()> {
         for socket in diag.half_open_tcp_sockets(&servers)? {
             // Nobody is told, so what is tracked would stay as it is.
@@ -125,6 +121,22 @@ fn forget_translated_half_open(
         failed = failed.and(looked.and_then(|mut diag| forget(&mut diag)));
     }
     failed
+}
+
+/// By the two ends of the socket that stands for each.
+type Flows = BTreeMap<(SocketAddr, SocketAddr), CtFlow>;
+
+/// The tracked connections that this host translates and that are `chosen`, and the addresses that they go to.
+fn translated(
+    conntrack: &mut Conntrack,
+    vips: &[IpAddr],
+    chosen: impl Fn(SocketAddr, SocketAddr) -> bool,
+) -> io::Result<(Vec<IpAddr>, Flows)> {
+    let flows = conntrack.tcp_flows(vips)?.into_iter();
+    let flows = flows.filter(|flow| chosen(flow.vip, flow.client));
+    let flows: Flows = flows.map(|flow| ((flow.server, flow.peer), flow)).collect();
+    let servers: BTreeSet<IpAddr> = flows.keys().map(|(server, _)| server.ip()).collect();
+    Ok((servers.into_iter().collect(), flows))
 }
 
 fn was_served_by(plan: &Plan, nodes: NodeSet, vip: SocketAddr, client: SocketAddr) -> bool {
@@ -163,16 +175,12 @@ fn reset_translated(
     tally: &mut Tally,
 ) -> io::Result<()> {
     let mut conntrack = Conntrack::open()?;
-    let mut flows = conntrack.tcp_flows(vips)?;
-    flows.retain(|flow| chosen(flow.vip, flow.client));
-    if flows.is_empty() {
+    let (servers, mut unanswered) = translated(&mut conntrack, vips, chosen)?;
+    if unanswered.is_empty() {
         return Ok(());
     }
-    let servers: BTreeSet<IpAddr> = flows.iter().map(|flow| flow.server.ip()).collect();
-    let servers: Vec<IpAddr> = servers.into_iter().collect();
-    let mut unanswered: BTreeMap<_, CtFlow> = flows.into_iter().map(|flow| ((flow.server, flow.peer), flow)).collect();
     let mut ended = Vec::new();
-    let mut end_here = |diag: &mut SockDiag, unanswered: &mut BTreeMap<_, CtFlow>| -> io::Result<()> {
+    let mut end_here = |diag: &mut SockDiag, unanswered: &mut Flows| -> io::Result<()> {
         for socket in diag.tcp_sockets(&servers)? {
             if let Some(flow) = unanswered.remove(&(socket.local, socket.remote))
                 && tally.destroy(diag, &socket)

@@ -444,7 +444,7 @@ fn a_node_that_may_serve_and_is_not_ready_does_not_go_round_in_circles() {
     assert_eq!(sim.counts()[0], BUCKETS);
 }
 
-/// Four nodes of which the first two do not talk, and the last has just died; a second later each of these is true, and nothing else has happened.
+/// Four nodes of which the first two do not talk, and run the module alone if `pair_alone`.
 fn with_a_pair(seed: u64, pair_alone: bool) -> Sim {
     let mut sim = Sim::started(4, seed);
     if pair_alone {
@@ -454,6 +454,12 @@ fn with_a_pair(seed: u64, pair_alone: bool) -> Sim {
     }
     cut(&mut sim, &[0], &[1]);
     run_without_two_owners(&mut sim, ms(1000));
+    sim
+}
+
+/// The same when the last one has died and is to start again.
+fn with_a_pair_and_a_start(seed: u64, pair_alone: bool) -> Sim {
+    let mut sim = with_a_pair(seed, pair_alone);
     sim.act(Action::Crash(3));
     run_without_two_owners(&mut sim, ms(600));
     sim
@@ -467,7 +473,7 @@ fn a_node_that_starts_and_is_late_at_one_of_a_pair_puts_nobody_out() {
             .into_iter()
             .flat_map(move |to| (0..10).map(move |p| (late, to, 5 * p)))
     }) {
-        let mut sim = with_a_pair(70 + phase, false);
+        let mut sim = with_a_pair_and_a_start(70 + phase, false);
         run_without_two_owners(&mut sim, ms(phase));
         let (from, to) = if to { (late, 3) } else { (3, late) };
         sim.act(Action::Cut(from, to));
@@ -494,7 +500,7 @@ fn who_never_talks_with_a_node_that_starts_is_out_before_others_take_its_buckets
         .into_iter()
         .flat_map(|alone| [(0, 3), (3, 0), (1, 3), (3, 1)].map(|way| (alone, way)));
     for ((pair_alone, (from, to)), phase) in cases.flat_map(|case| (0..10).map(move |p| (case, 5 * p))) {
-        let mut sim = with_a_pair(90 + phase, pair_alone);
+        let mut sim = with_a_pair_and_a_start(90 + phase, pair_alone);
         run_without_two_owners(&mut sim, ms(phase));
         sim.act(Action::Cut(from, to));
         sim.act(Action::Restart(3));
@@ -522,14 +528,7 @@ fn who_has_to_go_when_a_way_heals_is_out_before_others_take_its_buckets() {
         .into_iter()
         .flat_map(|alone| (0..10).map(move |p| (alone, 5 * p)));
     for (pair_alone, phase) in cases {
-        let mut sim = Sim::started(4, 120 + phase);
-        if pair_alone {
-            sim.act(Action::Stop(2));
-            sim.act(Action::Stop(3));
-            run_without_two_owners(&mut sim, ms(800));
-        }
-        cut(&mut sim, &[0], &[1]);
-        run_without_two_owners(&mut sim, ms(1000));
+        let mut sim = with_a_pair(120 + phase, pair_alone);
         cut(&mut sim, &[3], &[0, 1]);
         run_without_two_owners(&mut sim, ms(1000 + phase));
         assert!(sim.farm(3).membership().fenced().is_some(), "the highest of three goes");
